@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,7 @@ _NOBODY = "0x000000000000000000000000000000000000dEaD"
 _TRANSFER = "transferWithAuthorization(address,address,uint256,uint256,uint256,bytes32,bytes)"
 _CANCEL = "cancelAuthorization(address,bytes32,bytes)"
 _ETHER = 10**18
+_MINED_S = 10.0
 
 
 class Transfer(NamedTuple):
@@ -84,6 +86,7 @@ class Chain:
 
     def __init__(self, child: Child) -> None:
         self._child = child
+        self._mining = True
         self.url = f"http://127.0.0.1:{child.ready.group('port')}"
         session = requests.Session()
         session.trust_env = False
@@ -249,7 +252,10 @@ class Chain:
 
     def _send(self, call: Any, gas: int | None) -> str:
         options = {"from": self._admin} | ({} if gas is None else {"gas": gas})
-        return Web3.to_hex(call.transact(options))
+        tx = str(Web3.to_hex(call.transact(options)))
+        if self._mining:
+            self._mined(tx)
+        return tx
 
     # -- accounts, blocks and time -----------------------------------------------------------
 
@@ -295,11 +301,13 @@ class Chain:
     def mining_paused(self) -> Iterator[None]:
         """Leave transactions in the pool while the block runs; then mine them."""
         self.rpc("evm_setAutomine", False)
+        self._mining = False
         try:
             yield
         finally:
             self.rpc("evm_setAutomine", True)
             self.rpc("evm_mine")
+            self._mining = True
 
     def succeeded(self, tx: str) -> bool | None:
         """Return whether *tx* was mined and did not fail; `None` when the chain has no receipt."""
@@ -318,8 +326,17 @@ class Chain:
         return answer["result"]
 
     def _confirm(self, tx: bytes) -> None:
-        if not self.succeeded(Web3.to_hex(tx)):
+        if not self._mined(str(Web3.to_hex(tx))):
             raise RuntimeError(f"a transaction of the rig failed: {Web3.to_hex(tx)}")
+
+    def _mined(self, tx: str) -> bool:
+        """Wait for *tx*, which anvil mines just after it has answered; return its success."""
+        deadline = time.monotonic() + _MINED_S
+        while (outcome := self.succeeded(tx)) is None:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"not mined within {_MINED_S:.0f} s: {tx}")
+            time.sleep(0.002)
+        return outcome
 
 
 def _anvil() -> Path:
