@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+from eth_account.signers.local import LocalAccount
 
 from tests.support.chain import Chain
 from tests.support.npm import Unavailable
+
+if TYPE_CHECKING:
+    from x402_mask import Payer
+
+
+class PayerFor(Protocol):
+    """Make a payer for a wallet and an origin; further arguments are those of ``Payer``."""
+
+    def __call__(self, wallet: LocalAccount, origin: str, **settings: Any) -> Payer: ...
 
 
 @contextmanager
@@ -39,3 +51,21 @@ def own_chain() -> Iterator[Chain]:
         started = Chain.start()
     with started:
         yield started
+
+
+@pytest.fixture
+def payer_for(tmp_path: Path) -> Iterator[PayerFor]:
+    """Return a maker of payers on one durable ledger, capped at $5 a day; they are closed after."""
+    from x402_mask import Cap, Payer, SQLiteLedger, Wallet
+
+    with ExitStack() as stack:
+
+        def make(wallet: LocalAccount, origin: str, **settings: Any) -> Payer:
+            chosen: dict[str, Any] = {
+                "caps": [Cap("5", per="day")],
+                "ledger": SQLiteLedger(tmp_path / "ledger.db"),
+            }
+            made = Payer(Wallet.from_key(wallet.key), origins=[origin], **chosen | settings)
+            return stack.enter_context(closing(made))
+
+        yield make
