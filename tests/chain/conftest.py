@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.chain import Chain
-from tests.support.fixtures import chain, own_chain, payer_for
+from tests.support.fixtures import chain, own_chain, payer_for, pytest_terminal_summary
 from tests.support.official_py import OfficialSeller
 
-__all__ = ["chain", "own_chain", "payer_for", "seller"]
+__all__ = ["chain", "own_chain", "payer_for", "pytest_terminal_summary", "seller"]
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pytest
 from eth_account.signers.local import LocalAccount
@@ -18,38 +18,48 @@ if TYPE_CHECKING:
     from x402_mask import Payer
 
 
+T = TypeVar("T")
+_missing: set[str] = set()
+
+
 class PayerFor(Protocol):
     """Make a payer for a wallet and an origin; further arguments are those of ``Payer``."""
 
     def __call__(self, wallet: LocalAccount, origin: str, **settings: Any) -> Payer: ...
 
 
-@contextmanager
-def needed() -> Iterator[None]:
-    """Skip in one line what this machine cannot run; fail with ``X402_MASK_REQUIRE_NODE=1``."""
+def needed(start: Callable[[], T]) -> T:
+    """Return ``start()``; skip where this machine lacks what it needs.
+
+    With ``X402_MASK_REQUIRE_NODE=1`` in the environment it fails instead.
+    """
     try:
-        yield
+        return start()
     except Unavailable as missing:
-        if os.environ.get("X402_MASK_REQUIRE_NODE") == "1":
-            pytest.fail(str(missing), pytrace=False)
-        pytest.skip(str(missing))
+        reason = str(missing)
+    if os.environ.get("X402_MASK_REQUIRE_NODE") == "1":
+        pytest.fail(reason, pytrace=False)
+    _missing.add(reason)
+    pytest.skip(reason)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say once, not once a test, what could not run."""
+    while _missing:
+        terminalreporter.write_line(f"Skipped the tests on a real chain: {_missing.pop()}")
 
 
 @pytest.fixture(scope="session")
 def chain() -> Iterator[Chain]:
     """Return a chain shared by the session; leave its clock alone."""
-    with needed():
-        started = Chain.start()
-    with started:
+    with needed(Chain.start) as started:
         yield started
 
 
 @pytest.fixture
 def own_chain() -> Iterator[Chain]:
     """Return a chain for one test, which may move its clock."""
-    with needed():
-        started = Chain.start()
-    with started:
+    with needed(Chain.start) as started:
         yield started
 
 

@@ -34,7 +34,7 @@ def node() -> str:
     """Return the path of ``node``; raise `Unavailable` where there is none."""
     for name in ("node", "npm"):
         if shutil.which(name) is None:
-            raise Unavailable(f"{name} is not installed (needed for the tests on a real chain)")
+            raise Unavailable(f"{name} is not installed")
     return str(shutil.which("node"))
 
 

@@ -84,8 +84,8 @@ class OfficialSeller(ServedApp):
     """The official FastAPI seller with the official facilitator in its own process.
 
     Sells ``GET /paid`` (JSON), ``POST /api/tools/mask-refinement`` (echoes the JSON it was sent),
-    ``GET /stream`` (`CHUNKS` chunks) and ``GET /flaky``, which fails with a 503 as often as `faults`
-    says, after the proof was verified and before it is settled. ``GET /free`` costs nothing.
+    ``GET /stream`` (`CHUNKS` chunks) and ``GET /flaky``, which fails with a 503 as many times as
+    `faults` says, after the proof was verified, before it is settled. ``GET /free`` costs nothing.
 
     Attributes:
         url: its origin.

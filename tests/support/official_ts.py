@@ -13,10 +13,11 @@ from tests.support.process import Child
 
 
 class ExpressSeller(Child):
-    """`@x402/express` (version 2) or `x402-express` (version 1), with the routes of `OfficialSeller`.
+    """`@x402/express` (version 2) or `x402-express` (version 1): the same routes without ``/flaky``.
 
     Attributes:
         url: its origin.
+        version: of the protocol.
         pay_to: a fresh address that receives the money.
         amount: the price in atomic units.
     """
@@ -33,6 +34,7 @@ class ExpressSeller(Child):
         Raises:
             Unavailable: there is no Node, or the packages could not be fetched.
         """
+        self.version = version
         self.pay_to = chain.account().address
         self.amount = int(Decimal(price) * 10**6)
         modules = packages("sellers")
