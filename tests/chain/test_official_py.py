@@ -13,10 +13,12 @@ from tests.support.buyers import (
     Wanted,
     assert_standard_answers,
     official_buy,
+    refinement,
     standard_basket,
 )
 from tests.support.chain import Chain
 from tests.support.official_py import FacilitatorServer, OfficialSeller
+from x402_mask.sandbox import Sandbox
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -31,6 +33,21 @@ def test_the_official_client_pays_the_official_seller(chain: Chain, seller: Offi
     assert seller.amount == 200_000
     books.assert_only_moved([200_000] * 3)
     assert len(seller.proofs) == 3
+
+
+@pytest.mark.parametrize("sandbox", ["v2-header", "v1"], indirect=True)
+def test_the_official_client_pays_our_sandbox(chain: Chain, sandbox: Sandbox) -> None:
+    """Our seller is a seller to others too, in the shapes that the official client knows."""
+    wallet = chain.account(ether=0, usdc=1_000_000)
+    books = Books(chain, wallet, sandbox.pay_to)
+
+    (answer,) = official_buy(wallet, [refinement(sandbox.url)])
+
+    assert answer.status_code == 200
+    assert "ImageURL" in answer.json()["data"]
+    books.assert_only_moved([200_000])
+    (settled,) = sandbox.book.settlements
+    assert (settled.amount, settled.transaction) == books.moved()[0]
 
 
 def test_an_unpaid_request_is_asked_to_pay(chain: Chain, seller: OfficialSeller) -> None:

@@ -68,9 +68,10 @@ def official_buy(account: LocalAccount, wanted: Sequence[Wanted]) -> list[httpx.
 async def _official_buy(account: LocalAccount, wanted: Sequence[Wanted]) -> list[httpx.Response]:
     from x402 import x402Client
     from x402.http.clients import wrapHttpxWithPayment
+    from x402.mechanisms.evm import EthAccountSigner
     from x402.mechanisms.evm.exact import register_exact_evm_client
 
-    buyer = register_exact_evm_client(x402Client(), account)
+    buyer = register_exact_evm_client(x402Client(), EthAccountSigner(account))
     async with wrapHttpxWithPayment(buyer, timeout=TIMEOUT) as client:
         return [await client.request(w.method, w.url, json=w.json) for w in wanted]
 
@@ -83,6 +84,12 @@ def standard_basket(url: str) -> list[Wanted]:
         Wanted("GET", f"{url}/stream"),
         Wanted("GET", f"{url}/free"),
     ]
+
+
+def refinement(url: str) -> Wanted:
+    """Return a call of the sandbox's mask-refinement on the sandbox's own pictures."""
+    pictures = {"ImageURL": f"{url}/static/photo.png", "MaskImageURL": f"{url}/static/mask.png"}
+    return Wanted("POST", f"{url}/api/tools/mask-refinement", pictures)
 
 
 def assert_standard_answers(answers: Sequence[httpx.Response]) -> None:

@@ -13,7 +13,7 @@ from tests.support.process import Child
 
 
 class ExpressSeller(Child):
-    """`@x402/express` (version 2) or `x402-express` (version 1): the same routes without ``/flaky``.
+    """`@x402/express` (version 2) or `x402-express` (version 1), without ``/flaky``.
 
     Attributes:
         url: its origin.
