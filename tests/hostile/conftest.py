@@ -1,0 +1,61 @@
+"""Fixtures of the hostile sellers: one audited world per test, and the usual plug points."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.kit import CORE, World
+
+_TEST_SECONDS = 30
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for ``kind`` runs with the four usual plug points, unless it names others."""
+    named = any(
+        "kind" in mark.args[0].split(",")
+        for mark in metafunc.definition.iter_markers("parametrize")
+    )
+    if "kind" in metafunc.fixturenames and not named:
+        metafunc.parametrize("kind", CORE, ids=str)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """Sellers, a wallet and a ledger; audited and closed when the test is over."""
+    made = World(tmp_path)
+    try:
+        yield made
+        made.audit()
+    finally:
+        made.close()
+
+
+@pytest.fixture(autouse=True)
+def quiet_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxy, no configuration and no data directory of the person who runs the tests."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+@pytest.fixture(autouse=True)
+def watchdog() -> Iterator[None]:
+    """No test may hang."""
+
+    def bark(*_: object) -> None:
+        raise TimeoutError(f"the test took longer than {_TEST_SECONDS} s")
+
+    previous = signal.signal(signal.SIGALRM, bark)
+    signal.setitimer(signal.ITIMER_REAL, _TEST_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

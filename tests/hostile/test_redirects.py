@@ -1,0 +1,251 @@
+"""Rows 22 to 26: redirects, other origins, plain http."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.hostile.kit import CORE, TRIO, Kind, World, every_kind, receipt
+from tests.support.seller import (
+    PROOF_HEADERS,
+    Hit,
+    Reply,
+    Seller,
+    offer,
+    paywall,
+    served,
+    settlement,
+    v2_header,
+)
+from x402_mask import OriginRefused, PaymentError
+
+HTTPX2 = (Kind("httpx2", "sync", "attach"), Kind("httpx2", "asyncio", "client"))
+ROAMING = (*CORE, *HTTPX2, TRIO[1])
+STATUSES = [301, 302, 303, 307, 308]
+
+
+def redirect(location: str, status: int = 307, **reply: Any) -> Reply:
+    """A redirect."""
+    return Reply(status=status, headers=[("Location", location)], **reply)
+
+
+def paid_redirect(location: str, status: int = 307) -> Any:
+    """A redirect that also says the payment was settled, as the official middleware does."""
+
+    def script(hit: Hit) -> Reply:
+        return Reply(status=status, headers=[("Location", location), settlement(hit)])
+
+    return script
+
+
+def saw_no_proof(seller: Seller) -> bool:
+    """No payment header ever reached this seller."""
+    names = {name.lower() for hit in seller.hits for name, _ in hit.headers}
+    return not names & set(PROOF_HEADERS)
+
+
+# --- row 22
+
+
+@pytest.mark.parametrize("status", STATUSES)
+@every_kind(*ROAMING)
+def test_a_stranger_reached_by_a_redirect_is_not_paid(
+    world: World, kind: Kind, status: int
+) -> None:
+    """Row 22: both origins are on the list; only the one the caller named is ever paid."""
+    shop, stranger = world.seller(), world.seller()
+    target = stranger.sells()
+    start = shop.on("/go", redirect(target, status))
+    buyer = world.buyer(kind, follow_redirects=True)
+    error = world.refused(buyer, start, OriginRefused)
+    assert error.response.request.url.host == "127.0.0.1"
+    assert len(stranger.hits) == 1 and saw_no_proof(stranger)
+
+
+@every_kind(*ROAMING)
+def test_a_stranger_not_on_the_list_is_not_paid(world: World, kind: Kind) -> None:
+    """Row 22: nothing outside ``origins`` is ever paid, by redirect or directly."""
+    shop, stranger = world.seller(), world.seller()
+    target = stranger.sells()
+    start = shop.on("/go", redirect(target))
+    payer = world.payer(origins=[shop.origin])
+    buyer = world.buyer(kind, payer, follow_redirects=True)
+    world.refused(buyer, start, OriginRefused)
+    error = world.refused(buyer, target, OriginRefused)
+    assert stranger.origin in str(error) and "origins" in str(error)
+    assert saw_no_proof(stranger)
+
+
+@every_kind(*ROAMING)
+def test_a_redirect_within_the_origin_before_payment_is_followed_and_paid_once(
+    world: World, kind: Kind
+) -> None:
+    """Row 22 and 23: the slash redirect of a framework, before anything was paid."""
+    shop = world.seller()
+    shop.sells(path="/paid/")
+    start = shop.on("/paid", redirect("/paid/"))
+    response = world.buyer(kind, follow_redirects=True).post(start, json={"a": 1})
+    assert response.status_code == 200 and response.content == b"goods"
+    assert len(shop.authorizations()) == 1
+    (paid,) = shop.paid_hits()
+    assert paid.body.replace(b" ", b"") == b'{"a":1}'
+
+
+# --- row 23
+
+
+@pytest.mark.parametrize("status", STATUSES)
+@every_kind(*ROAMING)
+def test_a_redirect_after_payment_never_causes_a_second_payment(
+    world: World, kind: Kind, status: int
+) -> None:
+    """Row 23: the paid answer is a redirect to a page that asks for money too."""
+    shop = world.seller()
+    shop.on("/paid/", paywall(v2_header(offer("1000")), served()))
+    url = shop.on("/paid", paywall(v2_header(offer("1000")), paid_redirect("/paid/", status)))
+    buyer = world.buyer(kind, follow_redirects=True)
+    outcome = attempt(buyer, url)
+    assert len(shop.authorizations()) == 1 and world.signer.calls == 1
+    if isinstance(outcome, PaymentError):
+        assert outcome.at_risk is True, "money may still move for this call"
+
+
+def attempt(buyer: Any, url: str, method: str = "POST", **kw: Any) -> Any:
+    """The answer, or the error, whichever came."""
+    try:
+        return buyer.call(method, url, **kw)
+    except (PaymentError, buyer.lib.HTTPError) as error:
+        return error
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_paid_redirect_is_handed_back_to_a_caller_who_does_not_follow(
+    world: World, kind: Kind, status: int
+) -> None:
+    """Row 23: paid, content at another URL: the caller sees the redirect and the receipt."""
+    shop = world.seller()
+    url = shop.on("/paid", paywall(v2_header(offer()), paid_redirect("/elsewhere", status)))
+    response = world.buyer(kind).post(url)
+    assert response.status_code == status and response.headers["location"] == "/elsewhere"
+    assert receipt(response).outcome == "settled"
+    assert len(shop.authorizations()) == 1
+
+
+@every_kind(*ROAMING)
+def test_a_paid_redirect_to_another_shop_leaks_nothing_and_pays_nothing(
+    world: World, kind: Kind
+) -> None:
+    """Row 23 and 25: the paid answer points at another listed seller, who asks for money."""
+    shop, other = world.seller(), world.seller()
+    target = other.sells()
+    url = shop.on("/paid", paywall(v2_header(offer()), paid_redirect(target)))
+    outcome = attempt(world.buyer(kind, follow_redirects=True), url)
+    assert len(shop.authorizations()) == 1 and saw_no_proof(other)
+    if isinstance(outcome, PaymentError):
+        assert outcome.at_risk is True, "the first seller holds a proof"
+
+
+@every_kind(*ROAMING)
+def test_a_paid_redirect_to_free_content_elsewhere_is_delivered(world: World, kind: Kind) -> None:
+    """Row 23: a signed download URL on another host is a normal way to deliver."""
+    shop, store = world.seller(), world.seller()
+    target = store.on("/file", Reply(body=b"file"))
+    url = shop.on("/paid", paywall(v2_header(offer()), paid_redirect(target, 303)))
+    response = world.buyer(kind, follow_redirects=True).post(url)
+    assert response.status_code == 200 and response.content == b"file"
+    assert len(shop.authorizations()) == 1 and saw_no_proof(store)
+
+
+# --- row 24
+
+
+@every_kind(*ROAMING)
+def test_a_redirect_loop_after_payment_is_one_payment(world: World, kind: Kind) -> None:
+    """Row 24: the paid page redirects to itself for ever."""
+    shop = world.seller()
+    url = shop.on("/paid", paywall(v2_header(offer()), paid_redirect("/paid")))
+    outcome = attempt(world.buyer(kind, follow_redirects=True), url)
+    assert outcome is not None
+    assert len(shop.authorizations()) == 1 and world.signer.calls == 1
+    assert len(shop.hits) <= 50
+
+
+@every_kind(*ROAMING)
+def test_a_loop_between_two_shops_is_at_most_one_payment(world: World, kind: Kind) -> None:
+    """Row 24: two listed sellers send the buyer back and forth, both asking for money."""
+    shop, other = world.seller(), world.seller()
+    url = shop.on("/paid", paywall(v2_header(offer()), paid_redirect(other.origin + "/paid")))
+    other.on("/paid", paywall(redirect(shop.origin + "/paid"), redirect(shop.origin + "/paid")))
+    attempt(world.buyer(kind, follow_redirects=True), url)
+    assert len(world.authorizations()) == 1 and saw_no_proof(other)
+
+
+@every_kind(*ROAMING)
+def test_a_loop_before_payment_pays_nothing(world: World, kind: Kind) -> None:
+    """Row 24: an unpaid loop ends as it would without us."""
+    shop = world.seller()
+    buyer = world.buyer(kind, follow_redirects=True)
+    with pytest.raises(buyer.lib.TooManyRedirects):
+        buyer.get(shop.on("/go", redirect("/go")))
+    assert world.signer.calls == 0
+
+
+# --- row 25
+
+
+@every_kind(*ROAMING)
+def test_payment_headers_of_the_caller_do_not_follow_to_another_origin(
+    world: World, kind: Kind
+) -> None:
+    """Row 25: a proof the caller set by hand is stripped when the origin changes."""
+    shop, other = world.seller(), world.seller()
+    target = other.on("/free", Reply(body=b"free"))
+    start = shop.on("/go", redirect(target))
+    mine = {name: "mine" for name in PROOF_HEADERS}
+    buyer = world.buyer(kind, follow_redirects=True)
+    response = buyer.get(start, headers={**mine, "X-Other": "kept"})
+    assert response.content == b"free"
+    assert [shop.hits[0].header(name) for name in PROOF_HEADERS] == ["mine"] * 4
+    assert saw_no_proof(other) and other.hits[0].header("x-other") == "kept"
+
+
+@every_kind(*ROAMING)
+def test_payment_headers_of_the_client_do_not_follow_either(world: World, kind: Kind) -> None:
+    """Row 25: the same with headers set on the client, there and back again."""
+    shop, other = world.seller(), world.seller()
+    shop.on("/end", Reply(body=b"end"))
+    target = other.on("/hop", redirect(shop.origin + "/end"))
+    start = shop.on("/go", redirect(target))
+    headers = {"X-Payment-Token": "mine", "PAYMENT-SIGNATURE": "mine"}
+    buyer = world.buyer(kind, follow_redirects=True, headers=headers)
+    assert buyer.get(start).content == b"end"
+    assert saw_no_proof(other)
+
+
+def test_the_callers_request_does_not_show_the_proof(world: World, kind: Kind) -> None:
+    """Row 25: what the caller holds afterwards carries no bearer secret it could pass on."""
+    shop = world.seller()
+    url = shop.on("/paid", paywall(v2_header(offer()), paid_redirect("/next")))
+    response = world.buyer(kind).get(url)
+    (paid,) = shop.paid_hits()
+    following = response.next_request
+    assert following is None or paid.proof.raw not in str(following.headers.raw)
+
+
+# --- row 34
+
+
+@pytest.mark.parametrize("name", ["PAYMENT-SIGNATURE", "X-PAYMENT", "X-Payment-Token"])
+@every_kind(*ROAMING)
+def test_a_proof_the_caller_attached_is_passed_through(world: World, kind: Kind, name: str) -> None:
+    """Row 34: no second header, no signature, whatever the seller thinks of it."""
+    shop = world.seller()
+    pleased = shop.on("/pleased", paywall(v2_header(offer()), Reply(body=b"goods")))
+    cross = shop.on("/cross", v2_header(offer()))
+    buyer = world.buyer(kind)
+    assert buyer.get(pleased, headers={name: "mine"}).content == b"goods"
+    attempt(buyer, cross, headers={name: "mine"})
+    assert all(hit.header(name) == "mine" for hit in shop.hits)
+    assert all(len(hit.proofs) == 1 for hit in shop.hits)
+    assert world.signer.calls == 0 and world.counted() == 0
