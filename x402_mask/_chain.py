@@ -29,6 +29,7 @@ import base64
 import concurrent.futures
 import os
 import re
+import ssl
 import threading
 import urllib.parse
 import urllib.request
@@ -63,6 +64,9 @@ _HASH: Final = re.compile(r"0x[0-9a-fA-F]{64}")
 _DATA: Final = re.compile(r"0x[0-9a-fA-F]*")
 _QUANTITY: Final = re.compile(r"0x[0-9a-fA-F]{1,64}")
 _NETWORK: Final = re.compile(r"eip155:([1-9][0-9]{0,18})")
+
+_STRINGS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?+', re.DOTALL)
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 _T = TypeVar("_T")
 
@@ -715,7 +719,7 @@ async def _exchange(transport: httpx.AsyncBaseTransport, body: bytes, view: _Vie
 
 def _result(content: bytes, call_id: int, method: str, view: _View) -> Any:
     try:
-        answer = _object(_json.loads(content), view)
+        answer = _object(_json.loads(_shallow(content)), view)
     except _json.BadJSON as error:
         raise view.fault(f"RPC answered garbage ({error})") from None
     if answer.get("error") is not None:
@@ -726,6 +730,23 @@ def _result(content: bytes, call_id: int, method: str, view: _View) -> Any:
     if answer.get("jsonrpc") != "2.0" or answer.get("id") != call_id or "result" not in answer:
         raise view.fault("RPC answered something that is no answer to the call")
     return answer["result"]
+
+
+def _shallow(content: bytes) -> bytes:
+    """The same, if its nesting is sane.
+
+    The parser recurses on the C stack, and importing eth-account lifts Python's recursion limit to
+    100 000 (py_ecc does): far past the end of a thread's stack, so depth is judged before parsing.
+
+    Raises:
+        BadJSON: brackets deeper than twice what is read anyway, or unbalanced.
+    """
+    brackets = _STRINGS.sub(b"", content).translate(None, delete=_NO_BRACKETS)
+    for _ in range(_json.DEPTH_MAX):
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+    if brackets:
+        raise _json.BadJSON("nested too deeply, or not at all")
+    return content
 
 
 def _object(raw: object, view: _View) -> dict[str, Any]:
@@ -867,8 +888,13 @@ class _Background:
     def transport(self, endpoint: _Endpoint) -> httpx.AsyncHTTPTransport:
         """The endpoint's connections; called in the loop only."""
         if endpoint not in self._transports:
+            # Loading the certificate store takes 30 ms; a context without one trusts nobody.
+            plain = endpoint.url.scheme == "http"
+            verify = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else True
             try:
-                self._transports[endpoint] = httpx.AsyncHTTPTransport(proxy=_proxy(endpoint.url))
+                self._transports[endpoint] = httpx.AsyncHTTPTransport(
+                    verify=verify, proxy=_proxy(endpoint.url)
+                )
             except (ValueError, ImportError):
                 raise _Fault(f"{endpoint.name}: the environment's proxy cannot be used") from None
         return self._transports[endpoint]

@@ -1,0 +1,112 @@
+"""Bodies: reading a stranger's within bounds, and telling whether our own can be sent twice."""
+
+from __future__ import annotations
+
+import email.utils
+import hashlib
+import re
+import time
+import zlib
+from typing import TYPE_CHECKING, Any, Final
+
+from x402_mask._wire import CHALLENGE_BYTES_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+READ_S: Final = 10.0
+"""Seconds for the first 64 KiB of a 402: a seller that trickles is not waited for."""
+
+_BOUNDARY: Final = re.compile(r'boundary="?([^";,\s]+)', re.IGNORECASE)
+
+
+class Gathered:
+    """The start of a response body as it came over the wire, bounded in bytes and time."""
+
+    __slots__ = ("_deadline", "chunks", "complete", "size")
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []
+        self.size = 0
+        self.complete = False
+        self._deadline = time.monotonic() + READ_S
+
+    def add(self, chunk: bytes) -> bool:
+        """Take a chunk; whether to go on reading."""
+        self.chunks.append(chunk)
+        self.size += len(chunk)
+        return self.size <= CHALLENGE_BYTES_MAX and time.monotonic() < self._deadline
+
+    def decoded(self, encodings: str) -> bytes | None:
+        """The whole body, decoded; ``None`` if it is longer than the limit or in another coding."""
+        if not self.complete or self.size > CHALLENGE_BYTES_MAX:
+            return None
+        return decode(b"".join(self.chunks), encodings)
+
+
+def decode(data: bytes, encodings: str) -> bytes | None:
+    """Undo gzip and deflate without ever making more than the limit of them."""
+    for name in reversed([part.strip().lower() for part in encodings.split(",") if part.strip()]):
+        if name == "identity":
+            continue
+        if name not in ("gzip", "x-gzip", "deflate"):
+            return None
+        inflated = _inflate(data, 16 + zlib.MAX_WBITS if "gzip" in name else zlib.MAX_WBITS)
+        if inflated is None and name == "deflate":  # some servers send it without zlib's header
+            inflated = _inflate(data, -zlib.MAX_WBITS)
+        if inflated is None:
+            return None
+        data = inflated
+    return data
+
+
+def _inflate(data: bytes, wbits: int) -> bytes | None:
+    inflater = zlib.decompressobj(wbits)
+    try:
+        plain = inflater.decompress(data, CHALLENGE_BYTES_MAX + 1)
+    except zlib.error:
+        return None
+    return plain if len(plain) <= CHALLENGE_BYTES_MAX and inflater.eof else None
+
+
+def is_replayable(stream: Any) -> bool:
+    """Whether a request stream that is not held in memory gives the same bytes twice.
+
+    Only multipart forms do, as they seek their files back; an open file given as a body would
+    replay empty, without an error.
+    """
+    fields = getattr(stream, "fields", None)
+    if type(stream).__name__ != "MultipartStream" or not isinstance(fields, list):
+        return False
+    return all(_rereadable(getattr(field, "file", b"")) for field in fields)
+
+
+def _rereadable(file: Any) -> bool:
+    if isinstance(file, (str, bytes)):
+        return True
+    try:
+        return bool(file.seekable())
+    except (AttributeError, ValueError):
+        return False
+
+
+def body_digest(chunks: Iterable[bytes], content_type: str) -> str:
+    """SHA-256 of a request body, in hex, with the random boundary of a multipart form left out."""
+    found = None
+    if content_type.lower().startswith("multipart/"):
+        found = _BOUNDARY.search(content_type)
+    boundary = found[1].encode("latin-1", "replace") if found else None
+    total = hashlib.sha256()
+    for chunk in chunks:
+        total.update(chunk.replace(boundary, b"") if boundary else chunk)
+    return total.hexdigest()
+
+
+def date_of(value: str | None) -> float | None:
+    """A ``Date`` header in Unix seconds, or ``None`` where there is no usable one."""
+    if not value or len(value) > 64:
+        return None
+    try:
+        return email.utils.parsedate_to_datetime(value).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None

@@ -1,0 +1,115 @@
+"""What the conversation wants done.  It yields these; a driver does them and sends back the answer.
+
+Drivers never close a conversation: an exception is thrown into it where it happened, so that it can
+still write down how things ended.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping, Sequence
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """Status and the few headers of a response that the conversation looks at.
+
+    ``url`` is where the response came from; ``date`` the ``Date`` header in Unix seconds.
+    """
+
+    status: int
+    url: str
+    headers: Mapping[str, Sequence[str]]
+    date: float | None = None
+
+    @property
+    def delivered(self) -> bool:
+        """Whether this hands over what was bought."""
+        return 200 <= self.status < 300
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Send the request, with a proof header or without; answered by a :class:`Reply`."""
+
+    proof: tuple[str, str] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBody:
+    """Read the 402's body, bounded; answered by bytes, or ``None`` if it is too long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Digest the request's body; answered by hex, or ``None`` if it can be sent only once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record(Generic[T]):
+    """Call the ledger with the seconds it may wait.
+
+    Once begun it is finished: a cancellation that comes meanwhile is delivered at the next effect.
+    """
+
+    call: Callable[[float], T]
+
+
+@dataclass(frozen=True, slots=True)
+class Consult:
+    """Call foreign code, which may block or be async: a signer, an approver, a chain."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Wait, in seconds."""
+
+    seconds: float
+
+
+Effect = Ask | ReadBody | Fingerprint | Record[Any] | Consult | Sleep
+
+
+def ask(proof: tuple[str, str] | None = None) -> Generator[Effect, Any, Reply]:
+    """Send the request."""
+    reply = yield Ask(proof)
+    assert isinstance(reply, Reply)
+    return reply
+
+
+def read_body() -> Generator[Effect, Any, bytes | None]:
+    """Read the 402's body."""
+    body = yield ReadBody()
+    assert body is None or isinstance(body, bytes)
+    return body
+
+
+def fingerprint() -> Generator[Effect, Any, str | None]:
+    """Digest the request's body."""
+    found = yield Fingerprint()
+    assert found is None or isinstance(found, str)
+    return found
+
+
+def record(call: Callable[[float], T]) -> Generator[Effect, Any, T]:
+    """Call the ledger."""
+    answer: T = yield Record(call)
+    return answer
+
+
+def consult(function: Callable[..., Any], *args: Any) -> Generator[Effect, Any, Any]:
+    """Call foreign code."""
+    return (yield Consult(function, args))
+
+
+def sleep(seconds: float) -> Generator[Effect, Any, None]:
+    """Wait."""
+    yield Sleep(seconds)

@@ -1,0 +1,126 @@
+"""Scheme ``exact`` by EIP-3009: what is signed, and the payload that carries it.
+
+Sources: EIP-3009; x402 ``schemes/exact/scheme_exact_evm.md``; PyPI x402 2.25.0 for ``validAfter``
+(``0`` in version 2, ten minutes ago in version 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from x402_mask._eip712 import TRANSFER_TYPES, asset_domain, transfer_digest
+from x402_mask._policy import VALIDITY_MIN_S
+from x402_mask.errors import OfferRefused
+
+if TYPE_CHECKING:
+    from x402_mask._models import Asset
+    from x402_mask._policy import Choice
+
+V1_BACKDATE_S: Final = 600
+SKEW_IGNORED_S: Final = 10
+SKEW_MAX_S: Final = 300
+"""Most that a seller's ``Date`` may move our clock: five minutes, as Kerberos allows (RFC 4120)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authorization:
+    """One EIP-3009 ``TransferWithAuthorization``, not yet signed.  ``amount`` is atomic units."""
+
+    asset: Asset
+    payer: str
+    pay_to: str
+    amount: int
+    valid_after: int
+    valid_before: int
+    nonce: bytes
+
+    @property
+    def digest(self) -> bytes:
+        """The 32 bytes to be signed."""
+        return transfer_digest(
+            self.asset,
+            payer=self.payer,
+            pay_to=self.pay_to,
+            amount=self.amount,
+            after=self.valid_after,
+            before=self.valid_before,
+            nonce=self.nonce,
+        )
+
+    def typed_data(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Domain, types and message, for an external signer."""
+        message = {
+            "from": self.payer,
+            "to": self.pay_to,
+            "value": self.amount,
+            "validAfter": self.valid_after,
+            "validBefore": self.valid_before,
+            "nonce": self.nonce,
+        }
+        return asset_domain(self.asset), dict(TRANSFER_TYPES), message
+
+    def payload(self, signature: bytes) -> dict[str, Any]:
+        """The scheme's payload, numbers as decimal text."""
+        return {
+            "authorization": {
+                "from": self.payer,
+                "to": self.pay_to,
+                "value": str(self.amount),
+                "validAfter": str(self.valid_after),
+                "validBefore": str(self.valid_before),
+                "nonce": "0x" + self.nonce.hex(),
+            },
+            "signature": "0x" + signature.hex(),
+        }
+
+
+def authorize(
+    choice: Choice, *, payer: str, now: float, seller_now: float, cap_s: int, nonce: bytes,
+    backdate: bool,
+) -> Authorization:
+    """The authorization for *choice*.
+
+    It lives for the validity agreed, by the seller's clock, and never longer than *cap_s* seconds
+    by ours, whatever the seller's clock says.
+
+    Raises:
+        OfferRefused: the two clocks leave less than ten seconds.
+    """
+    before = min(int(seller_now) + choice.validity_s, int(now) + cap_s)
+    if before - int(seller_now) < VALIDITY_MIN_S:
+        raise OfferRefused(
+            f"this machine's clock is {seller_now - now:+.0f} s from the seller's, which leaves"
+            " no valid time; set the clock",
+            reason="clock",
+        )
+    return Authorization(
+        asset=choice.asset,
+        payer=payer,
+        pay_to=choice.offer.pay_to,
+        amount=choice.offer.amount,
+        valid_after=int(now) - V1_BACKDATE_S if backdate else 0,
+        valid_before=before,
+        nonce=nonce,
+    )
+
+
+def seller_clock(now: float, date: float | None, *, strict: bool) -> float:
+    """The time to stamp by: ours, corrected towards the seller's ``Date`` within five minutes.
+
+    Raises:
+        OfferRefused: *strict*, and the clocks are further apart than that.
+    """
+    if date is None:
+        return now
+    skew = date - now
+    if abs(skew) <= SKEW_IGNORED_S:
+        return now
+    if abs(skew) <= SKEW_MAX_S:
+        return date
+    if strict:
+        raise OfferRefused(
+            f"this machine's clock is {skew:+.0f} s from the seller's; set the clock",
+            reason="clock",
+        )
+    return now

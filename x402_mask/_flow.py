@@ -1,0 +1,573 @@
+"""The conversation: request, challenge, choice, reservation, proof, retry, settlement.
+
+This is the whole story of a paid call, told once.  It does no I/O: it yields effects
+(:mod:`x402_mask._effects`) that a sync or an async driver performs::
+
+    ask ─ not 402 ──────────────────────────────► hand back, unread
+     │ 402
+     ├─ not a challenge ────────────────────────► hand back
+     ├─ refused by policy ──────────────────────► raise, nothing signed
+     ├─ the operation is open already ─► claim ─┐
+     └─ reserve ─► sign ─► hold (durable) ──────┤
+                                                ▼
+                                        ask with proof     ← the point of no return
+                                                │
+                                     finish: settled / unknown / rejected
+
+Before the point of no return every failure releases the reservation; after it none does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from x402_mask._effects import ask, consult, fingerprint, read_body, record, sleep
+from x402_mask._exact import authorize, seller_clock
+from x402_mask._ledger import Proof, Reservation, Result, Row, Twin, over_cap
+from x402_mask._models import Quote, Receipt
+from x402_mask._money import usd
+from x402_mask._policy import VALIDITY_MIN_S, Choice, choose
+from x402_mask._services import origin_of
+from x402_mask._wallet import Wallet, checked_signature
+from x402_mask._windows import applying, as_datetime
+from x402_mask._wire import REQUIRED_HEADER, proof_header, read_challenge, read_settlement, shown
+from x402_mask.errors import (
+    ApprovalDenied,
+    BodyNotReplayable,
+    LedgerError,
+    OfferRefused,
+    OriginRefused,
+    Paused,
+    PaymentError,
+    PaymentRefused,
+    SignerError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from x402_mask._effects import Effect, Reply
+    from x402_mask._exact import Authorization
+    from x402_mask._ledger import View
+    from x402_mask._models import Spend
+    from x402_mask._payer import Payer
+    from x402_mask._wire import Challenge, Settlement
+
+log = logging.getLogger("x402_mask")
+
+_POLL_S: Final = 0.05
+_HASH_LENGTH_MAX: Final = 66
+
+
+@dataclass(slots=True)
+class Trip:
+    """What the hops of one call share, redirects included."""
+
+    origin: str
+    receipt: Receipt | None = None
+    paid: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request, as the conversation sees it.  ``wait_s`` bounds waiting for a twin."""
+
+    method: str
+    trip: Trip
+    key: str | None = None
+    wait_s: float | None = 5.0
+    has_proof: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What goes on the response that is handed back."""
+
+    receipt: Receipt | None = None
+    refusal: PaymentError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purchase:
+    """A 402 that was read: who asks, for what, and which operation it is."""
+
+    challenge: Challenge
+    reply: Reply
+    method: str
+    origin: str
+    service: str
+    operation: str = ""
+    path: str = field(default="", repr=False)
+
+
+def converse(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict]:
+    """Make one call, paying if it must be and may be.
+
+    Raises:
+        PaymentError: a 402 that may not be paid, or could not be.
+        BaseException: whatever the transport raised, unchanged.
+    """
+    reply = yield from ask()
+    if reply.status != 402 or call.has_proof or call.trip.paid:
+        return Verdict(receipt=call.trip.receipt)
+    try:
+        return (yield from _pay(payer, call, reply))
+    except PaymentRefused as refusal:
+        yield from _note_refusal(payer, reply, refusal)
+        if payer.returns_refusals:
+            return Verdict(refusal=refusal)
+        raise
+    except PaymentError as error:
+        if payer.returns_refusals and not error.at_risk:
+            return Verdict(refusal=error)
+        raise
+
+
+def _pay(payer: Payer, call: Call, reply: Reply) -> Generator[Effect, Any, Verdict]:
+    body = yield from read_body()
+    challenge = read_challenge(reply.headers.get(REQUIRED_HEADER, ()), body)
+    if challenge is None:
+        return Verdict()
+    purchase = _purchase(payer, call, reply, challenge)
+    payer.emit("challenge", purchase, detail={"form": challenge.form})
+    purchase = yield from _identified(call, purchase)
+    return (yield from _open(payer, call, purchase))
+
+
+def _purchase(payer: Payer, call: Call, reply: Reply, challenge: Challenge) -> Purchase:
+    """Who asks, and for what; refuses every origin that the owner and the caller did not name."""
+    origin = origin_of(reply.url)
+    if origin != call.trip.origin:
+        raise OriginRefused(
+            f"a redirect led from {call.trip.origin} to {origin}, which asks for money",
+            reason="redirected",
+        )
+    if origin not in payer.origins:
+        if origin.startswith("http:") and "https:" + origin[5:] in payer.origins:
+            raise OriginRefused(f"{origin} is not https", reason="not_https")
+        raise OriginRefused(f"{origin} asks for payment and is not in origins=")
+    return Purchase(
+        challenge=challenge,
+        reply=reply,
+        method=call.method,
+        origin=origin,
+        service=payer.services.name(reply.url),
+        path=urlsplit(reply.url).path,
+    )
+
+
+def _identified(call: Call, purchase: Purchase) -> Generator[Effect, Any, Purchase]:
+    """The purchase with its operation: the caller's key, or a digest of what is asked."""
+    body = yield from fingerprint()
+    if body is None:
+        raise BodyNotReplayable(
+            "the request body is a one-shot stream, which a paid retry could not send again:"
+            " pass bytes, or read it first"
+        )
+    url = purchase.reply.url.partition("#")[0]
+    asked = ("key", call.key) if call.key is not None else (purchase.method, url, body)
+    parts = (purchase.origin, purchase.service, *asked)
+    operation = hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()
+    return Purchase(
+        challenge=purchase.challenge, reply=purchase.reply, method=purchase.method,
+        origin=purchase.origin, service=purchase.service, operation=operation, path=purchase.path,
+    )  # fmt: skip
+
+
+def _open(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any, Verdict]:
+    """Find the operation's open proof and present it again, or reserve and sign a new one."""
+    waited = 0.0
+    while True:
+        view = yield from _look(payer, purchase)
+        twin = view.twin
+        if twin is not None and not twin.busy:
+            verdict = yield from _represent(payer, call, purchase, twin)
+            if verdict is not None:
+                return verdict
+            continue
+        if twin is not None and call.key is not None:
+            yield from _wait(call, waited, twin)
+            waited += _POLL_S
+            continue
+        yield from _check_lapsed(payer, purchase, view)
+        choice = yield from _decide(payer, purchase, view)
+        try:
+            reserved = yield from _reserve(payer, call, purchase, choice)
+        except PaymentRefused as refusal:
+            refusal.quote = quote_of(payer, purchase, choice, (), refusal)
+            raise
+        if isinstance(reserved, Row):
+            return (yield from _buy(payer, call, purchase, choice, reserved))
+
+
+def _look(payer: Payer, purchase: Purchase) -> Generator[Effect, Any, View]:
+    now_us = payer.now_us()
+    view = yield from record(
+        lambda wait_s: payer.ledger.look(
+            purchase.operation, purchase.service, now_us=now_us, wait_s=wait_s
+        )
+    )
+    if view.paused:
+        raise Paused("this ledger is paused; `x402-mask resume` ends it")
+    return view
+
+
+def _wait(call: Call, waited: float, twin: Twin) -> Generator[Effect, Any, None]:
+    """Let the call that carries the same key finish, within this caller's own time-out."""
+    if call.wait_s is not None and waited >= call.wait_s:
+        raise PaymentRefused(
+            f"another call with the same operation key is in flight ({twin.row.id})",
+            reason="in_flight", payment_id=twin.row.id,
+        )  # fmt: skip
+    yield from sleep(_POLL_S)
+
+
+def _check_lapsed(
+    payer: Payer, purchase: Purchase, view: View
+) -> Generator[Effect, Any, None]:
+    """Before an expired proof is followed by a new one: may it be, and what does the chain say."""
+    lapsed = [row for row in view.lapsed if row.origin == purchase.origin]
+    if not lapsed:
+        return
+    if payer.resign == "never":
+        raise PaymentRefused(
+            f"the proof of this operation has expired ({lapsed[0].id}) and resign='never'",
+            reason="resign", payment_id=lapsed[0].id,
+        )  # fmt: skip
+    for row in lapsed:
+        if row.state == "held" and payer.chain_knows(row.network):
+            yield from consult(payer.resolve, row)
+
+
+# --- deciding -------------------------------------------------------------------------------------
+
+
+def _decide(payer: Payer, purchase: Purchase, view: View) -> Generator[Effect, Any, Choice]:
+    """The offer to pay, allowed by policy and approved by the owner."""
+    if payer.signer is None:
+        raise PaymentRefused(
+            f"{purchase.service} wants an x402 signature and this payer has no wallet",
+            reason="no_wallet",
+        )
+    choice = choose(payer.policy, purchase.challenge, view.payees)
+    seller_clock(payer.now(), purchase.reply.date, strict=payer.strict_clock)
+    if payer.approve is None:
+        return choice
+    quote = yield from _full_quote(payer, purchase, choice)
+    if quote.refusal is not None:
+        raise quote.refusal
+    if (yield from consult(payer.approve, quote)) is not True:
+        message = f"approve() did not approve ${quote.usd} for {quote.service}"
+        raise ApprovalDenied(message, quote=quote)
+    return choice
+
+
+def _full_quote(
+    payer: Payer, purchase: Purchase, choice: Choice
+) -> Generator[Effect, Any, Quote]:
+    """What paying *choice* would cost, and whether the caps leave room for it now."""
+    now_us, limits = payer.now_us(), applying(payer.limits, purchase.service)
+    caps = yield from record(
+        lambda wait_s: payer.ledger.room(limits, now_us=now_us, wait_s=wait_s)
+    )
+    refusal = over_cap(limits, caps, choice.micro, purchase.service)
+    return quote_of(payer, purchase, choice, tuple(caps), refusal)
+
+
+def quote_of(
+    payer: Payer, purchase: Purchase, choice: Choice, caps: tuple[Spend, ...],
+    refusal: PaymentRefused | None,
+) -> Quote:
+    """The public record of a choice."""
+    return Quote(
+        service=purchase.service, origin=purchase.origin, method=purchase.method,
+        url=purchase.reply.url, route="x402", usd=usd(choice.micro), amount=choice.offer.amount,
+        asset=choice.asset, network=choice.offer.network, pay_to=choice.offer.pay_to,
+        payer=payer.address, offer=choice.offer, skipped=tuple(map(str, choice.skipped)),
+        caps=caps, refusal=refusal,
+    )  # fmt: skip
+
+
+def _reserve(
+    payer: Payer, call: Call, purchase: Purchase, choice: Choice
+) -> Generator[Effect, Any, Row | None]:
+    """Reserve against every cap at once; ``None`` if the operation was opened meanwhile."""
+    want = Reservation(
+        id="pay_" + secrets.token_hex(16), at=payer.now_us(), service=purchase.service,
+        origin=purchase.origin, operation=purchase.operation, keyed=call.key is not None,
+        route="x402", micro=choice.micro, amount=choice.offer.amount,
+        asset=choice.asset.address, network=choice.offer.network, payer=payer.address,
+        pay_to=choice.offer.pay_to, limits=payer.limits, pin_payee=payer.policy.pin,
+        detail={
+            "method": purchase.method, "path": purchase.path, "form": purchase.challenge.form,
+            "skipped": [str(skip) for skip in choice.skipped],
+            "approved": payer.approve is not None,
+        },
+    )  # fmt: skip
+    durable = not isinstance(payer.signer, Wallet)
+    answer = yield from record(
+        lambda wait_s: payer.ledger.reserve(want, payer.breaker, durable=durable, wait_s=wait_s)
+    )
+    if isinstance(answer, Twin):
+        return None
+    payer.emit("reserved", purchase, payment_id=want.id, usd=usd(want.micro))
+    if answer.new_payee:
+        payer.emit("payee_changed", purchase, payment_id=want.id, detail={"pay_to": want.pay_to})
+    return _row_of(want)
+
+
+def _row_of(want: Reservation) -> Row:
+    """The reservation as the ledger now has it."""
+    return Row(
+        id=want.id, at=want.at, updated=want.at, state="reserved", service=want.service,
+        origin=want.origin, route=want.route, micro=want.micro, amount=str(want.amount),
+        asset=want.asset, network=want.network, payer=want.payer, pay_to=want.pay_to,
+        operation=want.operation, delivered=0, flight=None, nonce=None, valid_before=None,
+        header=None, proof=None, proof_digest=None, outcome=None, trans=None, seen=0, note="",
+    )  # fmt: skip
+
+
+# --- proving --------------------------------------------------------------------------------------
+
+
+def _buy(
+    payer: Payer, call: Call, purchase: Purchase, choice: Choice, row: Row
+) -> Generator[Effect, Any, Verdict]:
+    """Sign, store, present.  Until the proof is stored every failure gives the money back."""
+    try:
+        proof = yield from _prove(payer, purchase, choice, row.id)
+        now_us = payer.now_us()
+        yield from record(
+            lambda wait_s: payer.ledger.hold(row.id, proof, now_us=now_us, wait_s=wait_s)
+        )
+    except BaseException as failure:
+        yield from _release(payer, row.id, failure)
+        raise
+    payer.emit("sent", purchase, payment_id=row.id, usd=usd(row.micro))
+    return (yield from _present(payer, call, purchase, row, proof))
+
+
+def _prove(
+    payer: Payer, purchase: Purchase, choice: Choice, payment_id: str
+) -> Generator[Effect, Any, Proof]:
+    now = payer.now()
+    assert payer.address is not None
+    authorization = authorize(
+        choice,
+        payer=payer.address,
+        now=now,
+        seller_now=seller_clock(now, purchase.reply.date, strict=payer.strict_clock),
+        cap_s=payer.policy.max_validity_s,
+        nonce=secrets.token_bytes(32),
+        backdate=purchase.challenge.form == "v1",
+    )
+    signature = yield from _sign(payer, authorization)
+    waited = payer.now() - now
+    if waited > choice.validity_s - VALIDITY_MIN_S:
+        raise OfferRefused(f"signing took {waited:.0f} s, the offer ran out", reason="wait")
+    header, value = proof_header(
+        purchase.challenge, choice.offer, authorization.payload(signature), payment_id
+    )
+    return Proof(
+        header=header, value=value, nonce="0x" + authorization.nonce.hex(),
+        valid_before=authorization.valid_before,
+    )  # fmt: skip
+
+
+def _sign(payer: Payer, authorization: Authorization) -> Generator[Effect, Any, bytes]:
+    signer, digest = payer.signer, authorization.digest
+    assert signer is not None
+    if isinstance(signer, Wallet):
+        return checked_signature(signer.sign_digest(digest), digest, signer.address)
+    try:
+        returned = yield from consult(signer.sign_typed_data, *authorization.typed_data())
+    except Exception as exc:
+        raise SignerError(f"the wallet failed: {type(exc).__name__}") from exc
+    return checked_signature(returned, digest, signer.address)
+
+
+def _release(
+    payer: Payer, payment_id: str, failure: BaseException
+) -> Generator[Effect, Any, None]:
+    """Give the reservation back; if even that fails it stays reserved, which counts."""
+    note = f"never sent: {type(failure).__name__}"
+    if isinstance(failure, PaymentError):
+        failure.payment_id = payment_id
+    try:
+        now_us = payer.now_us()
+        yield from record(
+            lambda wait_s: payer.ledger.release(payment_id, note, now_us=now_us, wait_s=wait_s)
+        )
+    except LedgerError as exc:
+        log.error("payment %s could not be released and stays reserved: %s", payment_id, exc)
+        payer.emit("ledger_failed", payment_id=payment_id, detail={"error": str(exc)})
+    else:
+        payer.emit("released", payment_id=payment_id, detail={"note": note})
+
+
+def _represent(
+    payer: Payer, call: Call, purchase: Purchase, twin: Twin
+) -> Generator[Effect, Any, Verdict | None]:
+    """Present the same bytes again; ``None`` if another call took them first."""
+    row, now_us = twin.row, payer.now_us()
+    proof = yield from record(
+        lambda wait_s: payer.ledger.claim(row.id, now_us=now_us, wait_s=wait_s)
+    )
+    if proof is None:
+        return None
+    payer.emit("represented", purchase, payment_id=row.id, usd=usd(row.micro))
+    return (yield from _present(payer, call, purchase, row, proof))
+
+
+# --- after the point of no return -----------------------------------------------------------------
+
+
+def _present(
+    payer: Payer, call: Call, purchase: Purchase, row: Row, proof: Proof
+) -> Generator[Effect, Any, Verdict]:
+    """Send the proof, and write down how it ended, however it ended."""
+    call.trip.paid = True
+    call.trip.receipt = receipt_for(row, "unknown", None)
+    try:
+        reply = yield from ask((proof.header, proof.value))
+    except BaseException as failure:
+        note = f"no answer: {type(failure).__name__}"
+        yield from _finish(payer, row, Result(outcome="unknown", delivered=False, note=note))
+        failure.add_note(f"x402_mask: payment {row.id} was sent and its outcome is not known")
+        raise
+    result = yield from _judge(payer, row, proof, reply)
+    yield from _finish(payer, row, result)
+    call.trip.receipt = receipt_for(row, result.outcome, result.transaction)
+    return Verdict(receipt=call.trip.receipt)
+
+
+def _judge(
+    payer: Payer, row: Row, proof: Proof, reply: Reply
+) -> Generator[Effect, Any, Result]:
+    """What the answer says of the money; with an RPC, ``settled`` only if the chain agrees."""
+    settlement = read_settlement(reply.headers)
+    fault = _fault(row, settlement)
+    told = settlement.transaction if settlement is not None else None
+    note = f"HTTP {reply.status}; {fault}" if fault else f"HTTP {reply.status}"
+    if fault is None and payer.chain_knows(row.network):
+        if (yield from consult(payer.seen_on_chain, row, proof, told)):
+            return Result(outcome="settled", delivered=reply.delivered, transaction=told,
+                          seen=True, note=note)
+        note += "; the settlement is not seen on chain yet"
+    elif fault is None:
+        return Result(outcome="settled", delivered=reply.delivered, transaction=told, note=note)
+    outcome = "rejected" if reply.status == 402 else "unknown"
+    return Result(outcome=outcome, delivered=reply.delivered, note=note)  # type: ignore[arg-type]
+
+
+def _fault(row: Row, settlement: Settlement | None) -> str | None:
+    """Why the settlement does not prove that exactly this was paid; ``None`` if it agrees."""
+    if settlement is None:
+        return "no settlement reported"
+    if settlement.garbled:
+        return "the settlement header cannot be read"
+    if not settlement.success:
+        return f"settlement failed: {settlement.error or 'no reason given'}"
+    if settlement.network not in (None, row.network):
+        return "the settlement names another network"
+    if settlement.payer is not None and settlement.payer.lower() != (row.payer or "").lower():
+        return "the settlement names another payer"
+    if settlement.amount is not None and settlement.amount != int(row.amount):
+        return "the settlement names another amount"
+    if not _is_hash(settlement.transaction):
+        return f"the settlement names no transaction ({shown(settlement.transaction, 20)})"
+    return None
+
+
+def _is_hash(text: str | None) -> bool:
+    if text is None or not text.startswith("0x") or not 2 < len(text) <= _HASH_LENGTH_MAX:
+        return False
+    return all(char in "0123456789abcdefABCDEF" for char in text[2:])
+
+
+def _finish(payer: Payer, row: Row, result: Result) -> Generator[Effect, Any, None]:
+    """Write down the end.  A ledger that fails now costs nobody the answer: the money stays held."""
+    now_us = payer.now_us()
+    try:
+        opened = yield from record(
+            lambda wait_s: payer.ledger.finish(
+                row.id, result, payer.breaker, now_us=now_us, wait_s=wait_s
+            )
+        )
+    except LedgerError as exc:
+        log.error("the end of payment %s is not recorded, it stays held: %s", row.id, exc)
+        payer.emit("ledger_failed", payment_id=row.id, detail={"error": str(exc)})
+        return
+    kind = {"unknown": "held"}.get(result.outcome, result.outcome)
+    payer.emit(kind, row, payment_id=row.id, usd=usd(row.micro), detail={"note": result.note})
+    if opened:
+        payer.emit("breaker_open", row, payment_id=row.id)
+
+
+def receipt_for(row: Row, outcome: Any, transaction: str | None) -> Receipt:
+    """The receipt of the payment in *row*."""
+    return Receipt(
+        payment_id=row.id, service=row.service, origin=row.origin, route=row.route,
+        usd=usd(row.micro), amount=int(row.amount), asset=row.asset, network=row.network,
+        payer=row.payer, pay_to=row.pay_to, outcome=outcome, transaction=transaction,
+        at=as_datetime(row.at),
+    )  # fmt: skip
+
+
+def _note_refusal(
+    payer: Payer, reply: Reply, refusal: PaymentRefused
+) -> Generator[Effect, Any, None]:
+    """Put the refusal in the history; a ledger that cannot take it does not hide the reason."""
+    origin = origin_of(reply.url)
+    detail = {"reason": refusal.reason, "message": shown(refusal, 300), "origin": origin,
+              "path": urlsplit(reply.url).path[:200]}
+    payer.emit("refused", detail=detail)
+    now_us = payer.now_us()
+    try:
+        yield from record(
+            lambda wait_s: payer.ledger.note_refusal(detail, now_us=now_us, wait_s=wait_s)
+        )
+    except LedgerError as exc:
+        log.warning("a refusal could not be recorded: %s", exc)
+
+
+# --- quoting --------------------------------------------------------------------------------------
+
+
+def quote(payer: Payer, call: Call, reply: Reply) -> Generator[Effect, Any, Quote | None]:
+    """What this 402 would cost.  Signs nothing, reserves nothing; ``None`` if it asks for nothing.
+
+    Raises:
+        ChallengeError: it claims to be a challenge and cannot be read.
+    """
+    if reply.status != 402:
+        return None
+    body = yield from read_body()
+    challenge = read_challenge(reply.headers.get(REQUIRED_HEADER, ()), body)
+    if challenge is None:
+        return None
+    try:
+        purchase = _purchase(payer, call, reply, challenge)
+        now_us = payer.now_us()
+        view = yield from record(
+            lambda wait_s: payer.ledger.look("", purchase.service, now_us=now_us, wait_s=wait_s)
+        )
+        choice = choose(payer.policy, challenge, view.payees)
+    except PaymentRefused as refusal:
+        return _refused_quote(payer, call, reply, refusal)
+    return (yield from _full_quote(payer, purchase, choice))
+
+
+def _refused_quote(payer: Payer, call: Call, reply: Reply, refusal: PaymentRefused) -> Quote:
+    return Quote(
+        service=payer.services.name(reply.url), origin=origin_of(reply.url), method=call.method,
+        url=reply.url, route=None, usd=None, amount=None, asset=None, network=None, pay_to=None,
+        payer=payer.address, refusal=refusal,
+    )  # fmt: skip
+
+

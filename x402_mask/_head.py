@@ -1,0 +1,61 @@
+"""The head of the history chain, kept outside the database.
+
+A chain shows an edited row, or one cut from the middle; only a head kept elsewhere shows that the
+last rows are gone.  The file is one small record, written in place after each commit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_SIZE = 128
+
+
+class HeadFile:
+    """Remembers the last row of history that was committed."""
+
+    __slots__ = ("_file", "_pending", "path")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: int | None = None
+        self._pending: tuple[int, bytes] | None = None
+
+    def moved(self, seq: int, mac: bytes) -> None:
+        """A row was appended in the open transaction."""
+        self._pending = (seq, mac)
+
+    def forget(self) -> None:
+        """The open transaction was rolled back."""
+        self._pending = None
+
+    def write(self) -> None:
+        """The open transaction was committed.
+
+        A lagging head is harmless (rows after it are still chained to it), so a failing write is
+        left to ``doctor``, which compares.
+        """
+        if self._pending is None:
+            return
+        seq, mac = self._pending
+        self._pending = None
+        record = json.dumps({"seq": seq, "mac": mac.hex()}).ljust(_SIZE).encode("ascii")
+        try:
+            if self._file is None:
+                self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            os.pwrite(self._file, record, 0)
+        except OSError:
+            self._file = None
+
+    def read(self) -> tuple[int, bytes] | None:
+        """The last known head, or ``None`` where there is none."""
+        try:
+            record = json.loads(self.path.read_text("ascii"))
+            return int(record["seq"]), bytes.fromhex(record["mac"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None

@@ -1,0 +1,414 @@
+"""One configured buyer: wallet, caps, origins, policy and ledger, shared by every client."""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from x402_mask._ledger import Breaker
+from x402_mask._models import Asset, Cap, Event
+from x402_mask._policy import Policy
+from x402_mask._registry import BASE, DISPUTED_NAMES, caip2, default_assets
+from x402_mask._services import Services, parse_origins
+from x402_mask._wallet import as_signer, is_async
+from x402_mask._windows import SECOND, compile_caps
+from x402_mask._wire import shown
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from decimal import Decimal
+
+    from x402_mask._chain import ChainReader
+    from x402_mask._ledger import Ledger, Proof, Row
+    from x402_mask._models import Payment, Quote, Resolved, Spend
+    from x402_mask._wallet import Signer
+
+log = logging.getLogger("x402_mask")
+
+_ROUTES = ("held-token", "x402", "token")
+
+
+class Payer:
+    """Decides, pays and remembers; every client, thread and task may share one.
+
+    Args:
+        wallet: a :class:`~x402_mask.Wallet`, an eth-account ``LocalAccount``, any object with
+            ``.address`` and ``sign_typed_data``, or ``None``.
+        caps: the :class:`~x402_mask.Cap` limits; a payment must fit all that name its service.
+        origins: the sellers that may be paid, e.g. ``["https://x402vip.com"]``.
+        ledger: where reservations live; default ``SQLiteLedger()``.
+        networks: CAIP-2 networks that may be paid on; default Base mainnet.
+        assets: tokens that may be paid with; default the registry's on those networks.
+        prefer: ways of paying, in order.
+        services: ``{"name": "https://host/path/*"}`` for what is not a marketplace path.
+        approve: asked with a :class:`~x402_mask.Quote` before anything is reserved; only ``True``
+            approves. May be async for async clients.
+        on_event: observes :class:`~x402_mask.Event` records; what it raises is logged.
+        payees: ``None``, ``"pin"``, or the only addresses that may be paid.
+        max_validity: longest life of a signature.
+        preempt: send a proof with the first request where the price is already known.
+        rpc: ``{"eip155:8453": "http://..."}`` (or a list of URLs that must agree): payments are
+            checked on chain.
+        on_refusal: ``"raise"``, or ``"return"`` the 402 with the error in its extensions.
+        clock: Unix seconds, for tests; replaces ``time.time``.
+        resign: ``"expired"`` allows a new proof once an operation's last one has expired;
+            ``"never"`` forbids it.
+        breaker_after: refuse new payments to an origin after so many bad ends in a row; ``None``
+            never does.
+        breaker_for: for how long.
+
+    Raises:
+        TypeError, ValueError: the configuration is not sound; nothing is guessed.
+    """
+
+    def __init__(  # noqa: PLR0913  # one keyword per decision of the owner
+        self,
+        wallet: object | None,
+        *,
+        caps: Iterable[Cap],
+        origins: Iterable[str],
+        ledger: Ledger | None = None,
+        networks: Iterable[str] | None = None,
+        assets: Iterable[Asset] | None = None,
+        prefer: Sequence[str] = _ROUTES,
+        services: Mapping[str, str] | None = None,
+        approve: Callable[[Quote], Any] | None = None,
+        on_event: Callable[[Event], object] | None = None,
+        payees: Literal["pin"] | Iterable[str] | None = None,
+        max_validity: timedelta = timedelta(minutes=5),
+        preempt: bool = False,
+        rpc: Mapping[str, str | Sequence[str]] | None = None,
+        on_refusal: Literal["raise", "return"] = "raise",
+        clock: Callable[[], float] | None = None,
+        resign: Literal["expired", "never"] = "expired",
+        breaker_after: int | None = 20,
+        breaker_for: timedelta = timedelta(minutes=1),
+    ) -> None:
+        self.signer: Signer | None = None if wallet is None else as_signer(wallet)
+        self.origins = parse_origins(origins)
+        self.services = Services(services)
+        self.limits = compile_caps(_caps(caps), self.services.canonical)
+        self.policy = _policy(
+            networks, assets, payees=payees, max_validity=max_validity, payer=self.address
+        )
+        self.prefer = _one_of_each(prefer)
+        self.approve = _callable(approve, "approve")
+        self.preempt = bool(preempt)
+        self.resign = _choice(resign, "resign", "expired", "never")
+        self.returns_refusals = _choice(on_refusal, "on_refusal", "raise", "return") == "return"
+        self.strict_clock = clock is None
+        self.breaker = _breaker(breaker_after, breaker_for)
+        self._on_event = _callable(on_event, "on_event")
+        self._clock = clock or time.time
+        self._rpc = _endpoints(rpc)
+        self._chain: ChainReader | None = None
+        self.ledger: Ledger = _default_ledger() if ledger is None else ledger
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Payer:
+        """A payer from the environment variables of the README; *overrides* win.
+
+        Raises:
+            ValueError: a variable is missing or cannot be read.
+        """
+        from x402_mask._config import from_env  # noqa: PLC0415
+
+        return cls(**{**from_env(environ), **overrides})
+
+    @classmethod
+    def from_config(cls, path: str | os.PathLike[str], **overrides: Any) -> Payer:
+        """A payer from a TOML file; *overrides* win.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: something in it is unknown, missing or malformed.
+        """
+        from x402_mask._config import from_config  # noqa: PLC0415
+
+        return cls(**{**from_config(path), **overrides})
+
+    # --- the owner's questions and orders
+
+    @property
+    def address(self) -> str | None:
+        """The address that pays, if there is a wallet."""
+        return None if self.signer is None else self.signer.address
+
+    def spend(self) -> list[Spend]:
+        """How far each cap is used, in the order given.  USD."""
+        return self.ledger.room(self.limits, now_us=self.now_us())
+
+    def payments(
+        self, service: str | None = None, state: str | None = None, limit: int = 100
+    ) -> list[Payment]:
+        """Payments on this ledger, newest first."""
+        name = None if service is None else self.services.canonical(service)
+        return self.ledger.payments(service=name, state=state, limit=limit)
+
+    def pause(self) -> None:
+        """Refuse every payment, in every process on this ledger, until :meth:`resume`."""
+        self.ledger.set_paused(True, now_us=self.now_us())
+
+    def resume(self) -> None:
+        """End a pause."""
+        self.ledger.set_paused(False, now_us=self.now_us())
+
+    def accept_payee(self, service: str, address: str) -> None:
+        """Trust *address* as a payee of *service*, where ``payees="pin"`` refused it.
+
+        Raises:
+            ValueError: not an address.
+        """
+        payee = _payee(address)
+        self.ledger.accept_payee(
+            self.services.canonical(service), payee, now_us=self.now_us()
+        )
+
+    def quote(self, asked: Any) -> Quote | None:
+        """What a request or a 402 response would cost; ``None`` if it asks for nothing.
+
+        A response is judged without I/O (its body must have been read); a request is sent, unpaid.
+        Signs nothing and spends nothing.
+
+        Raises:
+            ChallengeError: the 402 claims to be a challenge and cannot be read.
+        """
+        from x402_mask._quoting import quote  # noqa: PLC0415  # needs an HTTP library
+
+        return quote(self, asked)
+
+    async def aquote(self, asked: Any) -> Quote | None:
+        """:meth:`quote`, async."""
+        from x402_mask._quoting import aquote  # noqa: PLC0415
+
+        return await aquote(self, asked)
+
+    def reconcile(self) -> list[Resolved]:
+        """Ask the chain about every payment whose end is not proven; needs ``rpc``.
+
+        Returns what was resolved, and what not and why.  Also gives back reservations of processes
+        that died before their proof was stored.
+        """
+        from x402_mask._reconcile import reconcile  # noqa: PLC0415
+
+        return reconcile(self)
+
+    async def areconcile(self) -> list[Resolved]:
+        """:meth:`reconcile` off the event loop."""
+        import anyio.to_thread  # noqa: PLC0415
+
+        return await anyio.to_thread.run_sync(self.reconcile)
+
+    def close(self) -> None:
+        """Close the ledger's and the chain reader's connections."""
+        self.ledger.close()
+        if self._chain is not None:
+            self._chain.close()
+            self._chain = None
+
+    def __enter__(self) -> Payer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        caps = ", ".join(str(limit.cap) for limit in self.limits)
+        return f"<Payer {self.address} caps=[{caps}] origins={sorted(self.origins)}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Payer cannot be pickled: make one in each process, on the same ledger")
+
+    # --- what the conversation needs
+
+    def now(self) -> float:
+        """Unix seconds by this payer's clock."""
+        return self._clock()
+
+    def now_us(self) -> int:
+        """Unix microseconds by this payer's clock."""
+        return int(self._clock() * SECOND)
+
+    @property
+    def needs_async(self) -> str | None:
+        """Which part of this payer a sync client cannot call, if any."""
+        if self.signer is not None and is_async(self.signer.sign_typed_data):
+            return "signer"
+        return "approve" if self.approve is not None and is_async(self.approve) else None
+
+    def emit(
+        self,
+        kind: str,
+        about: Any = None,
+        *,
+        payment_id: str | None = None,
+        usd: Decimal | None = None,
+        detail: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Log an event and show it to the observer, whose failures change nothing."""
+        service, origin = getattr(about, "service", ""), getattr(about, "origin", "")
+        log.debug("%s %s %s %s", kind, service, payment_id or "", detail or "")
+        if self._on_event is None:
+            return
+        event = Event(
+            kind=kind, service=service, origin=origin, payment_id=payment_id, usd=usd,
+            detail=detail or {},
+        )  # fmt: skip
+        try:
+            self._on_event(event)
+        except Exception:
+            log.exception("on_event failed at %s", kind)
+
+    def chain_knows(self, network: str | None) -> bool:
+        """Whether an RPC endpoint was given for *network*."""
+        return network is not None and network in self._rpc
+
+    def chain(self) -> ChainReader:
+        """The reader over the RPC endpoints, made when first needed."""
+        if self._chain is None:
+            from x402_mask._chain import ChainReader  # noqa: PLC0415  # imports web3
+
+            self._chain = ChainReader(self._rpc)
+        return self._chain
+
+    def seen_on_chain(self, row: Row, proof: Proof, transaction: str) -> bool:
+        """Whether *transaction* moved exactly what *row* reserved."""
+        from x402_mask._reconcile import seen  # noqa: PLC0415
+
+        return seen(self, row, proof, transaction)
+
+    def resolve(self, row: Row) -> Resolved:
+        """Ask the chain about one payment and write down what it proves."""
+        from x402_mask._reconcile import resolve  # noqa: PLC0415
+
+        return resolve(self, row)
+
+
+# --- configuration, checked -----------------------------------------------------------------------
+
+
+def _default_ledger() -> Ledger:
+    from x402_mask._sqlite import SQLiteLedger  # noqa: PLC0415
+
+    return SQLiteLedger()
+
+
+def _caps(caps: Iterable[Cap]) -> tuple[Cap, ...]:
+    found = (caps,) if isinstance(caps, Cap) else tuple(caps)
+    for cap in found:
+        if not isinstance(cap, Cap):
+            raise TypeError(f"caps holds Cap records, not {type(cap).__name__}")
+    if not found:
+        raise ValueError("caps is empty: say how much may be spent")
+    return found
+
+
+def _policy(
+    networks: Iterable[str] | None,
+    assets: Iterable[Asset] | None,
+    *,
+    payees: str | Iterable[str] | None,
+    max_validity: timedelta,
+    payer: str | None,
+) -> Policy:
+    names = frozenset((BASE,) if networks is None else _texts(networks, "networks"))
+    if not names:
+        raise ValueError("networks is empty")
+    chains = frozenset(caip2(name) for name in names if name not in DISPUTED_NAMES) | {
+        caip2(name) for name in names & DISPUTED_NAMES
+    }
+    for chain in chains:
+        if not chain.startswith("eip155:"):
+            raise ValueError(f"not an EVM network in CAIP-2 form: {chain!r}")
+    seconds = int(max_validity / timedelta(seconds=1))
+    if seconds < 10:
+        raise ValueError("max_validity is at least 10 seconds")
+    return Policy(
+        networks=chains,
+        names=names,
+        assets=_assets(assets, chains),
+        payees=None if payees is None or payees == "pin" else _payees(payees),
+        pin=payees == "pin",
+        max_validity_s=seconds,
+        payer=payer,
+    )
+
+
+def _assets(
+    assets: Iterable[Asset] | None, networks: frozenset[str]
+) -> dict[tuple[str, str], Asset]:
+    known = default_assets(networks) if assets is None else tuple(assets)
+    for asset in known:
+        if not isinstance(asset, Asset):
+            raise TypeError(f"assets holds Asset records, not {type(asset).__name__}")
+        if asset.network not in networks:
+            raise ValueError(f"asset {asset.address} is on {asset.network}, not in networks=")
+    if not known:
+        raise ValueError(f"no asset is known on {sorted(networks)}; give assets=")
+    return {(asset.network, asset.address.lower()): asset for asset in known}
+
+
+def _payees(payees: str | Iterable[str]) -> frozenset[str]:
+    found = frozenset(_payee(payee) for payee in _texts(payees, "payees"))
+    if not found:
+        raise ValueError("payees is empty: None pays whom the listed origin names")
+    return found
+
+
+def _payee(address: str) -> str:
+    from x402_mask._policy import payee_fault  # noqa: PLC0415
+
+    fault = payee_fault(address, payer=None, asset="")
+    if fault is not None:
+        raise ValueError(fault)
+    return address.lower()
+
+
+def _texts(values: str | Iterable[str], name: str) -> tuple[str, ...]:
+    if isinstance(values, str):
+        raise TypeError(f"{name} is a list of str")
+    found = tuple(values)
+    for value in found:
+        if not isinstance(value, str):
+            raise TypeError(f"{name} holds str, not {type(value).__name__}")
+    return found
+
+
+def _one_of_each(prefer: Sequence[str]) -> tuple[str, ...]:
+    found = _texts(prefer, "prefer")
+    if not found or len(set(found)) != len(found) or not set(found) <= set(_ROUTES):
+        raise ValueError(f"prefer orders some of {_ROUTES}, each once")
+    return found
+
+
+def _callable(function: Any, name: str) -> Any:
+    if function is not None and not callable(function):
+        raise TypeError(f"{name} is callable")
+    return function
+
+
+def _choice(value: str, name: str, *allowed: str) -> str:
+    if value not in allowed:
+        raise ValueError(f"{name} is one of {allowed}, not {shown(value, 30)}")
+    return value
+
+
+def _breaker(after: int | None, duration: timedelta) -> Breaker | None:
+    if after is None:
+        return None
+    if type(after) is not int or after < 1:
+        raise ValueError("breaker_after is a positive int, or None")
+    return Breaker(failures=after, seconds=duration / timedelta(seconds=1))
+
+
+def _endpoints(
+    rpc: Mapping[str, str | Sequence[str]] | None,
+) -> dict[str, str | Sequence[str]]:
+    if rpc is None:
+        return {}
+    if isinstance(rpc, str):
+        raise TypeError('rpc maps networks to URLs: rpc={"eip155:8453": "https://..."}')
+    return {caip2(network): urls for network, urls in rpc.items()}

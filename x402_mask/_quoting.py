@@ -1,0 +1,35 @@
+"""Finding the HTTP family of what is to be quoted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from x402_mask._models import Quote
+    from x402_mask._payer import Payer
+
+
+def quote(payer: Payer, asked: Any) -> Quote | None:
+    """``Payer.quote`` in the family of *asked*."""
+    found: Quote | None = _family(asked).quote(payer, asked)
+    return found
+
+
+async def aquote(payer: Payer, asked: Any) -> Quote | None:
+    """``Payer.aquote`` in the family of *asked*."""
+    found: Quote | None = await _family(asked).aquote(payer, asked)
+    return found
+
+
+def _family(asked: Any) -> Any:
+    import httpx  # noqa: PLC0415
+
+    from x402_mask import httpx as ours  # noqa: PLC0415
+
+    if isinstance(asked, (httpx.Request, httpx.Response)):
+        return ours
+    if type(asked).__module__.partition(".")[0] == "httpx2":
+        from x402_mask import httpx2  # noqa: PLC0415
+
+        return httpx2
+    raise TypeError(f"quote() takes an httpx request or response, not {type(asked).__name__}")

@@ -1,0 +1,116 @@
+"""Which service a URL is, and which origin it is on.  The caller's URL decides, nothing else."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+ALIASES: Final = {"aliyun-imageseg-refine-mask": "mask-refinement"}
+"""Legacy ids of marketplace services."""
+
+_TOOL: Final = re.compile(r"/api/tools/([A-Za-z0-9][A-Za-z0-9._-]{0,127})/?")
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+
+def origin_of(url: str) -> str:
+    """``scheme://host[:port]`` in lower case, without a default port.
+
+    Raises:
+        ValueError: not an absolute http(s) URL.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+        raise ValueError(f"not an http(s) URL: {url!r}")
+    host = _ascii(parts.hostname)
+    port = "" if parts.port in (None, _DEFAULT_PORTS[parts.scheme]) else f":{parts.port}"
+    return f"{parts.scheme}://{host}{port}"
+
+
+def _ascii(host: str) -> str:
+    if ":" in host:
+        return f"[{host}]"
+    return host if host.isascii() else host.encode("idna").decode("ascii")
+
+
+def parse_origins(origins: Iterable[str]) -> frozenset[str]:
+    """The origins that may be paid.
+
+    Raises:
+        TypeError: a single string, or something that is not text.
+        ValueError: empty, not an origin, or neither https nor loopback.
+    """
+    if isinstance(origins, str):
+        raise TypeError('origins is a list: origins=["https://host"]')
+    found = frozenset(_parse_origin(origin) for origin in origins)
+    if not found:
+        raise ValueError("origins is empty: name the sellers that may be paid")
+    return found
+
+
+def _parse_origin(origin: str) -> str:
+    if not isinstance(origin, str):
+        raise TypeError(f"an origin is a str, not {type(origin).__name__}")
+    if origin.startswith("mcp:") and len(origin) > 4:
+        return origin
+    parts = urlsplit(origin)
+    if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username:
+        raise ValueError(f"an origin is scheme://host[:port], nothing more: {origin!r}")
+    clean = origin_of(origin)
+    if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
+        raise ValueError(f"only loopback origins may be plain http: {origin!r}")
+    return clean
+
+
+def is_loopback(host: str) -> bool:
+    """Whether *host* is this machine by its very name."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class Services:
+    """Names the service of a URL: the marketplace's path, the owner's patterns, or the origin."""
+
+    __slots__ = ("_patterns",)
+
+    def __init__(self, patterns: Mapping[str, str] | None = None) -> None:
+        self._patterns = tuple(_pattern(n, p) for n, p in (patterns or {}).items())
+
+    def name(self, url: str) -> str:
+        """The canonical service of *url*."""
+        path = unquote(urlsplit(url).path) or "/"
+        tool = _TOOL.fullmatch(path)
+        if tool:
+            return ALIASES.get(tool[1], tool[1])
+        origin = origin_of(url)
+        for name, its_origin, pattern in self._patterns:
+            if origin == its_origin and fnmatchcase(path, pattern):
+                return name
+        return origin
+
+    def canonical(self, service: str) -> str:
+        """The canonical name for what a person may write: an alias, a path, a tool, an origin."""
+        service = service.strip()
+        if service == "*" or any(service == name for name, _, _ in self._patterns):
+            return service
+        if "://" in service:
+            return origin_of(service) if urlsplit(service).path in ("", "/") else self.name(service)
+        tool = _TOOL.fullmatch(service)
+        bare = tool[1] if tool else service
+        return ALIASES.get(bare, bare)
+
+
+def _pattern(name: str, pattern: str) -> tuple[str, str, str]:
+    if not name or name == "*":
+        raise ValueError(f"not a service name: {name!r}")
+    path = urlsplit(pattern).path or "/"
+    return ALIASES.get(name, name), origin_of(pattern), unquote(path)

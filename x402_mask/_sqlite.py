@@ -1,0 +1,307 @@
+"""The default ledger: one SQLite file, shared by threads and processes; and its in-memory twin."""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from x402_mask._head import HeadFile
+from x402_mask._ledger import SCHEMA_VERSION, TABLES, Busy, Db, Ledger, _meta, _set_meta
+from x402_mask._lease import is_alive, new_owner
+from x402_mask._vault import Vault, load_key, sync_directory
+from x402_mask.errors import LedgerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SCHEMA: Final = TABLES.format(serial="INTEGER PRIMARY KEY AUTOINCREMENT", blob="BLOB")
+_PAUSE_S: Final = 0.004
+
+
+class _Connection:
+    """A :class:`Db` over one sqlite3 connection."""
+
+    __slots__ = ("raw",)
+
+    def __init__(self, raw: sqlite3.Connection) -> None:
+        self.raw = raw
+
+    def one(self, sql: str, *params: object) -> tuple[Any, ...] | None:
+        found = self.raw.execute(sql, params).fetchone()
+        return None if found is None else tuple(found)
+
+    def all(self, sql: str, *params: object) -> list[tuple[Any, ...]]:
+        return self.raw.execute(sql, params).fetchall()
+
+    def run(self, sql: str, *params: object) -> int:
+        return self.raw.execute(sql, params).rowcount
+
+
+class _SQL(Ledger):
+    """What the file and the in-memory ledger share: a connection behind a lock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._db: _Connection | None = None
+
+    def _open(self, deadline: float) -> _Connection:
+        raise NotImplementedError
+
+    def _after_fork(self) -> None:
+        raise NotImplementedError
+
+    @contextmanager
+    def _transaction(
+        self, wait_s: float, *, write: bool = True, durable: bool = False
+    ) -> Iterator[Db]:
+        deadline = time.monotonic() + wait_s
+        if self._pid != os.getpid():
+            self._after_fork()
+        if not self._lock.acquire(blocking=wait_s > 0, timeout=wait_s if wait_s > 0 else -1):
+            raise Busy if wait_s == 0 else _contended(wait_s)
+        try:
+            db = self._db or self._open(deadline)
+            self._db = db
+            self._begin(db, deadline, wait_s, write=write, durable=durable)
+            try:
+                yield db
+                db.raw.execute("COMMIT")
+            except BaseException:
+                self._roll_back(db)
+                raise
+            self._committed()
+        except sqlite3.Error as exc:
+            raise self._explained(exc) from exc
+        finally:
+            self._lock.release()
+
+    def _begin(
+        self, db: _Connection, deadline: float, wait_s: float, *, write: bool, durable: bool
+    ) -> None:
+        if write:
+            db.raw.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+        while True:
+            try:
+                db.raw.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+            except sqlite3.OperationalError as exc:
+                if not _is_busy(exc):
+                    raise
+            else:
+                return
+            if wait_s == 0:
+                raise Busy
+            if time.monotonic() >= deadline:
+                raise _contended(wait_s)
+            time.sleep(random.uniform(0.0005, _PAUSE_S))  # noqa: S311  # spreads the writers
+
+    def _roll_back(self, db: _Connection) -> None:
+        try:
+            if db.raw.in_transaction:
+                db.raw.execute("ROLLBACK")
+        except sqlite3.Error:
+            self._db = None  # a fresh connection starts from what is on disk
+        self._forget_head()
+
+    def _committed(self) -> None:
+        """Called after each commit."""
+
+    def _forget_head(self) -> None:
+        """Called after each rollback."""
+
+    def _explained(self, exc: sqlite3.Error) -> LedgerError:
+        return LedgerError(f"the ledger failed: {exc}")
+
+    def _new_owner(self) -> str:
+        return new_owner()
+
+    def _is_alive(self, db: Db, owner: str) -> bool:  # noqa: ARG002
+        return is_alive(owner)
+
+    def close(self) -> None:
+        """Close the connection; the ledger opens a new one when it is used again."""
+        with self._lock:
+            if self._db is not None and self._pid == os.getpid():
+                self._db.raw.close()
+            self._db = None
+
+
+class SQLiteLedger(_SQL):
+    """A durable ledger in one SQLite file (WAL), safe across threads, processes and crashes.
+
+    Args:
+        path: the file; by default ``ledger.db`` in the user's data directory. Beside it live
+            ``<path>.key`` (encrypts stored proofs, chains the history) and ``<path>.head``.
+
+    Raises:
+        LedgerError: from any method: the file cannot be opened, read or written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        super().__init__()
+        self.path = Path(path) if path is not None else default_path()
+        self._key: Vault | None = None
+        self._head = HeadFile(self.path.with_name(self.path.name + ".head"))
+
+    def __repr__(self) -> str:
+        return f"SQLiteLedger({str(self.path)!r})"
+
+    @property
+    def key_path(self) -> Path:
+        """The file with this ledger's key."""
+        return self.path.with_name(self.path.name + ".key")
+
+    def _vault(self) -> Vault:
+        if self._key is None:
+            key = load_key(self.key_path, create=True)
+            assert key is not None
+            self._key = Vault(key)
+        return self._key
+
+    def _open(self, deadline: float) -> _Connection:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fresh = not self.path.exists()
+            raw = sqlite3.connect(
+                self.path,
+                timeout=0,
+                isolation_level=None,
+                check_same_thread=False,
+                cached_statements=256,
+            )
+        except (OSError, sqlite3.Error) as exc:
+            raise LedgerError(f"cannot open the ledger {self.path.name}: {exc}") from exc
+        db = _Connection(raw)
+        try:
+            if fresh:
+                self.path.chmod(0o600)
+            _insist(db, "PRAGMA journal_mode=WAL", deadline)
+            _insist(db, "PRAGMA wal_autocheckpoint=4000", deadline)
+            self._prepare(db, deadline)
+            if fresh:
+                sync_directory(self.path.parent)
+        except BaseException:
+            raw.close()
+            raise
+        return db
+
+    def _prepare(self, db: _Connection, deadline: float) -> None:
+        """Make or check the tables; refuse a newer program's file, or another key's."""
+        version = db.raw.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise LedgerError(
+                f"{self.path.name} was written by a newer x402_mask (schema {version}, this"
+                f" program knows {SCHEMA_VERSION}); upgrade this program"
+            )
+        if version < SCHEMA_VERSION:
+            self._begin(db, deadline, 1, write=True, durable=True)
+            for statement in _SCHEMA.split(";"):
+                db.raw.execute(statement)
+            db.raw.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            if _meta(db, "key") is None:
+                _set_meta(db, "key", self._vault().key_id)
+            db.raw.execute("COMMIT")
+        self._check_key(db)
+
+    def _check_key(self, db: _Connection) -> None:
+        made_with = _meta(db, "key")
+        if made_with is None:
+            raise LedgerError(f"{self.path.name} is not a ledger of x402_mask")
+        if load_key(self.key_path, create=False) is None or self._vault().key_id != made_with:
+            raise LedgerError(
+                f"{self.key_path.name} is missing or belongs to another ledger; restore it beside"
+                f" {self.path.name}, without it stored proofs cannot be read"
+            )
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()
+        self._db = None  # the parent's connection must not even be closed here
+        self._pid = os.getpid()
+        self._head = HeadFile(self._head.path)
+
+    def _moved_head(self, seq: int, mac: bytes) -> None:
+        self._head.moved(seq, mac)
+
+    def _committed(self) -> None:
+        self._head.write()
+
+    def _forget_head(self) -> None:
+        self._head.forget()
+
+    def _explained(self, exc: sqlite3.Error) -> LedgerError:
+        text = str(exc)
+        if "readonly" in text:
+            advice = "make the file and its directory writable"
+        elif "full" in text:
+            advice = "free some disk space"
+        elif "malformed" in text or "not a database" in text:
+            advice = "it is damaged: restore a backup, and reconcile it with the chain"
+        else:
+            advice = "see `x402-mask doctor`"
+        return LedgerError(f"the ledger {self.path.name} failed ({text}); {advice}")
+
+
+class MemoryLedger(_SQL):
+    """A ledger that lives and dies with this process; for tests and short scripts.
+
+    It cannot follow a fork: two processes would each have the whole budget.
+    """
+
+    inline: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._key = Vault(os.urandom(32))
+
+    def __repr__(self) -> str:
+        return "MemoryLedger()"
+
+    def _vault(self) -> Vault:
+        return self._key
+
+    def _open(self, deadline: float) -> _Connection:  # noqa: ARG002
+        raw = sqlite3.connect(
+            ":memory:", isolation_level=None, check_same_thread=False, cached_statements=256
+        )
+        raw.executescript(_SCHEMA)
+        return _Connection(raw)
+
+    def _after_fork(self) -> None:
+        raise LedgerError("a MemoryLedger cannot be used after a fork; use a SQLiteLedger")
+
+    def close(self) -> None:
+        """Does nothing: what is in memory is the ledger."""
+
+
+def default_path() -> Path:
+    """Where the ledger of this user lives."""
+    from platformdirs import user_data_path  # noqa: PLC0415
+
+    return user_data_path("x402-mask", appauthor=False) / "ledger.db"
+
+
+def _insist(db: _Connection, pragma: str, deadline: float) -> None:
+    while True:
+        try:
+            db.raw.execute(pragma).fetchall()
+        except sqlite3.OperationalError as exc:
+            if not _is_busy(exc) or time.monotonic() >= deadline:
+                raise
+            time.sleep(_PAUSE_S)
+        else:
+            return
+
+
+def _is_busy(exc: sqlite3.Error) -> bool:
+    return exc.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _contended(wait_s: float) -> LedgerError:
+    return LedgerError(f"the ledger was locked for {wait_s:g} s; nothing was sent")

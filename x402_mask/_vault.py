@@ -1,0 +1,136 @@
+"""The ledger's own key: stored proofs are encrypted with it, history is chained with it.
+
+The key lives in a file beside the database that only the owner can read, so that whoever reads the
+database alone (a backup, a dump, a stray grant) can neither use a stored proof nor rewrite history.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+from typing import Final
+
+from x402_mask.errors import LedgerError
+
+_KEY_BYTES: Final = 32
+_NONCE_BYTES: Final = 12
+
+
+class Vault:
+    """Encrypts, decrypts and chains with keys derived from one secret (HKDF-like, by HMAC)."""
+
+    __slots__ = ("_chain_key", "_cipher", "_proof_key", "key_id")
+
+    def __init__(self, key: bytes) -> None:
+        if len(key) != _KEY_BYTES:
+            raise LedgerError("a ledger key has 32 bytes")
+        self._proof_key = hmac.digest(key, b"x402_mask proof v1", "sha256")
+        self._chain_key = hmac.digest(key, b"x402_mask history v1", "sha256")
+        self.key_id = hmac.digest(key, b"x402_mask id v1", "sha256")[:8].hex()
+        self._cipher = None
+
+    def __repr__(self) -> str:
+        return f"Vault({self.key_id})"
+
+    def seal(self, text: str, label: str) -> bytes:
+        """Encrypt *text* (AES-256-GCM), bound to *label*."""
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        return nonce + self._aead().encrypt(nonce, text.encode(), label.encode())
+
+    def open(self, sealed: bytes, label: str) -> str:
+        """Decrypt what :meth:`seal` made for the same *label*.
+
+        Raises:
+            LedgerError: it was made with another key, or altered.
+        """
+        from cryptography.exceptions import InvalidTag  # noqa: PLC0415
+
+        try:
+            plain = self._aead().decrypt(
+                sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], label.encode()
+            )
+        except (InvalidTag, ValueError):
+            raise LedgerError("a stored proof cannot be decrypted with this ledger's key") from None
+        return plain.decode()
+
+    def link(self, previous: bytes, record: bytes) -> bytes:
+        """The next value of the history chain: HMAC-SHA-256 over the last value and *record*."""
+        return hmac.digest(self._chain_key, previous + record, "sha256")
+
+    def _aead(self):  # type: ignore[no-untyped-def]  # noqa: ANN202  # loads OpenSSL only when needed
+        if self._cipher is None:
+            from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
+
+            self._cipher = AESGCM(self._proof_key)
+        return self._cipher
+
+
+def digest(text: str) -> str:
+    """The SHA-256 of a proof, in hex: names it without being worth anything."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_key(path: Path, *, create: bool) -> bytes | None:
+    """The 32-byte key in *path*; made there if *create* and there is none.
+
+    Two processes that start at once end with the same key: the file appears whole, by a link.
+
+    Raises:
+        LedgerError: the file is not a key, or cannot be read or made.
+    """
+    try:
+        return _read_key(path)
+    except FileNotFoundError:
+        if not create:
+            return None
+    except OSError as exc:
+        raise LedgerError(f"cannot read the ledger key {path.name}: {exc.strerror}") from exc
+    try:
+        return _make_key(path)
+    except OSError as exc:
+        raise LedgerError(f"cannot make the ledger key {path.name}: {exc.strerror}") from exc
+
+
+def _read_key(path: Path) -> bytes:
+    try:
+        key = bytes.fromhex(path.read_text("ascii").strip())
+    except ValueError:
+        key = b""
+    if len(key) != _KEY_BYTES:
+        raise LedgerError(f"{path.name} is not a ledger key; restore it from a backup")
+    return key
+
+
+def _make_key(path: Path) -> bytes:
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(secrets.token_bytes(_KEY_BYTES).hex() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(draft, path)
+        except FileExistsError:  # another process was first: its key is the key
+            pass
+    finally:
+        draft.unlink(missing_ok=True)
+    sync_directory(path.parent)
+    return _read_key(path)
+
+
+def sync_directory(path: Path) -> None:
+    """Make new names in *path* survive a power cut, where the system can."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # Windows cannot open a directory, and needs no such call
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,142 @@
+"""Caps as arithmetic: which buckets of which counters a cap reads.  Pure; no clock, no storage.
+
+A ledger keeps, per scope (a service, or ``*``) and per *unit*, a counter for each *bucket* of time.
+Calendar caps read one bucket and later ones; a rolling window of length W is cut into buckets of
+W/100, so that it forgets at most 1 % late and never early.  A payment recorded in a later bucket
+than now (a clock that went back) counts now as well.
+
+Times are integer microseconds since the Unix epoch, amounts integer micro-USD.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+from x402_mask._models import Spend
+from x402_mask._money import usd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from x402_mask._models import Cap
+
+SECOND: Final = 1_000_000
+_HOUR: Final = 3600 * SECOND
+_DAY: Final = 24 * _HOUR
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_TIME_MAX: Final = 253_402_300_799 * SECOND  # the last second of the year 9999
+_SLICES: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A cap, ready to be checked: what it counts, in which unit, up to how much."""
+
+    cap: Cap
+    scope: str
+    micro: int
+    unit: str
+    window_us: int = 0
+
+    @property
+    def per_call(self) -> bool:
+        """Whether the cap bounds one payment and reads no counter."""
+        return self.unit == "call"
+
+    def first_bucket(self, now_us: int) -> int:
+        """The oldest bucket that counts at *now_us*."""
+        return bucket(self.unit, now_us - self.window_us)
+
+    def resets_at(self, now_us: int, oldest: int | None) -> datetime | None:
+        """When the window next forgets something; *oldest* is the oldest bucket in use."""
+        if self.unit in ("call", "total"):
+            return None
+        if self.unit in _NEXT:
+            return _NEXT[self.unit](now_us)
+        if oldest is None:
+            return None
+        return as_datetime((oldest + 1) * int(self.unit) + self.window_us)
+
+    def spend(self, now_us: int, used: Used) -> Spend:
+        """The public record of how far this cap is used."""
+        return Spend(
+            service=self.scope,
+            per=self.cap.per,
+            limit=usd(self.micro),
+            settled=usd(used.settled),
+            held=usd(used.held),
+            left=usd(max(0, self.micro - used.total)),
+            resets_at=self.resets_at(now_us, used.oldest),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What a window holds, micro-USD; ``held`` is reserved plus held."""
+
+    settled: int = 0
+    held: int = 0
+    oldest: int | None = None
+
+    @property
+    def total(self) -> int:
+        """All of it: what counts against the cap."""
+        return self.settled + self.held
+
+
+NOTHING: Final = Used()
+
+
+def compile_caps(caps: Sequence[Cap], canonical: Callable[[str], str]) -> tuple[Limit, ...]:
+    """Caps as limits, with service aliases resolved by *canonical*."""
+    return tuple(_compile(cap, canonical(cap.service)) for cap in caps)
+
+
+def _compile(cap: Cap, scope: str) -> Limit:
+    if not isinstance(cap.per, timedelta):
+        return Limit(cap, scope, cap.micro, cap.per)
+    window_us = cap.per // timedelta(microseconds=1)
+    return Limit(cap, scope, cap.micro, str(max(1, window_us // _SLICES)), window_us)
+
+
+def applying(limits: Sequence[Limit], service: str) -> tuple[Limit, ...]:
+    """The limits that a payment for *service* must fit."""
+    return tuple(limit for limit in limits if limit.scope in ("*", service))
+
+
+def bucket(unit: str, at_us: int) -> int:
+    """The bucket of *unit* that holds the instant *at_us*."""
+    if unit == "hour":
+        return at_us // _HOUR
+    if unit == "day":
+        return at_us // _DAY
+    if unit == "month":
+        moment = as_datetime(at_us)
+        return moment.year * 12 + moment.month - 1
+    if unit in ("total", "call"):
+        return 0
+    return at_us // int(unit)
+
+
+def as_datetime(at_us: int) -> datetime:
+    """An aware UTC datetime; instants outside the years 1970 to 9999 are clipped."""
+    return _EPOCH + timedelta(microseconds=min(max(at_us, 0), _TIME_MAX))
+
+
+def _next_hour(now_us: int) -> datetime:
+    return as_datetime((now_us // _HOUR + 1) * _HOUR)
+
+
+def _next_day(now_us: int) -> datetime:
+    return as_datetime((now_us // _DAY + 1) * _DAY)
+
+
+def _next_month(now_us: int) -> datetime:
+    moment = as_datetime(now_us)
+    year, month = (moment.year + 1, 1) if moment.month == 12 else (moment.year, moment.month + 1)
+    return datetime(min(year, 9999), month, 1, tzinfo=UTC)
+
+
+_NEXT: Final = {"hour": _next_hour, "day": _next_day, "month": _next_month}

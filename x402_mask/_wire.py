@@ -1,0 +1,356 @@
+"""Headers and bodies to records, and back.  The only module that knows names on the wire.
+
+Sources: x402 specification v2 (``transports-v2/http.md``) and v1 (``transports-v1/http.md``), PyPI
+x402 2.25.0, npm @x402/core 2.27.0, and the public documents of Server402.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from x402_mask import _json
+from x402_mask._models import Offer
+from x402_mask._registry import caip2
+from x402_mask.errors import ChallengeError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+CHALLENGE_BYTES_MAX: Final = 64 * 1024
+"""Most of a challenge that is read.  nginx buffers 32 KiB of headers, h11 100 KiB of one event, and
+the longest challenge seen in the wild (bazaar schemas included) is below 10 KiB."""
+
+OFFERS_MAX: Final = 64
+"""Most entries of ``accepts``.  Sellers list one to five."""
+
+TIMEOUT_DEFAULT_S: Final = 60
+"""``maxTimeoutSeconds`` where a body leaves it out; the packages' own default is 60 to 300."""
+
+REQUIRED_HEADER: Final = "payment-required"
+SIGNATURE_HEADER: Final = "PAYMENT-SIGNATURE"
+V1_HEADER: Final = "X-PAYMENT"
+TOKEN_HEADER: Final = "X-Payment-Token"  # noqa: S105  # a header's name
+PROOF_HEADERS: Final = (SIGNATURE_HEADER, V1_HEADER, TOKEN_HEADER, "SIGN-IN-WITH-X")
+"""Headers that are worth money or identity: never sent to another origin."""
+
+_SETTLEMENT_HEADERS: Final = ("payment-response", "x-payment-response")
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/]+={0,2}")
+_AMOUNT: Final = re.compile(r"[0-9]{1,78}", re.ASCII)
+_UINT256_MAX: Final = 2**256 - 1
+
+Form = Literal["v2", "v1", "server402"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """An offer that was not taken: its place in ``accepts``, a reason code, and words."""
+
+    index: int
+    reason: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"offer {self.index}: {self.detail}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Challenge:
+    """What a 402 said.  ``document`` is the JSON object as received."""
+
+    form: Form
+    offers: tuple[Offer, ...]
+    skipped: tuple[Skipped, ...]
+    document: Mapping[str, Any]
+    rival: Challenge | None = None
+    """The body's own challenge, where the header decided."""
+
+    __hash__ = None  # type: ignore[assignment]  # holds a mapping
+
+    @property
+    def extensions(self) -> Mapping[str, Any]:
+        """Advertised extensions; empty when there are none or they are not an object."""
+        found = self.document.get("extensions")
+        return found if isinstance(found, dict) else {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """What the seller's side says happened: a claim."""
+
+    success: bool
+    transaction: str | None
+    network: str | None
+    payer: str | None
+    amount: int | None
+    error: str | None
+    garbled: bool = False
+
+
+def shown(text: object, limit: int = 80) -> str:
+    """Seller text, made safe and short enough for a message."""
+    line = ascii(str(text))[1:-1]
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+# --- challenges ---------------------------------------------------------------------------------
+
+
+def read_challenge(headers: Sequence[str], body: bytes | None) -> Challenge | None:
+    """The challenge of a 402, or ``None`` if the 402 is not about x402.
+
+    Args:
+        headers: every ``PAYMENT-REQUIRED`` header, in order.
+        body: the decoded body, or ``None`` if it is too long or cannot be decoded.
+
+    Raises:
+        ChallengeError: it claims to be a challenge and cannot be read.
+    """
+    if len(headers) > 1:
+        raise ChallengeError("the 402 carries more than one PAYMENT-REQUIRED header")
+    if not headers:
+        return _body_challenge(body) if body else None
+    found = _read_document(_decode_header(headers[0]), in_header=True)
+    return _with_rival(found, body)
+
+
+def _with_rival(found: Challenge, body: bytes | None) -> Challenge:
+    try:
+        rival = _body_challenge(body) if body else None
+    except ChallengeError:  # the header decides: what else the body is does not matter
+        rival = None
+    if rival is None:
+        return found
+    return Challenge(
+        form=found.form,
+        offers=found.offers,
+        skipped=found.skipped,
+        document=found.document,
+        rival=rival,
+    )
+
+
+def _decode_header(text: str) -> Any:
+    text = text.strip()
+    if len(text) > CHALLENGE_BYTES_MAX:
+        raise ChallengeError("the PAYMENT-REQUIRED header is longer than 64 KiB")
+    if not _BASE64.fullmatch(text):
+        raise ChallengeError("the PAYMENT-REQUIRED header is not base64")
+    return _parse(_unbase64(text), "PAYMENT-REQUIRED header")
+
+
+def _unbase64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4))
+    except (binascii.Error, ValueError):
+        raise ChallengeError("the PAYMENT-REQUIRED header is not base64") from None
+
+
+def _parse(data: bytes, where: str) -> Any:
+    try:
+        return _json.loads(data)
+    except _json.BadJSON as exc:
+        raise ChallengeError(f"the 402's {where} is not usable JSON: {exc}") from None
+
+
+def _body_challenge(body: bytes) -> Challenge | None:
+    if not _claims(body):
+        return None
+    document = _parse(body, "body")
+    if not isinstance(document, dict):
+        return None
+    if "accepts" not in document and "x402Version" not in document:
+        return None
+    return _read_document(document, in_header=False)
+
+
+def _claims(body: bytes) -> bool:
+    start = body[:64].lstrip(b"\xef\xbb\xbf \t\r\n")
+    return start.startswith(b"{") and (b'"accepts"' in body or b'"x402Version"' in body)
+
+
+def _read_document(document: Any, *, in_header: bool) -> Challenge:
+    if not isinstance(document, dict):
+        raise ChallengeError("the payment challenge is not a JSON object")
+    form = _form(document, in_header=in_header)
+    accepts = document.get("accepts")
+    if not isinstance(accepts, list):
+        raise ChallengeError("the payment challenge has no list of offers (accepts)")
+    if len(accepts) > OFFERS_MAX:
+        raise ChallengeError(f"the payment challenge lists more than {OFFERS_MAX} offers")
+    read = [_read_offer(index, entry, form) for index, entry in enumerate(accepts)]
+    return Challenge(
+        form=form,
+        offers=tuple(item for item in read if isinstance(item, Offer)),
+        skipped=tuple(item for item in read if isinstance(item, Skipped)),
+        document=document,
+    )
+
+
+def _form(document: Mapping[str, Any], *, in_header: bool) -> Form:
+    version = document.get("x402Version")
+    if version is None:
+        return "v2" if in_header else "server402"
+    if type(version) in (int, str) and str(version) in ("1", "2"):
+        return "v1" if str(version) == "1" else "v2"
+    raise ChallengeError(f"unknown x402Version {shown(version, 20)}")
+
+
+def _read_offer(index: int, entry: object, form: Form) -> Offer | Skipped:
+    if not isinstance(entry, dict):
+        return Skipped(index=index, reason="scheme", detail="not an object")
+    texts = {name: entry.get(name) for name in ("scheme", "network", "asset", "payTo")}
+    for name, value in texts.items():
+        if not isinstance(value, str) or not value or len(value) > 256:
+            reason = {"payTo": "payee"}.get(name, name)
+            return Skipped(index=index, reason=reason, detail=f"{name} is missing or not text")
+    amount = _read_amount(entry, form)
+    if amount is None:
+        return Skipped(index=index, reason="price", detail="the amount is not a positive integer")
+    timeout = _read_timeout(entry.get("maxTimeoutSeconds"))
+    if timeout is None:
+        return Skipped(index=index, reason="validity", detail="maxTimeoutSeconds is not a number")
+    extra = _read_extra(entry.get("extra"))
+    if extra is None:
+        return Skipped(index=index, reason="domain", detail="extra is not an object")
+    return Offer(
+        scheme=str(texts["scheme"]),
+        network=caip2(str(texts["network"])),
+        asset=str(texts["asset"]),
+        amount=amount,
+        pay_to=str(texts["payTo"]),
+        max_timeout_s=timeout,
+        index=index,
+        extra=extra,
+        raw=entry,
+    )
+
+
+def _read_amount(entry: Mapping[str, Any], form: Form) -> int | None:
+    names = ("maxAmountRequired", "amount") if form == "v1" else ("amount", "maxAmountRequired")
+    given = [entry[name] for name in names if entry.get(name) is not None]
+    if not given or any(value != given[0] for value in given):
+        return None
+    text = given[0]
+    if not isinstance(text, str) or not _AMOUNT.fullmatch(text):
+        return None
+    amount = int(text)
+    return amount if 0 < amount <= _UINT256_MAX else None
+
+
+def _read_timeout(value: object) -> int | None:
+    if value is None:
+        return TIMEOUT_DEFAULT_S
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return int(value) if value == int(value) else None
+
+
+def _read_extra(value: object) -> Mapping[str, Any] | None:
+    if isinstance(value, str):  # seen in version 1: a JSON text inside the JSON
+        try:
+            value = _json.loads(value) if value else {}
+        except _json.BadJSON:
+            return None
+    if value is None:
+        return {}
+    return value if isinstance(value, dict) else None
+
+
+# --- proofs -------------------------------------------------------------------------------------
+
+
+def proof_header(
+    challenge: Challenge, offer: Offer, payload: Mapping[str, Any], payment_id: str
+) -> tuple[str, str]:
+    """Name and value of the header that presents *payload*.
+
+    ``accepted``, ``resource`` and ``extensions`` go back as received; the one addition is the
+    ``id`` of ``payment-identifier``, where the seller advertises it.
+    """
+    if challenge.form == "v1":
+        network = offer.raw["network"]
+        message = {"x402Version": 1, "scheme": offer.scheme, "network": network, "payload": payload}
+        return V1_HEADER, _encode(message)
+    message = {"x402Version": 2, "accepted": offer.raw, "payload": payload}
+    if challenge.document.get("resource") is not None:
+        message["resource"] = challenge.document["resource"]
+    extensions = _echo(challenge.extensions, payment_id)
+    if extensions:
+        message["extensions"] = extensions
+    return SIGNATURE_HEADER, _encode(message)
+
+
+def _echo(extensions: Mapping[str, Any], payment_id: str) -> dict[str, Any]:
+    echo = dict(extensions)
+    entry = echo.get("payment-identifier")
+    if isinstance(entry, dict):
+        info = entry.get("info")
+        echo["payment-identifier"] = {
+            **entry,
+            "info": {**(info if isinstance(info, dict) else {}), "id": payment_id},
+        }
+    return echo
+
+
+def _encode(message: Mapping[str, Any]) -> str:
+    return base64.b64encode(_json.dumps(message)).decode("ascii")
+
+
+# --- settlements --------------------------------------------------------------------------------
+
+
+def read_settlement(get_list: Mapping[str, Sequence[str]]) -> Settlement | None:
+    """The settlement a response claims, or ``None`` where it says nothing.
+
+    Never raises: what cannot be read is a ``Settlement`` with ``garbled=True``.
+    """
+    for name in _SETTLEMENT_HEADERS:
+        values = get_list.get(name, ())
+        if values:
+            return _settlement(values)
+    return None
+
+
+SETTLEMENT_HEADERS: Final = _SETTLEMENT_HEADERS
+
+_GARBLED: Final = Settlement(
+    success=False, transaction=None, network=None, payer=None, amount=None, error=None, garbled=True
+)
+
+
+def _settlement(values: Sequence[str]) -> Settlement:
+    text = values[0].strip()
+    if len(values) > 1 or len(text) > CHALLENGE_BYTES_MAX or not _BASE64.fullmatch(text):
+        return _GARBLED
+    try:
+        document = _json.loads(_unbase64(text))
+    except (_json.BadJSON, ChallengeError):
+        return _GARBLED
+    if not isinstance(document, dict):
+        return _GARBLED
+    return _read_settlement(document)
+
+
+def _read_settlement(document: Mapping[str, Any]) -> Settlement:
+    texts: dict[str, str | None] = {}
+    for name in ("transaction", "network", "payer"):
+        value = document.get(name)
+        if value is not None and not isinstance(value, str):
+            return _GARBLED
+        texts[name] = value or None
+    amount = document.get("amount")
+    if amount is not None and not (isinstance(amount, str) and _AMOUNT.fullmatch(amount)):
+        return _GARBLED
+    error = document.get("errorReason") or document.get("error")
+    return Settlement(
+        success=document.get("success") is True,
+        transaction=texts["transaction"],
+        network=caip2(texts["network"]) if texts["network"] else None,
+        payer=texts["payer"],
+        amount=int(amount) if amount is not None else None,
+        error=shown(error) if error else None,
+    )

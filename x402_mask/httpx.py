@@ -1,0 +1,833 @@
+"""Paying through httpx: transports, clients, an auth flow, and ``attach``.
+
+``x402_mask/httpx2.py`` is this file with the other family's name, made by ``make twins``.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import httpx
+
+from x402_mask import _flow
+from x402_mask._body import Gathered, body_digest, date_of, is_replayable
+from x402_mask._drive import AsyncPerformer, perform
+from x402_mask._effects import Ask, Fingerprint, ReadBody, Reply
+from x402_mask._flow import Call, Trip, Verdict
+from x402_mask._models import Receipt
+from x402_mask._services import origin_of
+from x402_mask._wire import PROOF_HEADERS, REQUIRED_HEADER, SETTLEMENT_HEADERS
+from x402_mask.errors import PaymentError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+    from types import TracebackType
+
+    from x402_mask._effects import Effect
+    from x402_mask._models import Quote
+    from x402_mask._payer import Payer
+
+__all__ = [
+    "AsyncClient",
+    "AsyncPaymentTransport",
+    "Client",
+    "PaymentAuth",
+    "PaymentTransport",
+    "attach",
+    "receipt_of",
+]
+
+TIMEOUT = httpx.Timeout(5.0, read=60.0)
+"""Default of our clients: settling on a chain takes longer than httpx's five seconds."""
+
+_READ_HEADERS = (REQUIRED_HEADER, *SETTLEMENT_HEADERS)
+_SLOT = "x402_mask_trip"
+_AnyClient = TypeVar("_AnyClient", httpx.Client, httpx.AsyncClient)
+
+
+def receipt_of(response: httpx.Response) -> Receipt | None:
+    """What was paid for *response*, or ``None``."""
+    found = response.extensions.get("x402_mask")
+    return found if isinstance(found, Receipt) else None
+
+
+# --- one call, in either colour -------------------------------------------------------------------
+
+
+class _Slot:
+    """What the requests of one call share: redirects copy extensions, but not what is in them."""
+
+    __slots__ = ("deferred", "proof", "requests", "retry", "trip")
+
+    def __init__(self, request: httpx.Request) -> None:
+        self.trip = Trip(origin=origin_of(str(request.url)))
+        self.requests = [weakref.ref(request)]
+        self.retry: weakref.ref[httpx.Request] | None = None
+        self.proof: tuple[str, str] | None = None
+        self.deferred: list[tuple[Callable[[httpx.Response], Any], httpx.Response]] = []
+
+    @classmethod
+    def of(cls, request: httpx.Request) -> _Slot:
+        """The slot of the call that *request* belongs to.
+
+        A redirect is a new request that carries the slot on; the same request sent again is a new
+        call, which the ledger, not this slot, keeps from paying twice.
+        """
+        slot = request.extensions.get(_SLOT)
+        if isinstance(slot, cls) and all(known() is not request for known in slot.requests):
+            slot.requests.append(weakref.ref(request))
+            return slot
+        slot = cls(request)
+        request.extensions[_SLOT] = slot
+        return slot
+
+
+class _Session:
+    """What both colours of a call have in common: everything but waiting."""
+
+    def __init__(self, payer: Payer, request: httpx.Request) -> None:
+        self.payer = payer
+        self.request = request
+        self.slot = _Slot.of(request)
+        self.response: httpx.Response | None = None
+        self.gathered: Gathered | None = None
+        self.flow: Generator[Effect, Any, Verdict] = _flow.converse(payer, self._call())
+
+    def _call(self) -> Call:
+        options = self.request.extensions.get("x402_mask")
+        key = options.get("operation") if isinstance(options, dict) else None
+        if key is not None and not isinstance(key, str):
+            raise TypeError('extensions={"x402_mask": {"operation": ...}} is a str')
+        timeout = self.request.extensions.get("timeout")
+        return Call(
+            method=self.request.method,
+            trip=self.slot.trip,
+            key=key,
+            wait_s=timeout.get("read") if isinstance(timeout, dict) else None,
+            has_proof=any(name in self.request.headers for name in PROOF_HEADERS),
+        )
+
+    def reply(self, response: httpx.Response, request: httpx.Request) -> Reply:
+        """The response as the conversation sees it; a plain answer costs next to nothing."""
+        self.response = response
+        self.request = request
+        headers = response.headers
+        found = {name: headers.get_list(name) for name in _READ_HEADERS if name in headers}
+        date = date_of(headers.get("date")) if response.status_code == 402 else None
+        return Reply(status=response.status_code, url=str(request.url), headers=found, date=date)
+
+    def paid_request(self, proof: tuple[str, str]) -> httpx.Request:
+        """A copy of the request that carries the proof: the caller's own request never does."""
+        request = self.request
+        headers = request.headers.copy()
+        headers[proof[0]] = proof[1]
+        retry = httpx.Request(
+            request.method,
+            request.url,
+            headers=headers,
+            stream=request.stream,
+            extensions=request.extensions,
+        )
+        if _in_memory(request):
+            retry.read()
+        if self.response is not None:
+            _carry_cookies(self.response, request, retry)
+        self.slot.retry, self.slot.proof = weakref.ref(retry), proof
+        self.slot.requests.append(self.slot.retry)
+        return retry
+
+    def fingerprint(self) -> str | None:
+        """Digest of the request body, or ``None`` if it can be sent only once."""
+        content_type = self.request.headers.get("content-type", "")
+        if _in_memory(self.request):
+            return body_digest((self.request.content,), content_type)
+        if not is_replayable(self.request.stream):
+            return None
+        return body_digest(cast("Any", self.request.stream), content_type)
+
+    def body(self) -> bytes | None:
+        """The 402's body, if all of it was read and it could be decoded."""
+        assert self.gathered is not None and self.response is not None
+        return self.gathered.decoded(self.response.headers.get("content-encoding", ""))
+
+    def conclude(self, verdict: Verdict) -> None:
+        """Put the verdict on the response that is handed back."""
+        assert self.response is not None
+        if verdict.receipt is not None:
+            self.response.extensions["x402_mask"] = verdict.receipt
+        if verdict.refusal is not None:
+            self.response.extensions["x402_mask_refusal"] = verdict.refusal
+            verdict.refusal.response = self.response
+
+    def detached(self) -> httpx.Response:
+        """The 402 with as much of its body as was read, free of its connection."""
+        assert self.response is not None
+        headers = self.response.headers.copy()
+        raw = b"".join(self.gathered.chunks) if self.gathered is not None else b""
+        known = self.body() if self.gathered is not None else None
+        if known is not None:
+            headers.pop("content-encoding", None)
+        copy = httpx.Response(
+            self.response.status_code,
+            headers=headers,
+            stream=httpx.ByteStream(raw if known is None else known),
+            request=self.request,
+        )
+        if known is not None or "content-encoding" not in headers:
+            copy.read()
+        return copy
+
+
+def _in_memory(request: httpx.Request) -> bool:
+    try:
+        request.content  # noqa: B018  # raises where the body is a stream
+    except httpx.RequestNotRead:
+        return False
+    return True
+
+
+def _carry_cookies(
+    response: httpx.Response, request: httpx.Request, retry: httpx.Request
+) -> None:
+    """Send the cookies that the 402 set, besides those the caller sent."""
+    if "set-cookie" not in response.headers:
+        return
+    response.request = request
+    bare = httpx.Request(request.method, request.url)
+    httpx.Cookies(response.cookies).set_cookie_header(bare)
+    fresh = bare.headers.get("cookie")
+    if fresh:
+        names = {part.partition("=")[0].strip() for part in fresh.split(";")}
+        sent = [p.strip() for line in retry.headers.get_list("cookie") for p in line.split(";")]
+        kept = [part for part in sent if part and part.partition("=")[0].strip() not in names]
+        retry.headers["cookie"] = "; ".join([*kept, fresh])
+
+
+class _SyncSession(_Session):
+    """One call, sync: give it responses, it gives the next request to send."""
+
+    def start(self) -> httpx.Request | None:
+        """The first request to send."""
+        return self._pump(lambda: next(self.flow))
+
+    def received(self, response: httpx.Response, request: httpx.Request) -> httpx.Request | None:
+        """The next request to send, or ``None`` when ``self.response`` is the answer."""
+        return self._pump(lambda: self.flow.send(self.reply(response, request)))
+
+    def failed(self, exc: BaseException) -> None:
+        """Sending failed: the conversation writes down what that means."""
+        try:
+            self._pump(lambda: self.flow.throw(exc))
+        except BaseException as raised:
+            if raised is not exc:
+                raise
+
+    def _pump(self, step: Callable[[], Effect]) -> httpx.Request | None:
+        try:
+            effect = step()
+            while not isinstance(effect, Ask):
+                try:
+                    answer = self._perform(effect)
+                except BaseException as exc:
+                    effect = self.flow.throw(exc)
+                else:
+                    effect = self.flow.send(answer)
+        except StopIteration as stop:
+            self.conclude(stop.value)
+            return None
+        except BaseException as exc:
+            self._abandon(exc)
+            raise
+        if effect.proof is None:
+            return self.request
+        retry = self.paid_request(effect.proof)
+        self._discard()
+        return retry
+
+    def _perform(self, effect: Effect) -> Any:
+        if isinstance(effect, ReadBody):
+            return self._read()
+        if isinstance(effect, Fingerprint):
+            return self.fingerprint()
+        assert not isinstance(effect, Ask)
+        return perform(effect)
+
+    def _read(self) -> bytes | None:
+        response = self.response
+        assert response is not None
+        self.gathered = gathered = Gathered()
+        source = response.stream
+        assert isinstance(source, httpx.SyncByteStream)
+        chunks = iter(source)
+        for chunk in chunks:
+            if not gathered.add(chunk):
+                break
+        else:
+            gathered.complete = True
+        response.stream = _Rewound(gathered.chunks, chunks, source)
+        return self.body()
+
+    def _discard(self) -> None:
+        """Let go of the 402 before the retry, so that a pool of one connection suffices."""
+        if self.response is not None:
+            self.response.close()
+
+    def _abandon(self, exc: BaseException) -> None:
+        if self.response is None:
+            return
+        if isinstance(exc, PaymentError):
+            exc.response = self.detached()
+        self.response.close()
+
+
+class _AsyncSession(_Session):
+    """:class:`_SyncSession`, async."""
+
+    def __init__(self, payer: Payer, request: httpx.Request) -> None:
+        super().__init__(payer, request)
+        self._performer = AsyncPerformer(inline=payer.ledger.inline)
+
+    async def start(self) -> httpx.Request | None:
+        """The first request to send."""
+        return await self._pump(lambda: next(self.flow))
+
+    async def received(
+        self, response: httpx.Response, request: httpx.Request
+    ) -> httpx.Request | None:
+        """The next request to send, or ``None`` when ``self.response`` is the answer."""
+        return await self._pump(lambda: self.flow.send(self.reply(response, request)))
+
+    async def failed(self, exc: BaseException) -> None:
+        """Sending failed: the conversation writes down what that means."""
+        try:
+            await self._pump(lambda: self.flow.throw(exc))
+        except BaseException as raised:
+            if raised is not exc:
+                raise
+
+    async def _pump(self, step: Callable[[], Effect]) -> httpx.Request | None:
+        try:
+            effect = step()
+            while not isinstance(effect, Ask):
+                try:
+                    answer = await self._perform(effect)
+                except BaseException as exc:
+                    effect = self.flow.throw(exc)
+                else:
+                    effect = self.flow.send(answer)
+        except StopIteration as stop:
+            self.conclude(stop.value)
+            self._performer.deliver()
+            return None
+        except BaseException as exc:
+            await self._abandon(exc)
+            raise
+        if effect.proof is None:
+            return self.request
+        return await self._paid(effect.proof)
+
+    async def _paid(self, proof: tuple[str, str]) -> httpx.Request | None:
+        try:
+            self._performer.deliver()
+            retry = self.paid_request(proof)
+            await self._discard()
+        except BaseException as exc:
+            await self.failed(exc)
+            raise
+        return retry
+
+    async def _perform(self, effect: Effect) -> Any:
+        if isinstance(effect, ReadBody):
+            return await self._read()
+        if isinstance(effect, Fingerprint):
+            return self.fingerprint()
+        assert not isinstance(effect, Ask)
+        return await self._performer.perform(effect)
+
+    async def _read(self) -> bytes | None:
+        response = self.response
+        assert response is not None
+        self.gathered = gathered = Gathered()
+        source = response.stream
+        assert isinstance(source, httpx.AsyncByteStream)
+        chunks = source.__aiter__()
+        async for chunk in chunks:
+            if not gathered.add(chunk):
+                break
+        else:
+            gathered.complete = True
+        response.stream = _AsyncRewound(gathered.chunks, chunks, source)
+        return self.body()
+
+    async def _discard(self) -> None:
+        """Let go of the 402 before the retry, so that a pool of one connection suffices."""
+        if self.response is not None:
+            await self.response.aclose()
+
+    async def _abandon(self, exc: BaseException) -> None:
+        if self.response is None:
+            return
+        if isinstance(exc, PaymentError):
+            exc.response = self.detached()
+        from anyio import CancelScope  # noqa: PLC0415
+
+        with CancelScope(shield=True):
+            await self.response.aclose()
+
+
+class _Rewound(httpx.SyncByteStream):
+    """A stream whose start was read: gives that again, then the rest."""
+
+    def __init__(
+        self, start: list[bytes], rest: Iterator[bytes], source: httpx.SyncByteStream
+    ) -> None:
+        self._start, self._rest, self._source = start, rest, source
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._start
+        yield from self._rest
+
+    def close(self) -> None:
+        self._source.close()
+
+
+class _AsyncRewound(httpx.AsyncByteStream):
+    """:class:`_Rewound`, async."""
+
+    def __init__(
+        self, start: list[bytes], rest: AsyncIterator[bytes], source: httpx.AsyncByteStream
+    ) -> None:
+        self._start, self._rest, self._source = start, rest, source
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self._start:
+            yield chunk
+        async for chunk in self._rest:
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._source.aclose()
+
+
+# --- transports -----------------------------------------------------------------------------------
+
+
+class PaymentTransport(httpx.BaseTransport):
+    """An httpx transport that pays 402 answers within the payer's caps.
+
+    Args:
+        payer: decides and pays.
+        inner: the transport that is wrapped; default ``httpx.HTTPTransport()``.
+
+    Raises:
+        TypeError: *inner* is not an httpx transport, or the payer needs an async client.
+    """
+
+    def __init__(self, payer: Payer, inner: httpx.BaseTransport | None = None) -> None:
+        _check_sync(payer)
+        self.payer = payer
+        self.inner = httpx.HTTPTransport() if inner is None else _checked(inner, "handle_request")
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send *request*; pay for it if it must be and may be."""
+        session = _SyncSession(self.payer, request)
+        sent = session.start()
+        while sent is not None:
+            try:
+                response = self.inner.handle_request(sent)
+            except BaseException as exc:
+                session.failed(exc)
+                raise
+            sent = session.received(response, request)
+        assert session.response is not None
+        return session.response
+
+    def __enter__(self) -> PaymentTransport:
+        self.inner.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        self.inner.__exit__(exc_type, exc_value, traceback)
+
+    def close(self) -> None:
+        """Close the wrapped transport, never the payer."""
+        self.inner.close()
+
+
+class AsyncPaymentTransport(httpx.AsyncBaseTransport):
+    """An async httpx transport that pays 402 answers within the payer's caps.
+
+    Args:
+        payer: decides and pays.
+        inner: the transport that is wrapped; default ``httpx.AsyncHTTPTransport()``.
+
+    Raises:
+        TypeError: *inner* is not an async httpx transport.
+    """
+
+    def __init__(self, payer: Payer, inner: httpx.AsyncBaseTransport | None = None) -> None:
+        self.payer = payer
+        self.inner = (
+            httpx.AsyncHTTPTransport()
+            if inner is None
+            else _checked(inner, "handle_async_request")
+        )
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send *request*; pay for it if it must be and may be."""
+        session = _AsyncSession(self.payer, request)
+        sent = await session.start()
+        while sent is not None:
+            try:
+                response = await self.inner.handle_async_request(sent)
+            except BaseException as exc:
+                await session.failed(exc)
+                raise
+            sent = await session.received(response, request)
+        assert session.response is not None
+        return session.response
+
+    async def __aenter__(self) -> AsyncPaymentTransport:
+        await self.inner.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        await self.inner.__aexit__(exc_type, exc_value, traceback)
+
+    async def aclose(self) -> None:
+        """Close the wrapped transport, never the payer."""
+        await self.inner.aclose()
+
+
+def _checked(inner: Any, method: str) -> Any:
+    families = {kind.__module__.partition(".")[0] for kind in type(inner).__mro__}
+    if not callable(getattr(inner, method, None)) or {"httpx", "httpx2"} & families - {
+        httpx.BaseTransport.__module__.partition(".")[0]
+    }:
+        raise TypeError(
+            f"{type(inner).__name__} is not a transport of {httpx.__name__} with {method}()"
+        )
+    return inner
+
+
+def _check_sync(payer: Payer) -> None:
+    if payer.needs_async is not None:
+        raise TypeError(f"the payer's {payer.needs_async} is async: use an async client")
+
+
+# --- clients --------------------------------------------------------------------------------------
+
+
+class Client(httpx.Client):
+    """An ``httpx.Client`` that pays.  Everything else works as in httpx.
+
+    ``verify``, ``limits``, ``http2``, ``proxy``, ``mounts`` and environment proxies keep working,
+    and are paid through.  The default time-out is 5 s, and 60 s to read.
+    """
+
+    def __init__(self, payer: Payer, **kwargs: Any) -> None:
+        _check_sync(payer)
+        self._payer = payer
+        kwargs.setdefault("timeout", TIMEOUT)
+        if kwargs.get("mounts"):
+            mounts = kwargs["mounts"].items()
+            kwargs["mounts"] = {key: t if t is None else self._paying(t) for key, t in mounts}
+        super().__init__(**kwargs)
+
+    def _paying(self, transport: httpx.BaseTransport) -> httpx.BaseTransport:
+        if isinstance(transport, PaymentTransport):
+            return transport
+        return PaymentTransport(self._payer, transport)
+
+    def _init_transport(self, *args: Any, **kwargs: Any) -> httpx.BaseTransport:
+        return self._paying(super()._init_transport(*args, **kwargs))
+
+    def _init_proxy_transport(self, *args: Any, **kwargs: Any) -> httpx.BaseTransport:
+        return self._paying(super()._init_proxy_transport(*args, **kwargs))
+
+
+class AsyncClient(httpx.AsyncClient):
+    """An ``httpx.AsyncClient`` that pays; see :class:`Client`."""
+
+    def __init__(self, payer: Payer, **kwargs: Any) -> None:
+        self._payer = payer
+        kwargs.setdefault("timeout", TIMEOUT)
+        if kwargs.get("mounts"):
+            mounts = kwargs["mounts"].items()
+            kwargs["mounts"] = {key: t if t is None else self._paying(t) for key, t in mounts}
+        super().__init__(**kwargs)
+
+    def _paying(self, transport: httpx.AsyncBaseTransport) -> httpx.AsyncBaseTransport:
+        if isinstance(transport, AsyncPaymentTransport):
+            return transport
+        return AsyncPaymentTransport(self._payer, transport)
+
+    def _init_transport(self, *args: Any, **kwargs: Any) -> httpx.AsyncBaseTransport:
+        return self._paying(super()._init_transport(*args, **kwargs))
+
+    def _init_proxy_transport(self, *args: Any, **kwargs: Any) -> httpx.AsyncBaseTransport:
+        return self._paying(super()._init_proxy_transport(*args, **kwargs))
+
+
+# --- auth flow and attach -------------------------------------------------------------------------
+
+
+class PaymentAuth(httpx.Auth):
+    """An ``httpx.Auth`` that pays 402 answers.
+
+    An auth flow cannot keep a proof from following a redirect to another host: with
+    ``follow_redirects`` use :func:`attach`, which can.
+
+    Args:
+        payer: decides and pays.
+        inner: another auth that is applied as well, outside the payment.
+    """
+
+    def __init__(self, payer: Payer, inner: httpx.Auth | None = None) -> None:
+        self.payer = payer
+        self.inner = inner
+
+    def _other(self, request: httpx.Request) -> httpx.Auth:
+        if self.inner is not None:
+            return self.inner
+        if request.url.username or request.url.password:
+            return httpx.BasicAuth(request.url.username, request.url.password)
+        return httpx.Auth()
+
+    def sync_auth_flow(
+        self, request: httpx.Request
+    ) -> Generator[httpx.Request, httpx.Response, None]:
+        """Send *request*; pay for it if it must be and may be."""
+        _check_sync(self.payer)
+        outer = self._other(request).sync_auth_flow(request)
+        try:
+            wanted = next(outer)
+            while True:
+                response = yield from self._paid(wanted)
+                wanted = outer.send(response)
+        except StopIteration:
+            return
+        finally:
+            outer.close()
+
+    def _paid(
+        self, request: httpx.Request
+    ) -> Generator[httpx.Request, httpx.Response, httpx.Response]:
+        session = _SyncSession(self.payer, request)
+        sent = session.start()
+        while sent is not None:
+            try:
+                response = yield sent
+            except BaseException as exc:
+                # httpx closes the flow: the real exception is the context of the GeneratorExit
+                session.failed(exc.__context__ or exc)
+                raise
+            _scrub(response, sent, request)
+            asked = response.request if sent is request else request
+            sent = session.received(response, asked)
+            if sent is not None:
+                response.stream = httpx.ByteStream(b"")  # httpx reads all of what we discard
+                response.headers.pop("content-encoding", None)
+        assert session.response is not None
+        for hook, seen in session.slot.deferred:
+            if seen is session.response:
+                hook(seen)
+        return session.response
+
+    async def async_auth_flow(
+        self, request: httpx.Request
+    ) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        """Send *request*; pay for it if it must be and may be."""
+        outer = self._other(request).async_auth_flow(request)
+        try:
+            wanted = await anext(outer)
+            while True:
+                session = _AsyncSession(self.payer, wanted)
+                sent = await session.start()
+                while sent is not None:
+                    try:
+                        response = yield sent
+                    except BaseException as exc:
+                        await session.failed(exc.__context__ or exc)
+                        raise
+                    _scrub(response, sent, wanted)
+                    asked = response.request if sent is wanted else wanted
+                    sent = await session.received(response, asked)
+                    if sent is not None:
+                        response.stream = httpx.ByteStream(b"")
+                        response.headers.pop("content-encoding", None)
+                assert session.response is not None
+                for hook, seen in session.slot.deferred:
+                    if seen is session.response:
+                        await hook(seen)
+                wanted = await outer.asend(session.response)
+        except StopAsyncIteration:
+            return
+        finally:
+            await outer.aclose()
+
+
+def _scrub(response: httpx.Response, sent: httpx.Request, request: httpx.Request) -> None:
+    """Keep the proof out of what the caller can look at afterwards."""
+    if sent is request:
+        return
+    if response.request is sent:
+        response.request = request
+    if response.next_request is not None:
+        for name in PROOF_HEADERS:
+            response.next_request.headers.pop(name, None)
+
+
+def attach(client: _AnyClient, payer: Payer) -> _AnyClient:
+    """Make an existing client pay, and return it.
+
+    Uses public httpx API only: the client's ``auth`` (its own is kept and applied as well) and its
+    event hooks.  A proof is taken off every redirect; response hooks do not see a 402 that is then
+    paid.  A call with its own ``auth=`` is not paid.
+
+    Raises:
+        TypeError: not a client of this family, or the payer needs an async client.
+        ValueError: the client is attached to another payer.
+    """
+    if not isinstance(client, (httpx.Client, httpx.AsyncClient)):
+        raise TypeError(f"attach() takes an {httpx.__name__} client, not {type(client).__name__}")
+    if isinstance(client, httpx.Client):
+        _check_sync(payer)
+    if isinstance(client.auth, PaymentAuth):
+        if client.auth.payer is not payer:
+            raise ValueError("this client is attached to another payer")
+        return client
+    client.auth = PaymentAuth(payer, client.auth)
+    guard = _async_guard(client) if isinstance(client, httpx.AsyncClient) else _guard(client)
+    client.event_hooks["request"].append(guard)
+    return client
+
+
+def _guard(client: httpx.Client) -> Callable[[httpx.Request], None]:
+    held = weakref.ref(client)
+
+    def guard(request: httpx.Request) -> None:
+        _strip(request)
+        owner = held()
+        if owner is not None:
+            _wrap_hooks(owner.event_hooks["response"], _Deferred)
+
+    return guard
+
+
+def _async_guard(client: httpx.AsyncClient) -> Callable[[httpx.Request], Any]:
+    held = weakref.ref(client)
+
+    async def guard(request: httpx.Request) -> None:
+        _strip(request)
+        owner = held()
+        if owner is not None:
+            _wrap_hooks(owner.event_hooks["response"], _AsyncDeferred)
+
+    return guard
+
+
+def _strip(request: httpx.Request) -> None:
+    """Take our proof off redirects, and anybody's proof off other origins."""
+    slot = request.extensions.get(_SLOT)
+    if not isinstance(slot, _Slot):
+        slot = _Slot(request)
+        request.extensions[_SLOT] = slot
+    retry = slot.retry() if slot.retry is not None else None
+    if slot.proof is not None and retry is not request:
+        name, value = slot.proof
+        if request.headers.get(name) == value:
+            del request.headers[name]
+    if origin_of(str(request.url)) != slot.trip.origin:
+        for name in PROOF_HEADERS:
+            request.headers.pop(name, None)
+
+
+def _wrap_hooks(hooks: list[Any], wrapper: Callable[[Any], Any]) -> None:
+    """Wrap the client's response hooks, those added since the last call as well."""
+    hooks[:] = [hook if isinstance(hook, _Deferred) else wrapper(hook) for hook in hooks]
+
+
+class _Deferred:
+    """A response hook that waits with a 402 until it is known to be handed back."""
+
+    __slots__ = ("hook",)
+
+    def __init__(self, hook: Callable[[httpx.Response], Any]) -> None:
+        self.hook = hook
+
+    def __call__(self, response: httpx.Response) -> Any:
+        if not self.waits(response):
+            self.hook(response)
+
+    def waits(self, response: httpx.Response) -> bool:
+        """Whether the hook is put off."""
+        slot = response.request.extensions.get(_SLOT)
+        if response.status_code != 402 or not isinstance(slot, _Slot):
+            return False
+        slot.deferred.append((self.hook, response))
+        return True
+
+
+class _AsyncDeferred(_Deferred):
+    """:class:`_Deferred`, async."""
+
+    __slots__ = ()
+
+    async def __call__(self, response: httpx.Response) -> None:
+        if not self.waits(response):
+            await self.hook(response)
+
+
+# --- quoting --------------------------------------------------------------------------------------
+
+
+def quote(payer: Payer, asked: httpx.Request | httpx.Response) -> Quote | None:
+    """``Payer.quote`` for this family."""
+    if isinstance(asked, httpx.Response):
+        return _judged(payer, asked)
+    with httpx.Client(timeout=TIMEOUT) as client:
+        return _judged(payer, client.send(asked))
+
+
+async def aquote(payer: Payer, asked: httpx.Request | httpx.Response) -> Quote | None:
+    """``Payer.aquote`` for this family."""
+    if isinstance(asked, httpx.Request):
+        async with httpx.AsyncClient(timeout=TIMEOUT) as client:
+            asked = await client.send(asked)
+    from anyio import to_thread  # noqa: PLC0415
+
+    return await to_thread.run_sync(_judged, payer, asked)
+
+
+def _judged(payer: Payer, response: httpx.Response) -> Quote | None:
+    session = _SyncSession(payer, response.request)
+    call = Call(method=response.request.method, trip=session.slot.trip)
+    flow = _flow.quote(payer, call, session.reply(response, response.request))
+    try:
+        effect = next(flow)
+        while True:
+            answer = _content(response) if isinstance(effect, ReadBody) else perform(
+                cast("Any", effect)
+            )
+            effect = flow.send(answer)
+    except StopIteration as stop:
+        return cast("Quote | None", stop.value)
+
+
+def _content(response: httpx.Response) -> bytes | None:
+    try:
+        return response.content
+    except httpx.ResponseNotRead:
+        return None
