@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from Crypto.Hash import keccak as _keccak
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from x402_mask._models import Asset
 

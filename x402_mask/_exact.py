@@ -76,7 +76,13 @@ class Authorization:
 
 
 def authorize(
-    choice: Choice, *, payer: str, now: float, seller_now: float, cap_s: int, nonce: bytes,
+    choice: Choice,
+    *,
+    payer: str,
+    now: float,
+    seller_now: float,
+    cap_s: int,
+    nonce: bytes,
     backdate: bool,
 ) -> Authorization:
     """The authorization for *choice*.

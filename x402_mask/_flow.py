@@ -186,7 +186,7 @@ def _open(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any
         view = yield from _look(payer, purchase)
         twin = view.twin
         if twin is not None and not twin.busy:
-            verdict = yield from _represent(payer, call, purchase, twin)
+            verdict = yield from _represent(payer, call, twin)
             if verdict is not None:
                 return verdict
             continue
@@ -227,9 +227,7 @@ def _wait(call: Call, waited: float, twin: Twin) -> Generator[Effect, Any, None]
     yield from sleep(_POLL_S)
 
 
-def _check_lapsed(
-    payer: Payer, purchase: Purchase, view: View
-) -> Generator[Effect, Any, None]:
+def _check_lapsed(payer: Payer, purchase: Purchase, view: View) -> Generator[Effect, Any, None]:
     """Before an expired proof is followed by a new one: may it be, and what does the chain say."""
     lapsed = [row for row in view.lapsed if row.origin == purchase.origin]
     if not lapsed:
@@ -267,20 +265,19 @@ def _decide(payer: Payer, purchase: Purchase, view: View) -> Generator[Effect, A
     return choice
 
 
-def _full_quote(
-    payer: Payer, purchase: Purchase, choice: Choice
-) -> Generator[Effect, Any, Quote]:
+def _full_quote(payer: Payer, purchase: Purchase, choice: Choice) -> Generator[Effect, Any, Quote]:
     """What paying *choice* would cost, and whether the caps leave room for it now."""
     now_us, limits = payer.now_us(), applying(payer.limits, purchase.service)
-    caps = yield from record(
-        lambda wait_s: payer.ledger.room(limits, now_us=now_us, wait_s=wait_s)
-    )
+    caps = yield from record(lambda wait_s: payer.ledger.room(limits, now_us=now_us, wait_s=wait_s))
     refusal = over_cap(limits, caps, choice.micro, purchase.service)
     return quote_of(payer, purchase, choice, tuple(caps), refusal)
 
 
 def quote_of(
-    payer: Payer, purchase: Purchase, choice: Choice, caps: tuple[Spend, ...],
+    payer: Payer,
+    purchase: Purchase,
+    choice: Choice,
+    caps: tuple[Spend, ...],
     refusal: PaymentRefused | None,
 ) -> Quote:
     """The public record of a choice."""
@@ -349,7 +346,7 @@ def _buy(
         yield from _release(payer, row.id, failure)
         raise
     payer.emit("sent", purchase, payment_id=row.id, usd=usd(row.micro))
-    return (yield from _present(payer, call, purchase, row, proof))
+    return (yield from _present(payer, call, row, proof))
 
 
 def _prove(
@@ -391,9 +388,7 @@ def _sign(payer: Payer, authorization: Authorization) -> Generator[Effect, Any, 
     return checked_signature(returned, digest, signer.address)
 
 
-def _release(
-    payer: Payer, payment_id: str, failure: BaseException
-) -> Generator[Effect, Any, None]:
+def _release(payer: Payer, payment_id: str, failure: BaseException) -> Generator[Effect, Any, None]:
     """Give the reservation back; if even that fails it stays reserved, which counts."""
     note = f"never sent: {type(failure).__name__}"
     if isinstance(failure, PaymentError):
@@ -404,15 +399,13 @@ def _release(
             lambda wait_s: payer.ledger.release(payment_id, note, now_us=now_us, wait_s=wait_s)
         )
     except LedgerError as exc:
-        log.error("payment %s could not be released and stays reserved: %s", payment_id, exc)
+        log.exception("payment %s could not be released and stays reserved", payment_id)
         payer.emit("ledger_failed", payment_id=payment_id, detail={"error": str(exc)})
     else:
         payer.emit("released", payment_id=payment_id, detail={"note": note})
 
 
-def _represent(
-    payer: Payer, call: Call, purchase: Purchase, twin: Twin
-) -> Generator[Effect, Any, Verdict | None]:
+def _represent(payer: Payer, call: Call, twin: Twin) -> Generator[Effect, Any, Verdict | None]:
     """Present the same bytes again; ``None`` if another call took them first."""
     row, now_us = twin.row, payer.now_us()
     proof = yield from record(
@@ -420,16 +413,14 @@ def _represent(
     )
     if proof is None:
         return None
-    payer.emit("represented", purchase, payment_id=row.id, usd=usd(row.micro))
-    return (yield from _present(payer, call, purchase, row, proof))
+    payer.emit("represented", row, payment_id=row.id, usd=usd(row.micro))
+    return (yield from _present(payer, call, row, proof))
 
 
 # --- after the point of no return -----------------------------------------------------------------
 
 
-def _present(
-    payer: Payer, call: Call, purchase: Purchase, row: Row, proof: Proof
-) -> Generator[Effect, Any, Verdict]:
+def _present(payer: Payer, call: Call, row: Row, proof: Proof) -> Generator[Effect, Any, Verdict]:
     """Send the proof, and write down how it ended, however it ended."""
     call.trip.paid = True
     call.trip.receipt = receipt_for(row, "unknown", None)
@@ -446,9 +437,7 @@ def _present(
     return Verdict(receipt=call.trip.receipt)
 
 
-def _judge(
-    payer: Payer, row: Row, proof: Proof, reply: Reply
-) -> Generator[Effect, Any, Result]:
+def _judge(payer: Payer, row: Row, proof: Proof, reply: Reply) -> Generator[Effect, Any, Result]:
     """What the answer says of the money; with an RPC, ``settled`` only if the chain agrees."""
     settlement = read_settlement(reply.headers)
     fault = _fault(row, settlement)
@@ -456,8 +445,9 @@ def _judge(
     note = f"HTTP {reply.status}; {fault}" if fault else f"HTTP {reply.status}"
     if fault is None and payer.chain_knows(row.network):
         if (yield from consult(payer.seen_on_chain, row, proof, told)):
-            return Result(outcome="settled", delivered=reply.delivered, transaction=told,
-                          seen=True, note=note)
+            return Result(
+                outcome="settled", delivered=reply.delivered, transaction=told, seen=True, note=note
+            )
         note += "; the settlement is not seen on chain yet"
     elif fault is None:
         return Result(outcome="settled", delivered=reply.delivered, transaction=told, note=note)
@@ -491,7 +481,7 @@ def _is_hash(text: str | None) -> bool:
 
 
 def _finish(payer: Payer, row: Row, result: Result) -> Generator[Effect, Any, None]:
-    """Write down the end.  A ledger that fails now costs nobody the answer: the money stays held."""
+    """Write down the end.  A ledger that fails now costs nobody the answer: money stays held."""
     now_us = payer.now_us()
     try:
         opened = yield from record(
@@ -500,7 +490,7 @@ def _finish(payer: Payer, row: Row, result: Result) -> Generator[Effect, Any, No
             )
         )
     except LedgerError as exc:
-        log.error("the end of payment %s is not recorded, it stays held: %s", row.id, exc)
+        log.exception("the end of payment %s is not recorded, it stays held", row.id)
         payer.emit("ledger_failed", payment_id=row.id, detail={"error": str(exc)})
         return
     kind = {"unknown": "held"}.get(result.outcome, result.outcome)
@@ -524,8 +514,12 @@ def _note_refusal(
 ) -> Generator[Effect, Any, None]:
     """Put the refusal in the history; a ledger that cannot take it does not hide the reason."""
     origin = origin_of(reply.url)
-    detail = {"reason": refusal.reason, "message": shown(refusal, 300), "origin": origin,
-              "path": urlsplit(reply.url).path[:200]}
+    detail = {
+        "reason": refusal.reason,
+        "message": shown(refusal, 300),
+        "origin": origin,
+        "path": urlsplit(reply.url).path[:200],
+    }
     payer.emit("refused", detail=detail)
     now_us = payer.now_us()
     try:
@@ -569,5 +563,3 @@ def _refused_quote(payer: Payer, call: Call, reply: Reply, refusal: PaymentRefus
         url=reply.url, route=None, usd=None, amount=None, asset=None, network=None, pay_to=None,
         payer=payer.address, refusal=refusal,
     )  # fmt: skip
-
-

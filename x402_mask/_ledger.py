@@ -48,7 +48,8 @@ CREATE TABLE IF NOT EXISTS payments (
   nonce TEXT, valid_before BIGINT, header TEXT, proof {blob}, proof_digest TEXT,
   outcome TEXT, trans TEXT, seen INTEGER NOT NULL DEFAULT 0, note TEXT NOT NULL DEFAULT '');
 CREATE INDEX IF NOT EXISTS payments_open ON payments (operation) WHERE delivered = 0;
-CREATE INDEX IF NOT EXISTS payments_unsettled ON payments (state) WHERE state IN ('reserved','held');
+CREATE INDEX IF NOT EXISTS payments_unsettled ON payments (state)
+  WHERE state IN ('reserved','held');
 CREATE TABLE IF NOT EXISTS meters (
   scope TEXT NOT NULL, unit TEXT NOT NULL, PRIMARY KEY (scope, unit));
 CREATE TABLE IF NOT EXISTS counters (
@@ -80,7 +81,7 @@ _COLUMNS: Final = (
 )
 
 
-class Busy(Exception):  # noqa: N818  # a signal between driver and ledger, never an error
+class Busy(Exception):  # a signal between driver and ledger, never an error
     """The lock is not free and the caller said not to wait."""
 
 
@@ -672,7 +673,7 @@ class Ledger(ABC):
         )
         self._moved_head(seq, mac)
 
-    def _moved_head(self, seq: int, mac: bytes) -> None:
+    def _moved_head(self, seq: int, mac: bytes) -> None:  # noqa: B027  # optional for backends
         """Called inside the transaction for every row of history; a backend may keep the head."""
 
     def _flush(self, db: Db) -> None:
@@ -820,7 +821,7 @@ def _used(db: Db, limit: Limit, now_us: int) -> Used:
 
 
 def _measure(db: Db, want: Reservation) -> tuple[dict[str, int], PaymentRefused | None]:
-    """What each cap holds before this payment, and the refusal of the first that it does not fit."""
+    """What each cap holds before this payment, and the refusal of the first that is too full."""
     limits = applying(want.limits, want.service)
     used = [_used(db, limit, want.at) for limit in limits]
     before = {str(limit.cap): u.total for limit, u in zip(limits, used, strict=True)}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from x402_mask._money import micro_usd, parse_usd, usd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from decimal import Decimal
 
     from x402_mask.errors import PaymentRefused
 
@@ -50,7 +50,7 @@ class Asset:
             raise ValueError(f"not a token address: {self.address!r}")
         if type(self.decimals) is not int or not 0 <= self.decimals <= 36:
             raise ValueError(f"decimals out of range: {self.decimals!r}")
-        if not (isinstance(self.name, str) and isinstance(self.version, str)):
+        if {type(self.name), type(self.version)} != {str}:
             raise TypeError("an asset's name and version are strings")
 
     @property

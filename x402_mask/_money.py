@@ -47,5 +47,3 @@ def micro_usd(amount: int, decimals: int) -> int:
     if decimals <= 6:
         return int(amount * 10 ** (6 - decimals))
     return int(-(-amount // 10 ** (decimals - 6)))
-
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from x402_mask._ledger import Breaker
 from x402_mask._models import Asset, Cap, Event
@@ -163,9 +163,7 @@ class Payer:
             ValueError: not an address.
         """
         payee = _payee(address)
-        self.ledger.accept_payee(
-            self.services.canonical(service), payee, now_us=self.now_us()
-        )
+        self.ledger.accept_payee(self.services.canonical(service), payee, now_us=self.now_us())
 
     def quote(self, asked: Any) -> Quote | None:
         """What a request or a 402 response would cost; ``None`` if it asks for nothing.
@@ -209,7 +207,7 @@ class Payer:
             self._chain.close()
             self._chain = None
 
-    def __enter__(self) -> Payer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -111,9 +111,7 @@ def _cost(choice: Choice) -> tuple[int, int, int]:
     return exact, 0 if late else 1, choice.offer.index
 
 
-def _objection(
-    policy: Policy, offer: Offer, trusted: Mapping[str, bool]
-) -> tuple[str, str] | None:
+def _objection(policy: Policy, offer: Offer, trusted: Mapping[str, bool]) -> tuple[str, str] | None:
     """Reason code and words why *offer* may not be paid; ``None`` if it may."""
     if offer.scheme != "exact":
         return "scheme", f"scheme {shown(offer.scheme, 30)} is not spoken"
@@ -189,9 +187,7 @@ def payee_fault(pay_to: str, *, payer: str | None, asset: str) -> str | None:
     return None
 
 
-def _terms_objection(
-    policy: Policy, offer: Offer, asset: Asset | None
-) -> tuple[str, str] | None:
+def _terms_objection(policy: Policy, offer: Offer, asset: Asset | None) -> tuple[str, str] | None:
     if min(offer.max_timeout_s, policy.max_validity_s) < VALIDITY_MIN_S:
         return "validity", f"the offer is valid for {offer.max_timeout_s} s, under 10 s"
     if asset is None or asset.micro_usd(offer.amount) > MICRO_MAX:

@@ -5,7 +5,6 @@ they differ, the token contract's own ``name()`` decides.  A seller never adds t
 with ``Payer(assets=[Asset(...)])``.
 """
 
-
 from __future__ import annotations
 
 from typing import Final
@@ -34,7 +33,9 @@ EIP3009_ASSETS: Final = (
     Asset("eip155:14", "0xe7cd86e13AC4309349F30B3435a9d337750fC82D", 6, "USD₮0", "1"),
     Asset("eip155:42220", "0xcebA9300f2b948710d2653dD7B07f33A8B32118C", 6, "USDC", "2"),
     Asset("eip155:42220", "0x48065fbBE25f71C9282ddf5e1cD6D6A887483D5e", 6, "Tether USD", "1"),
-    Asset("eip155:42220", "0xD2ab3C9A02DBBAB236BfEC45D1d755DF4267F771", 6, "Tether America USD", "1"),
+    Asset(
+        "eip155:42220", "0xD2ab3C9A02DBBAB236BfEC45D1d755DF4267F771", 6, "Tether America USD", "1"
+    ),
     Asset("eip155:11142220", "0x01C5C0122039549AD1493B8220cABEdD739BC44E", 6, "USDC", "2"),
     Asset("eip155:1329", "0xe15fC38F6D8c56aF07bbCBe3BAf5708A2Bf42392", 6, "USDC", "2"),
     Asset("eip155:1328", "0x4fCF1784B31630811181f670Aea7A7bEF803eaED", 6, "USDC", "2"),
@@ -85,7 +86,7 @@ NETWORK_NAMES: Final = {
 """Version 1 network names to CAIP-2."""
 
 DISPUTED_NAMES: Final = frozenset({"educhain", "skale-base-sepolia", "story"})
-"""Names that PyPI x402 and npm @x402/evm map to different chains: the owner must list them by name."""
+"""Names that PyPI x402 and npm @x402/evm map to different chains: an owner must list the name."""
 
 
 def caip2(name: str) -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from x402_mask._head import HeadFile
-from x402_mask._ledger import SCHEMA_VERSION, TABLES, Busy, Db, Ledger, _meta, _set_meta
 from x402_mask._lease import is_alive, new_owner
+from x402_mask._ledger import SCHEMA_VERSION, TABLES, Busy, Db, Ledger, _meta, _set_meta
 from x402_mask._vault import Vault, load_key, sync_directory
 from x402_mask.errors import LedgerError
 

@@ -6,14 +6,19 @@ database alone (a backup, a dump, a stray grant) can neither use a stored proof 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
 import secrets
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from x402_mask.errors import LedgerError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 _KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
@@ -30,7 +35,7 @@ class Vault:
         self._proof_key = hmac.digest(key, b"x402_mask proof v1", "sha256")
         self._chain_key = hmac.digest(key, b"x402_mask history v1", "sha256")
         self.key_id = hmac.digest(key, b"x402_mask id v1", "sha256")[:8].hex()
-        self._cipher = None
+        self._cipher: AESGCM | None = None  # made when needed: OpenSSL is slow to load
 
     def __repr__(self) -> str:
         return f"Vault({self.key_id})"
@@ -60,7 +65,7 @@ class Vault:
         """The next value of the history chain: HMAC-SHA-256 over the last value and *record*."""
         return hmac.digest(self._chain_key, previous + record, "sha256")
 
-    def _aead(self):  # type: ignore[no-untyped-def]  # noqa: ANN202  # loads OpenSSL only when needed
+    def _aead(self) -> AESGCM:
         if self._cipher is None:
             from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
 
@@ -112,10 +117,8 @@ def _make_key(path: Path) -> bytes:
             file.write(secrets.token_bytes(_KEY_BYTES).hex() + "\n")
             file.flush()
             os.fsync(file.fileno())
-        try:
+        with contextlib.suppress(FileExistsError):  # another process was first: its key is the key
             os.link(draft, path)
-        except FileExistsError:  # another process was first: its key is the key
-            pass
     finally:
         draft.unlink(missing_ok=True)
     sync_directory(path.parent)

@@ -145,7 +145,7 @@ class Wallet:
         """Sign 32 bytes: ``r || s || v`` with v 27 or 28, deterministic (RFC 6979), low s."""
         if len(digest) != 32:
             raise ValueError("a digest has 32 bytes")
-        signature = self.__sign(digest, hasher=None)
+        signature: bytes = self.__sign(digest, hasher=None)
         return signature[:64] + bytes((signature[64] + 27,))
 
     def sign_typed_data(
@@ -185,9 +185,9 @@ def _read_keystore(path: Path) -> Mapping[str, Any]:
         document = json.loads(path.read_text("utf-8"))
     except ValueError:
         raise ValueError(f"{path.name} is not a V3 keystore") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"{path.name} is not a V3 keystore")
-    return document
+    if isinstance(document, dict):
+        return document
+    raise ValueError(f"{path.name} is not a V3 keystore")
 
 
 def _address_of(public_key: bytes) -> str:
@@ -198,7 +198,8 @@ def as_signer(wallet: object) -> Signer:
     """*wallet* as a signer; an eth-account ``LocalAccount`` becomes a fast :class:`Wallet`.
 
     Raises:
-        TypeError: it has no usable ``address`` and ``sign_typed_data``.
+        TypeError: it has no ``address`` and ``sign_typed_data``.
+        ValueError: its address is not one.
     """
     if isinstance(wallet, Wallet):
         return wallet
@@ -208,7 +209,7 @@ def as_signer(wallet: object) -> Signer:
     if not callable(getattr(wallet, "sign_typed_data", None)) or not isinstance(address, str):
         raise TypeError("a wallet has .address and sign_typed_data(domain, types, message)")
     if not _ADDRESS.fullmatch(address):
-        raise TypeError("a wallet's .address is 0x and 40 hex digits")
+        raise ValueError("a wallet's .address is 0x and 40 hex digits")
     return wallet  # type: ignore[return-value]  # checked just above
 
 

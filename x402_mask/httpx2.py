@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import httpx2
 
 from x402_mask import _flow
 from x402_mask._body import Gathered, body_digest, date_of, is_replayable
-from x402_mask._drive import AsyncPerformer, perform
+from x402_mask._drive import FAMILIES, AsyncPerformer, perform
 from x402_mask._effects import Ask, Fingerprint, ReadBody, Reply
 from x402_mask._flow import Call, Trip, Verdict
 from x402_mask._models import Receipt
@@ -145,7 +145,8 @@ class _Session:
 
     def body(self) -> bytes | None:
         """The 402's body, if all of it was read and it could be decoded."""
-        assert self.gathered is not None and self.response is not None
+        assert self.gathered is not None
+        assert self.response is not None
         return self.gathered.decoded(self.response.headers.get("content-encoding", ""))
 
     def conclude(self, verdict: Verdict) -> None:
@@ -184,9 +185,7 @@ def _in_memory(request: httpx2.Request) -> bool:
     return True
 
 
-def _carry_cookies(
-    response: httpx2.Response, request: httpx2.Request, retry: httpx2.Request
-) -> None:
+def _carry_cookies(response: httpx2.Response, request: httpx2.Request, retry: httpx2.Request) -> None:
     """Send the cookies that the 402 set, besides those the caller sent."""
     if "set-cookie" not in response.headers:
         return
@@ -216,7 +215,7 @@ class _SyncSession(_Session):
         """Sending failed: the conversation writes down what that means."""
         try:
             self._pump(lambda: self.flow.throw(exc))
-        except BaseException as raised:
+        except BaseException as raised:  # re-raised unless it is the same
             if raised is not exc:
                 raise
 
@@ -226,7 +225,7 @@ class _SyncSession(_Session):
             while not isinstance(effect, Ask):
                 try:
                     answer = self._perform(effect)
-                except BaseException as exc:
+                except BaseException as exc:  # noqa: BLE001  # the flow decides
                     effect = self.flow.throw(exc)
                 else:
                     effect = self.flow.send(answer)
@@ -299,7 +298,7 @@ class _AsyncSession(_Session):
         """Sending failed: the conversation writes down what that means."""
         try:
             await self._pump(lambda: self.flow.throw(exc))
-        except BaseException as raised:
+        except BaseException as raised:  # re-raised unless it is the same
             if raised is not exc:
                 raise
 
@@ -309,7 +308,7 @@ class _AsyncSession(_Session):
             while not isinstance(effect, Ask):
                 try:
                     answer = await self._perform(effect)
-                except BaseException as exc:
+                except BaseException as exc:  # noqa: BLE001  # the flow decides
                     effect = self.flow.throw(exc)
                 else:
                     effect = self.flow.send(answer)
@@ -440,7 +439,7 @@ class PaymentTransport(httpx2.BaseTransport):
         assert session.response is not None
         return session.response
 
-    def __enter__(self) -> PaymentTransport:
+    def __enter__(self) -> Self:
         self.inner.__enter__()
         return self
 
@@ -471,9 +470,7 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
     def __init__(self, payer: Payer, inner: httpx2.AsyncBaseTransport | None = None) -> None:
         self.payer = payer
         self.inner = (
-            httpx2.AsyncHTTPTransport()
-            if inner is None
-            else _checked(inner, "handle_async_request")
+            httpx2.AsyncHTTPTransport() if inner is None else _checked(inner, "handle_async_request")
         )
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -490,7 +487,7 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
         assert session.response is not None
         return session.response
 
-    async def __aenter__(self) -> AsyncPaymentTransport:
+    async def __aenter__(self) -> Self:
         await self.inner.__aenter__()
         return self
 
@@ -508,10 +505,10 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
 
 
 def _checked(inner: Any, method: str) -> Any:
+    """Whether *inner* is a transport of this family; mixing them fails deep inside, wordless."""
     families = {kind.__module__.partition(".")[0] for kind in type(inner).__mro__}
-    if not callable(getattr(inner, method, None)) or {"httpx2", "httpx2"} & families - {
-        httpx2.BaseTransport.__module__.partition(".")[0]
-    }:
+    ours = httpx2.BaseTransport.__module__.partition(".")[0]
+    if not callable(getattr(inner, method, None)) or families & (FAMILIES - {ours}):
         raise TypeError(
             f"{type(inner).__name__} is not a transport of {httpx2.__name__} with {method}()"
         )
@@ -697,8 +694,7 @@ def attach(client: _AnyClient, payer: Payer) -> _AnyClient:
         TypeError: not a client of this family, or the payer needs an async client.
         ValueError: the client is attached to another payer.
     """
-    if not isinstance(client, (httpx2.Client, httpx2.AsyncClient)):
-        raise TypeError(f"attach() takes an {httpx2.__name__} client, not {type(client).__name__}")
+    _check_client(client)
     if isinstance(client, httpx2.Client):
         _check_sync(payer)
     if isinstance(client.auth, PaymentAuth):
@@ -709,6 +705,11 @@ def attach(client: _AnyClient, payer: Payer) -> _AnyClient:
     guard = _async_guard(client) if isinstance(client, httpx2.AsyncClient) else _guard(client)
     client.event_hooks["request"].append(guard)
     return client
+
+
+def _check_client(client: object) -> None:
+    if not isinstance(client, (httpx2.Client, httpx2.AsyncClient)):
+        raise TypeError(f"attach() takes an {httpx2.__name__} client, not {type(client).__name__}")
 
 
 def _guard(client: httpx2.Client) -> Callable[[httpx2.Request], None]:
@@ -815,8 +816,8 @@ def _judged(payer: Payer, response: httpx2.Response) -> Quote | None:
     try:
         effect = next(flow)
         while True:
-            answer = _content(response) if isinstance(effect, ReadBody) else perform(
-                cast("Any", effect)
+            answer = (
+                _content(response) if isinstance(effect, ReadBody) else perform(cast("Any", effect))
             )
             effect = flow.send(answer)
     except StopIteration as stop:
