@@ -1,0 +1,52 @@
+# Every target sets up what it needs in .venv; nothing is installed outside this directory.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint interop bench soak twins clean
+
+demo: $(VENV)/.demo
+	$(BIN)/x402-mask demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest --ignore=tests/interop --ignore=tests/soak
+
+interop: $(VENV)/.test
+	$(BIN)/python -m pytest tests/interop
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+soak: $(VENV)/.test
+	$(BIN)/python -m pytest tests/soak --timeout=1800
+
+bench: $(VENV)/.test
+	$(BIN)/python -m tests.bench
+
+twins:
+	$(PYTHON) tests/twins.py
+
+clean:
+	rm -rf $(VENV) .cache demo-out
+
+$(VENV)/.demo: pyproject.toml | $(VENV)
+	$(PIP) --editable '.[all]'
+	touch $@
+
+$(VENV)/.test: pyproject.toml | $(VENV)
+	$(PIP) --editable '.[test]'
+	touch $@ $(VENV)/.demo
+
+$(VENV)/.lint: pyproject.toml | $(VENV)
+	$(PIP) --editable '.[dev]'
+	touch $@ $(VENV)/.test $(VENV)/.demo
+
+$(VENV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "x402_mask needs Python 3.11 or newer: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
