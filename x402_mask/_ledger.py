@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
@@ -23,7 +24,7 @@ from x402_mask._windows import NOTHING, SECOND, Used, applying, as_datetime, buc
 from x402_mask.errors import CapExceeded, LedgerError, OfferRefused, Paused, PaymentRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from x402_mask._models import Outcome, Route, Spend, State
@@ -284,19 +285,19 @@ class Ledger(ABC):
             LedgerError: the ledger could not record; nothing was reserved.
         """
         self._know(want.limits, wait_s)
-        with self._transaction(wait_s, durable=durable) as db:
-            self._flush(db)
+        self._flush(wait_s)
+        with self._carrying(want.id), self._transaction(wait_s, durable=durable) as db:
             if self._is_paused(db):
                 raise Paused("this ledger is paused; `x402-mask resume` ends it")
             rows = self._undelivered(db, want.operation)
             twin = self._twin(db, rows, want.at)
             if twin is not None and (want.keyed or not twin.busy):
+                self._flying.discard(want.id)
                 return twin
             _check_breaker(db, want, breaker)
             new_payee = _check_payee(db, want)
             before = self._check_caps(db, want)
             self._insert(db, want, before)
-        self._flying.add(want.id)
         return Reserved(new_payee=new_payee)
 
     def hold(self, payment_id: str, proof: Proof, *, now_us: int, wait_s: float = WAIT_S) -> None:
@@ -335,15 +336,15 @@ class Ledger(ABC):
         Raises:
             LedgerError: the stored proof cannot be decrypted.
         """
+        self._flush(wait_s)
         with self._transaction(wait_s) as db:
-            self._flush(db)
             row = self._row(db, payment_id)
             if not row.is_open(now_us) or self._in_flight(db, row):
                 return None
             value = self._vault().open(bytes(row.proof or b""), row.id)
             db.run("UPDATE payments SET flight=? WHERE id=?", self._me(), row.id)
             self._write(db, now_us, row.id, "represented", {"proof": row.proof_digest})
-        self._flying.add(payment_id)
+            self._flying.add(payment_id)  # if the commit fails the row still names nobody
         return Proof(
             header=row.header or "", value=value, nonce=row.nonce, valid_before=row.valid_before
         )
@@ -401,7 +402,6 @@ class Ledger(ABC):
     def note_refusal(self, detail: Mapping[str, Any], *, now_us: int, wait_s: float = 0) -> None:
         """Write down that a payment was refused."""
         with self._transaction(wait_s) as db:
-            self._flush(db)
             self._write(db, now_us, None, "refused", detail)
 
     # --- the owner's questions and orders
@@ -437,8 +437,8 @@ class Ledger(ABC):
 
     def sweep(self, *, now_us: int, wait_s: float = WAIT_S) -> list[str]:
         """Release reservations of processes that died before their proof was stored."""
+        self._flush(wait_s)
         with self._transaction(wait_s) as db:
-            self._flush(db)
             return self._sweep(db, now_us)
 
     def set_paused(self, paused: bool, *, now_us: int, wait_s: float = WAIT_S) -> None:  # noqa: FBT001
@@ -676,11 +676,23 @@ class Ledger(ABC):
     def _moved_head(self, seq: int, mac: bytes) -> None:  # noqa: B027  # optional for backends
         """Called inside the transaction for every row of history; a backend may keep the head."""
 
-    def _flush(self, db: Db) -> None:
+    def _flush(self, wait_s: float) -> None:
         """Write the ends of calls that could not be written when they happened."""
         for payment_id, (result, at) in list(self._unwritten.items()):
-            self._finish(db, payment_id, result, None, at)
-            del self._unwritten[payment_id]
+            with self._transaction(wait_s) as db:
+                self._finish(db, payment_id, result, None, at)
+            self._unwritten.pop(payment_id, None)
+
+    @contextmanager
+    def _carrying(self, payment_id: str) -> Iterator[None]:
+        """This process carries the payment, from before others can see its row."""
+        self._me()
+        self._flying.add(payment_id)
+        try:
+            yield
+        except BaseException:
+            self._flying.discard(payment_id)
+            raise
 
     def _row(self, db: Db, payment_id: str) -> Row:
         found = db.one(f"SELECT {_COLUMNS} FROM payments WHERE id=?", payment_id)  # noqa: S608

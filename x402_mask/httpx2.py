@@ -109,9 +109,11 @@ class _Session:
         """The response as the conversation sees it; a plain answer costs next to nothing."""
         self.response = response
         self.request = request
-        headers = response.headers
-        found = {name: headers.get_list(name) for name in _READ_HEADERS if name in headers}
-        date = date_of(headers.get("date")) if response.status_code == 402 else None
+        found = _lists(response, _READ_HEADERS)
+        for hop in response.history if self.slot.retry is not None else ():
+            if hop.request is self.slot.retry():  # a paid answer that redirected
+                found |= _lists(hop, SETTLEMENT_HEADERS)
+        date = date_of(response.headers.get("date")) if response.status_code == 402 else None
         return Reply(status=response.status_code, url=str(request.url), headers=found, date=date)
 
     def paid_request(self, proof: tuple[str, str]) -> httpx2.Request:
@@ -175,6 +177,11 @@ class _Session:
         if known is not None or "content-encoding" not in headers:
             copy.read()
         return copy
+
+
+def _lists(response: httpx2.Response, names: tuple[str, ...]) -> dict[str, list[str]]:
+    headers = response.headers
+    return {name: headers.get_list(name) for name in names if name in headers}
 
 
 def _in_memory(request: httpx2.Request) -> bool:
