@@ -6,7 +6,7 @@ import base64
 import json
 import secrets
 import time
-from typing import Any
+from typing import Any, Self
 
 import httpx
 from eth_account import Account
@@ -15,6 +15,7 @@ from eth_account.signers.local import LocalAccount
 USDC = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"
 NETWORK = "eip155:8453"
 MASK = "/api/tools/mask-refinement"
+LEGACY = "/api/tools/aliyun-imageseg-refine-mask"
 TYPES = {
     "TransferWithAuthorization": [
         {"name": "from", "type": "address"},
@@ -53,12 +54,18 @@ class Buyer:
             "MaskImageURL": f"{url}/static/mask.png",
         }
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+
     @property
     def address(self) -> str:
         return str(self.wallet.address)
 
     def call(self, path: str = MASK, *, body: Any = None, **headers: str) -> httpx.Response:
-        if path == MASK:
+        if path in (MASK, LEGACY):
             return self.http.post(path, json=body or self.pictures, headers=headers)
         return self.http.get(path, headers=headers)
 

@@ -9,7 +9,17 @@ import httpx
 import pytest
 from eth_account import Account
 
-from tests.sandbox.buyer import MASK, NETWORK, USDC, Buyer, challenge_of, decode, encode, receipt
+from tests.sandbox.buyer import (
+    MASK,
+    NETWORK,
+    USDC,
+    Buyer,
+    Json,
+    challenge_of,
+    decode,
+    encode,
+    receipt,
+)
 from tests.sandbox.conftest import Open
 from x402_mask.sandbox import Sandbox
 
@@ -115,17 +125,9 @@ def test_a_v1_header_is_no_proof_in_version_2(opened: Open, form: str) -> None:
     ],
 )
 def test_other_services_and_the_legacy_alias(buyer: Buyer, path: str, amount: str) -> None:
-    if "aliyun" in path:
-        response = buyer.http.post(path, json=buyer.pictures)
-    else:
-        response = buyer.call(path)
-    challenge = response.json()
+    challenge = buyer.offer(path)
     assert challenge["accepts"][0]["amount"] == amount
-    header = {"PAYMENT-SIGNATURE": encode(buyer.proof(challenge))}
-    if "aliyun" in path:
-        paid = buyer.http.post(path, json=buyer.pictures, headers=header)
-    else:
-        paid = buyer.http.get(path, headers=header)
+    paid = buyer.show(buyer.proof(challenge), path)
     assert paid.status_code == 200
     assert set(paid.json()) & {"isoTime", "uuid", "data"}
 
@@ -165,9 +167,7 @@ def refused(shop: Sandbox, response: httpx.Response, reason: str) -> None:
         ({"value": 200_001}, "invalid_exact_evm_payload_authorization_value_mismatch"),
     ],
 )
-def test_a_wrong_authorization(
-    shop: Sandbox, buyer: Buyer, change: dict[str, Any], reason: str
-) -> None:
+def test_a_wrong_authorization(shop: Sandbox, buyer: Buyer, change: Json, reason: str) -> None:
     refused(shop, buyer.pay(**change), reason)
 
 
@@ -175,11 +175,12 @@ def test_validity_is_judged_by_the_clock_with_six_seconds_left(opened: Open) -> 
     now = 1_800_000_000
     shop, buyer = opened(clock=lambda: now)
     before, after = "authorization_valid_before", "authorization_valid_after"
-    for change, part in (
+    cases: list[tuple[Json, str]] = [
         ({"validBefore": now + 5}, before),
         ({"validBefore": now - 100}, before),
         ({"validBefore": now + 60, "validAfter": now + 1}, after),
-    ):
+    ]
+    for change, part in cases:
         refused(shop, buyer.pay(**change), f"invalid_exact_evm_payload_{part}")
     assert buyer.pay(validBefore=now + 6, validAfter=now).status_code == 200
 
@@ -198,8 +199,8 @@ def test_a_nonce_pays_once(shop: Sandbox, buyer: Buyer) -> None:
     nonce = proof["payload"]["authorization"]["nonce"]
     assert buyer.pay(nonce=nonce).status_code == 402
     assert len(shop.book.settlements) == 1
-    other = Buyer(shop.url)
-    assert other.pay(nonce=nonce).status_code == 200, "nonces are per payer"
+    with Buyer(shop.url) as other:
+        assert other.pay(nonce=nonce).status_code == 200, "nonces are per payer"
 
 
 @pytest.mark.parametrize("name", ["scheme", "network", "asset", "amount", "payTo", "outputSchema"])
@@ -225,7 +226,7 @@ def test_the_echo_may_add_nothing_and_drop_nothing(shop: Sandbox, buyer: Buyer) 
 
 def test_extensions_may_be_left_out_but_not_changed(shop: Sandbox, buyer: Buyer) -> None:
     proof = buyer.proof(buyer.offer())
-    changed = {"bazaar": {"info": {"input": {}}}}
+    changed: Json = {"bazaar": {"info": {"input": {}}}}
     refused(shop, buyer.show(proof | {"extensions": changed}), "extension_echo_mismatch")
     refused(shop, buyer.show(proof | {"extensions": {"bazaar": 1}}), "extension_echo_mismatch")
     assert buyer.show(proof | {"extensions": {}}).status_code == 200
@@ -237,7 +238,7 @@ def test_the_version_must_be_two(shop: Sandbox, buyer: Buyer, version: Any) -> N
     refused(shop, buyer.show(proof), "invalid_x402_version")
 
 
-def _altered(proof: dict[str, Any], **fields: Any) -> dict[str, Any]:
+def _altered(proof: Json, **fields: Any) -> Json:
     payload = proof["payload"]
     return proof | {"payload": payload | {"authorization": payload["authorization"] | fields}}
 
@@ -269,7 +270,7 @@ def test_a_header_that_is_no_proof(shop: Sandbox, buyer: Buyer, header: str) -> 
     ],
     ids=str,
 )
-def test_a_malformed_authorization(shop: Sandbox, buyer: Buyer, fields: dict[str, Any]) -> None:
+def test_a_malformed_authorization(shop: Sandbox, buyer: Buyer, fields: Json) -> None:
     proof = _altered(buyer.proof(buyer.offer()), **fields)
     refused(shop, buyer.show(proof), "invalid_payload")
 
@@ -306,7 +307,7 @@ def test_only_one_proof_at_a_time(shop: Sandbox, buyer: Buyer) -> None:
 # -- payment-identifier
 
 
-def identified(buyer: Buyer, identifier: Any) -> dict[str, Any]:
+def identified(buyer: Buyer, identifier: Any) -> Json:
     challenge = buyer.offer()
     proof = buyer.proof(challenge)
     given = challenge["extensions"]["payment-identifier"]

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from x402_mask.sandbox import catalog
 from x402_mask.sandbox.book import Book, Settlement
 from x402_mask.sandbox.cashier import Cashier
-from x402_mask.sandbox.catalog import Service
 from x402_mask.sandbox.chain import Chain, SettlementFailed
 from x402_mask.sandbox.challenge import NO_STORE, SortedJSON, Tariff, settlement_header
 from x402_mask.sandbox.faults import Faults
@@ -28,11 +25,15 @@ from x402_mask.sandbox.services import perform
 from x402_mask.sandbox.settings import SandboxSettings
 from x402_mask.sandbox.verify import Proof, Rejected, read_proof
 
-BODY_BYTES_MAX = 64 * 1024
-TOKEN_HEADER = "X-Payment-Token"
-IDENTIFIER = "payment-identifier"
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+    from starlette.requests import Request
+
+    from x402_mask.sandbox.catalog import Service
+
+BODY_BYTES_MAX = 64 * 1024
+IDENTIFIER = "payment-identifier"
 
 
 def create_app(settings: SandboxSettings | None = None) -> Starlette:
@@ -83,7 +84,7 @@ class _Shop:
         if request.method != service.method:
             raise HTTPException(405, f"use {service.method}", {"Allow": service.method})
         body = await _body(request)
-        proof, token = self._proof_header(request), request.headers.get(TOKEN_HEADER)
+        proof, token = self._proof_header(request), request.headers.get("X-Payment-Token")
         if proof is not None and token is not None:
             raise HTTPException(400, "send one proof of payment, not several")
         if token is not None:

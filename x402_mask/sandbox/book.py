@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
 from x402_mask.sandbox.verify import Authorization, Rejected
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 State = Literal["pending", "paid", "expired", "exhausted"]
 

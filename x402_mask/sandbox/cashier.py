@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
 
-from x402_mask.sandbox.book import Book, Settlement
-from x402_mask.sandbox.catalog import Json, Service
 from x402_mask.sandbox.chain import Chain, SettlementFailed
 from x402_mask.sandbox.challenge import NO_STORE, Tariff, settlement_header
-from x402_mask.sandbox.faults import Faults
-from x402_mask.sandbox.settings import SandboxSettings
 from x402_mask.sandbox.verify import Proof, check_proof
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from x402_mask.sandbox.book import Book, Settlement
+    from x402_mask.sandbox.catalog import Json, Service
+    from x402_mask.sandbox.faults import Faults
+    from x402_mask.sandbox.settings import SandboxSettings
 
 HANG_UP = "x402_mask.sandbox.hang_up"
 """ASGI scope extension of `x402_mask.sandbox.server`: a callable that cuts the connection."""
@@ -24,7 +28,8 @@ HANG_UP = "x402_mask.sandbox.hang_up"
 class HangUp(Response):
     """No answer at all: the connection is cut."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Cut the connection and wait until it is gone. Starlette's signature."""
         cut = scope.get("extensions", {}).get(HANG_UP)
         if cut is None:
             raise RuntimeError("this ASGI server offers no way to cut a connection")

@@ -73,10 +73,12 @@ class Service:
 
     @property
     def endpoint(self) -> str:
+        """The path it is called at."""
         return f"/api/tools/{self.id}"
 
     @property
     def legacy_endpoint(self) -> str | None:
+        """An older path that names the same service."""
         return f"/api/tools/{self.legacy_id}" if self.legacy_id else None
 
     @property

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from x402_mask.sandbox.settings import SandboxSettings
 from x402_mask.sandbox.verify import Authorization, Rejected
+
+if TYPE_CHECKING:
+    from x402_mask.sandbox.settings import SandboxSettings
 
 logger = logging.getLogger(__name__)
 
 
-def _function(name: str, view: bool, output: str | None, **inputs: str) -> dict[str, Any]:
+def _function(name: str, output: str | None, **inputs: str) -> dict[str, Any]:
     return {
         "type": "function",
         "name": name,
-        "stateMutability": "view" if view else "nonpayable",
+        "stateMutability": "view" if output else "nonpayable",
         "inputs": [{"name": n.rstrip("_"), "type": t} for n, t in inputs.items()],
         "outputs": [{"name": "", "type": output}] if output else [],
     }
 
 
 TOKEN_ABI = [
-    _function("balanceOf", True, "uint256", account="address"),
-    _function("authorizationState", True, "bool", authorizer="address", nonce="bytes32"),
+    _function("balanceOf", "uint256", account="address"),
+    _function("authorizationState", "bool", authorizer="address", nonce="bytes32"),
     _function(
         "transferWithAuthorization",
-        False,
         None,
         from_="address",
         to="address",
@@ -70,12 +71,15 @@ class Chain:
         from web3 import Web3
 
         self._settings = settings
-        self._web3 = Web3(Web3.HTTPProvider(settings.rpc))
+        # web3 keeps a session for every thread and closes none: leave no connection open in them.
+        headers = {"Content-Type": "application/json", "Connection": "close"}
+        self._web3 = Web3(Web3.HTTPProvider(settings.rpc, {"headers": headers}))
         self._token: Any = self._web3.eth.contract(
             address=Web3.to_checksum_address(settings.asset), abi=TOKEN_ABI
         )
         self._sender = Account.from_key(settings.facilitator_key)
         self._sent: dict[tuple[str, str], bytes] = {}
+        self._own: set[str] = set()
         self._busy: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
 
@@ -94,8 +98,7 @@ class Chain:
             self._busy.add(key)
         try:
             self._send(key, paid)
-            self._confirm(self._hash(key), paid)
-            return self._hash(key)
+            return self._confirm(key, paid)
         except (Rejected, SettlementFailed):
             raise
         except (Web3Exception, OSError, ValueError) as error:
@@ -129,6 +132,7 @@ class Chain:
         with self._lock:  # one at a time: two transactions must not take the same account nonce
             raw = self._signed(call)
             self._sent[key] = raw  # before it leaves, so a lost answer is never sent anew
+            self._own.add(self._hash(key))
             self._broadcast(raw)
 
     def _broadcast(self, raw: bytes) -> None:
@@ -153,21 +157,24 @@ class Chain:
             raise Rejected(reason, str(error)) from error
         return bytes(self._sender.sign_transaction(fields).raw_transaction)
 
-    def _confirm(self, transaction: str, paid: Authorization) -> None:
+    def _confirm(self, key: tuple[str, str], paid: Authorization) -> str:
         from web3.exceptions import TimeExhausted
 
+        transaction = self._hash(key)
         try:
             receipt = self._web3.eth.wait_for_transaction_receipt(
-                self._web3.to_bytes(hexstr=transaction),  # type: ignore[arg-type]
+                self._web3.to_bytes(hexstr=transaction),
                 timeout=self._settings.settle_timeout,
                 poll_latency=0.1,
             )
         except TimeExhausted as error:
             raise SettlementFailed("settlement_pending", transaction) from error
+        del self._sent[key]  # it is mined: from now on the chain knows what became of it
         if receipt["status"] != 1:
             raise SettlementFailed("transaction_failed", transaction)
         if not self._moved(receipt, paid):
             raise SettlementFailed("invalid_exact_evm_transfer_event_mismatch", transaction)
+        return transaction
 
     def _moved(self, receipt: Any, paid: Authorization) -> bool:
         from web3.logs import DISCARD
@@ -186,10 +193,10 @@ class Chain:
         return int(self._web3.eth.block_number)
 
     def transfers(self, pay_to: str, amount: int, first_block: int) -> list[str]:
-        """Hashes of the transactions since *first_block* that moved *amount* to *pay_to*."""
+        """Hashes of others' transactions since *first_block* that moved *amount* to *pay_to*."""
         logs = self._token.events.Transfer().get_logs(
             from_block=first_block,
             argument_filters={"to": self._web3.to_checksum_address(pay_to)},
         )
         found = (log["transactionHash"] for log in logs if log["args"]["value"] == amount)
-        return [self._web3.to_hex(transaction) for transaction in found]
+        return [t for t in map(self._web3.to_hex, found) if t not in self._own]

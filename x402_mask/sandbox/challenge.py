@@ -5,14 +5,17 @@ from __future__ import annotations
 import base64
 import json
 import threading
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.responses import JSONResponse, Response
 
-from x402_mask.sandbox.catalog import Json, Service
-from x402_mask.sandbox.settings import SandboxSettings
 from x402_mask.sandbox.verify import Terms
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from x402_mask.sandbox.catalog import Json, Service
+    from x402_mask.sandbox.settings import SandboxSettings
 
 NO_STORE = {"Cache-Control": "no-store"}
 
@@ -21,6 +24,7 @@ class SortedJSON(JSONResponse):
     """JSON with sorted keys, as the marketplace writes its own documents."""
 
     def render(self, content: Any) -> bytes:
+        """Write the body."""
         return json.dumps(content, sort_keys=True, ensure_ascii=False).encode()
 
 

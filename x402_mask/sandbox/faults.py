@@ -29,7 +29,10 @@ name                       what the sandbox then does
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 FAULTS = frozenset(
     {
@@ -67,8 +70,8 @@ def parse_faults(text: str) -> dict[str, bool | int]:
     faults: dict[str, bool | int] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, _, times = item.partition("=")
-        if times and not times.isascii():
-            raise ValueError(f"fault {name!r}: {times!r} is not a number")
+        if times and not (times.isascii() and times.isdigit()):
+            raise ValueError(f"fault {name!r}: {times!r} is not a number of times")
         faults[name] = int(times) if times else True
     check_faults(faults)
     return faults
@@ -82,7 +85,7 @@ class Faults:
         self._left = dict(faults)
         self._lock = threading.Lock()
 
-    def set(self, name: str, times: bool | int = True) -> None:
+    def set(self, name: str, times: bool | int = True) -> None:  # noqa: FBT001, FBT002
         """Switch *name* on, for ever or for the next *times*; ``False`` or 0 switches it off."""
         check_faults({name: times})
         with self._lock:

@@ -6,11 +6,14 @@ import html
 import json
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from x402_mask.sandbox import catalog
-from x402_mask.sandbox.catalog import Json, Service
-from x402_mask.sandbox.challenge import Tariff
 from x402_mask.sandbox.settings import BASE_USDC, SandboxSettings
+
+if TYPE_CHECKING:
+    from x402_mask.sandbox.catalog import Json, Service
+    from x402_mask.sandbox.challenge import Tariff
 
 SYNONYMS = MappingProxyType({"mask": ["segmentation", "matting"], "time": ["clock", "date"]})
 NAME = "Server402 sandbox"

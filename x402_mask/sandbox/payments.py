@@ -6,19 +6,23 @@ import hashlib
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import anyio.to_thread
 from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
-from starlette.requests import Request
 
 from x402_mask.sandbox import catalog
 from x402_mask.sandbox.book import Book, Payment
-from x402_mask.sandbox.catalog import Json, Service
-from x402_mask.sandbox.chain import Chain
-from x402_mask.sandbox.challenge import Tariff
-from x402_mask.sandbox.faults import Faults
-from x402_mask.sandbox.settings import SandboxSettings
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from x402_mask.sandbox.catalog import Json, Service
+    from x402_mask.sandbox.chain import Chain
+    from x402_mask.sandbox.challenge import Tariff
+    from x402_mask.sandbox.faults import Faults
+    from x402_mask.sandbox.settings import SandboxSettings
 
 SOMEBODY_ELSE = to_checksum_address(keccak(text="x402_mask sandbox other payee")[-20:])
 
@@ -131,8 +135,7 @@ class TokenDesk:
             self.chain.transfers, payment.pay_to, amount, first_block
         )
         with self.book.alone():
-            spent = self.claimed | {s.transaction for s in self.book.settlements}
-            fresh = [transaction for transaction in seen if transaction not in spent]
+            fresh = [transaction for transaction in seen if transaction not in self.claimed]
             if fresh and payment.state(self.settings.clock()) == "pending":
                 self.claimed.add(fresh[0])
                 self.book.mark_paid(payment.payment_id)

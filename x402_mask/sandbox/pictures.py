@@ -5,11 +5,13 @@ from __future__ import annotations
 import uuid
 from collections import OrderedDict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 import httpx
 
-from x402_mask.sandbox.settings import SandboxSettings
+if TYPE_CHECKING:
+    from x402_mask.sandbox.settings import SandboxSettings
 
 STATIC = Path(__file__).parent / "static"
 RESULTS_MAX = 256

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 import anyio
 from starlette.responses import Response
 
 from x402_mask.sandbox.book import Settlement
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 Answer = tuple[Response, Settlement]
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
-from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from x402_mask.sandbox.app import create_app
-from x402_mask.sandbox.book import Book
 from x402_mask.sandbox.cashier import HANG_UP
-from x402_mask.sandbox.faults import Faults
 from x402_mask.sandbox.settings import SandboxSettings
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from x402_mask.sandbox.book import Book
+    from x402_mask.sandbox.faults import Faults
 
 START_SECONDS_MAX = 10.0
 STOP_SECONDS_MAX = 10.0
@@ -87,7 +92,8 @@ class Sandbox:
 def run(host: str = "127.0.0.1", port: int = 8402, settings: SandboxSettings | None = None) -> None:
     """Serve in the foreground until interrupted. Raises ``OSError`` if the port is taken."""
     app = create_app(settings)
-    with _listen(host, port) as listening:
+    # uvicorn shuts down in order, then raises the interrupt again.
+    with _listen(host, port) as listening, suppress(KeyboardInterrupt):
         uvicorn.Server(_config(app, "info")).run([listening])
 
 

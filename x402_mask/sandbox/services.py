@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 from starlette.responses import JSONResponse, Response
 
 from x402_mask.sandbox import mask
-from x402_mask.sandbox.catalog import Json, Service
 from x402_mask.sandbox.pictures import BadInput, Pictures
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from x402_mask.sandbox.catalog import Json, Service
 
 
 async def perform(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from eth_account import Account
 from eth_utils.address import is_checksum_address, to_checksum_address
@@ -14,6 +13,9 @@ from eth_utils.crypto import keccak
 from eth_utils.exceptions import ValidationError
 
 from x402_mask.sandbox.faults import check_faults
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 BASE_USDC = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"
 

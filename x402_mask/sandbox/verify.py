@@ -12,14 +12,15 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eth_account import Account
 from eth_account.messages import encode_typed_data
 from eth_keys.exceptions import BadSignature
 from eth_utils.exceptions import ValidationError
 
-from x402_mask.sandbox.settings import SandboxSettings
+if TYPE_CHECKING:
+    from x402_mask.sandbox.settings import SandboxSettings
 
 HEADER_BYTES_MAX = 32 * 1024  # an EIP-3009 proof with its echo is some 3 kB
 HALF_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
