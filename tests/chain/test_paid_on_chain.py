@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.buyers import (
     MODES,
-    TIMEOUT,
+    SECONDS,
     Books,
     Wanted,
     assert_standard_answers,
@@ -25,22 +25,23 @@ from tests.support.fixtures import PayerFor
 from tests.support.official_py import OfficialSeller
 from x402_mask.sandbox import Sandbox
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.chain, pytest.mark.timeout(60)]
 
 CHALLENGES = ("attested", "v2-header", "v2-body", "v1")
 USDC_5 = 5_000_000
 
 
+@pytest.mark.parametrize("family", ["httpx", "httpx2"])
 @pytest.mark.parametrize("mode", MODES)
 def test_the_official_seller_is_paid(
-    chain: Chain, seller: OfficialSeller, payer_for: PayerFor, mode: str
+    chain: Chain, seller: OfficialSeller, payer_for: PayerFor, mode: str, family: str
 ) -> None:
-    """JSON, a posted body, a stream and a free route, by every plug point."""
+    """JSON, a posted body, a stream and a free route, by every plug point of both families."""
     wallet = chain.account(ether=0, usdc=USDC_5)
     payer = payer_for(wallet, seller.url)
     books = Books(chain, wallet, seller.pay_to)
 
-    answers = buy(mode, payer, standard_basket(seller.url))
+    answers = buy(mode, payer, standard_basket(seller.url), family)
 
     assert_standard_answers(answers)
     receipts = receipts_of(answers)
@@ -136,7 +137,7 @@ def test_a_settlement_the_buyer_never_saw_is_held(
     from x402_mask import Client
 
     with (
-        Client(payer, transport=lossy, timeout=TIMEOUT) as client,
+        Client(payer, transport=lossy, timeout=SECONDS) as client,
         pytest.raises(httpx.ReadError),
     ):
         client.get(f"{seller.url}/paid")
@@ -196,7 +197,7 @@ def test_a_cap_holds_against_concurrent_tasks(
 
     async def all_at_once() -> None:
         async with (
-            AsyncClient(payer, timeout=TIMEOUT) as client,
+            AsyncClient(payer, timeout=SECONDS) as client,
             anyio.create_task_group() as group,
         ):
             for number in range(12):
@@ -225,7 +226,7 @@ def test_a_cap_holds_against_concurrent_threads(
         except CapExceeded:
             return None
 
-    with Client(payer, timeout=TIMEOUT) as client, ThreadPoolExecutor(12) as pool:
+    with Client(payer, timeout=SECONDS) as client, ThreadPoolExecutor(12) as pool:
         found = list(pool.map(one, range(12), timeout=45))
 
     answers = [answer for answer in found if answer is not None]

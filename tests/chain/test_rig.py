@@ -17,7 +17,7 @@ from web3.exceptions import ContractLogicError
 from tests.support.chain import CHAIN_ID, DOMAIN_SEPARATOR, USDC, Chain
 from tests.support.process import Child
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.chain, pytest.mark.timeout(60)]
 ROOT = Path(__file__).parents[2]
 
 
@@ -83,7 +83,7 @@ def test_a_cancelled_nonce_pays_nothing(chain: Chain) -> None:
     tx = chain.cancel_authorization(payer, signed.authorization["nonce"])
 
     assert chain.authorization_state(payer.address, signed.authorization["nonce"])
-    receipt = chain.w3.eth.get_transaction_receipt(tx)  # type: ignore[arg-type]
+    receipt = chain.w3.eth.get_transaction_receipt(tx)
     assert len(chain.usdc.events.AuthorizationCanceled().process_receipt(receipt)) == 1
     with pytest.raises(ContractLogicError, match="used or canceled"):
         chain.transfer_with_authorization(*signed)

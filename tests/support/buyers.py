@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
@@ -15,7 +16,7 @@ from tests.support.chain import NETWORK, USDC, Chain
 if TYPE_CHECKING:
     from x402_mask import Payer, Receipt
 
-TIMEOUT = httpx.Timeout(30)
+SECONDS = 30.0
 MODES = ("client", "attach", "async-client", "async-attach", "trio-client", "trio-attach")
 
 
@@ -27,37 +28,46 @@ class Wanted(NamedTuple):
     json: dict[str, Any] | None = None
 
 
-def buy(mode: str, payer: Payer, wanted: Sequence[Wanted]) -> list[httpx.Response]:
-    """Make every request in turn, on one client of the library under test, and read the answers."""
+def buy(
+    mode: str, payer: Payer, wanted: Sequence[Wanted], family: str = "httpx"
+) -> list[httpx.Response]:
+    """Make every request in turn, on one client of the library under test, and read the answers.
+
+    *family* is ``httpx`` or ``httpx2``, whose names are the same.
+    """
     style, _, name = mode.rpartition("-")
     if not style:
-        return _buy(name, payer, wanted)
+        return _buy(family, name, payer, wanted)
     backend = "trio" if style == "trio" else "asyncio"
-    return anyio.run(_buy_async, name, payer, wanted, backend=backend)
+    return anyio.run(_buy_async, family, name, payer, wanted, backend=backend)
 
 
-def _buy(name: str, payer: Payer, wanted: Sequence[Wanted]) -> list[httpx.Response]:
-    from x402_mask import Client, attach
-
-    made: httpx.Client
+def _buy(family: str, name: str, payer: Payer, wanted: Sequence[Wanted]) -> list[httpx.Response]:
+    library, paying = _modules(family)
     if name == "attach":
-        made = attach(httpx.Client(timeout=TIMEOUT, trust_env=False), payer)
+        made = paying.attach(library.Client(timeout=SECONDS, trust_env=False), payer)
     else:
-        made = Client(payer, timeout=TIMEOUT, trust_env=False)
+        made = paying.Client(payer, timeout=SECONDS, trust_env=False)
     with made as client:
         return [client.request(w.method, w.url, json=w.json) for w in wanted]
 
 
-async def _buy_async(name: str, payer: Payer, wanted: Sequence[Wanted]) -> list[httpx.Response]:
-    from x402_mask import AsyncClient, attach
-
-    made: httpx.AsyncClient
+async def _buy_async(
+    family: str, name: str, payer: Payer, wanted: Sequence[Wanted]
+) -> list[httpx.Response]:
+    library, paying = _modules(family)
     if name == "attach":
-        made = attach(httpx.AsyncClient(timeout=TIMEOUT, trust_env=False), payer)
+        made = paying.attach(library.AsyncClient(timeout=SECONDS, trust_env=False), payer)
     else:
-        made = AsyncClient(payer, timeout=TIMEOUT, trust_env=False)
+        made = paying.AsyncClient(payer, timeout=SECONDS, trust_env=False)
     async with made as client:
         return [await client.request(w.method, w.url, json=w.json) for w in wanted]
+
+
+def _modules(family: str) -> tuple[Any, Any]:
+    """Return the HTTP library and the module that has its paying clients."""
+    home = "x402_mask" if family == "httpx" else f"x402_mask.{family}"
+    return import_module(family), import_module(home)
 
 
 def official_buy(account: LocalAccount, wanted: Sequence[Wanted]) -> list[httpx.Response]:
@@ -72,7 +82,7 @@ async def _official_buy(account: LocalAccount, wanted: Sequence[Wanted]) -> list
     from x402.mechanisms.evm.exact import register_exact_evm_client
 
     buyer = register_exact_evm_client(x402Client(), EthAccountSigner(account))
-    async with wrapHttpxWithPayment(buyer, timeout=TIMEOUT) as client:
+    async with wrapHttpxWithPayment(buyer, timeout=SECONDS) as client:
         return [await client.request(w.method, w.url, json=w.json) for w in wanted]
 
 
@@ -145,7 +155,11 @@ class Books:
             (r.payment_id, r.amount, r.usd, r.transaction) for r in receipts
         ]
         first = payer.spend()[0]
-        assert (first.settled, first.held, first.left) == (total, 0, first.limit - total)
+        assert (first.settled, first.held, first.left) == (
+            total,
+            Decimal(0),
+            first.limit - total,
+        )
 
     def _assert_receipt(self, receipt: Receipt) -> None:
         assert (receipt.outcome, receipt.route) == ("settled", "x402")

@@ -320,7 +320,7 @@ class Chain:
         Raises:
             RuntimeError: the node answered with an error.
         """
-        answer = self.w3.provider.make_request(method, list(params))  # type: ignore[arg-type]
+        answer = self.w3.provider.make_request(method, list(params))
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']}")
         return answer["result"]

@@ -75,6 +75,7 @@ def _install(manifest: bytes, home: Path, wanted: str) -> None:
                 stderr=subprocess.STDOUT,
                 text=True,
                 timeout=INSTALL_S,
+                check=False,
             )
         except subprocess.TimeoutExpired as exc:
             raise Unavailable(f"npm install took more than {INSTALL_S:.0f} s") from exc
