@@ -136,6 +136,12 @@ class _Session:
         self.slot.requests.append(self.slot.retry)
         return retry
 
+    @staticmethod
+    def emptied(response: httpx2.Response) -> None:
+        """Leave nothing to read in a 402 that is discarded: under an auth flow httpx2 reads it."""
+        response.headers.pop("content-encoding", None)
+        response.stream = httpx2.ByteStream(b"")
+
     def fingerprint(self) -> str | None:
         """Digest of the request body, or ``None`` if it can be sent only once."""
         content_type = self.request.headers.get("content-type", "")
@@ -274,7 +280,9 @@ class _SyncSession(_Session):
     def _discard(self) -> None:
         """Let go of the 402 before the retry, so that a pool of one connection suffices."""
         if self.response is not None:
-            self.response.close()
+            assert isinstance(self.response.stream, httpx2.SyncByteStream)
+            self.response.stream.close()
+            self.emptied(self.response)
 
     def _abandon(self, exc: BaseException) -> None:
         if self.response is None:
@@ -366,7 +374,9 @@ class _AsyncSession(_Session):
     async def _discard(self) -> None:
         """Let go of the 402 before the retry, so that a pool of one connection suffices."""
         if self.response is not None:
-            await self.response.aclose()
+            assert isinstance(self.response.stream, httpx2.AsyncByteStream)
+            await self.response.stream.aclose()
+            self.emptied(self.response)
 
     async def _abandon(self, exc: BaseException) -> None:
         if self.response is None:
@@ -637,9 +647,6 @@ class PaymentAuth(httpx2.Auth):
             _scrub(response, sent, request)
             asked = response.request if sent is request else request
             sent = session.received(response, asked)
-            if sent is not None:
-                response.stream = httpx2.ByteStream(b"")  # httpx2 reads all of what we discard
-                response.headers.pop("content-encoding", None)
         assert session.response is not None
         for hook, seen in session.slot.deferred:
             if seen is session.response:
@@ -665,9 +672,6 @@ class PaymentAuth(httpx2.Auth):
                     _scrub(response, sent, wanted)
                     asked = response.request if sent is wanted else wanted
                     sent = await session.received(response, asked)
-                    if sent is not None:
-                        response.stream = httpx2.ByteStream(b"")
-                        response.headers.pop("content-encoding", None)
                 assert session.response is not None
                 for hook, seen in session.slot.deferred:
                     if seen is session.response:
