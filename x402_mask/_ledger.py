@@ -14,7 +14,7 @@ import os
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, overload
 
 from x402_mask import _json
 from x402_mask._models import Payment
@@ -36,6 +36,8 @@ WAIT_S: Final = 5.0
 """How long a reservation waits for a contended lock: measured with 64 writers on one SQLite file,
 5 s fails none of 384 reservations (worst wait 0.64 s) where 0.5 s fails 12."""
 
+_TEXT_MAX: Final = 1000
+
 EXPIRY_MARGIN_S: Final = 30
 """Seconds past ``validBefore`` for which an operation still counts as open."""
 
@@ -49,8 +51,8 @@ CREATE TABLE IF NOT EXISTS payments (
   nonce TEXT, valid_before BIGINT, header TEXT, proof {blob}, proof_digest TEXT,
   outcome TEXT, trans TEXT, seen INTEGER NOT NULL DEFAULT 0, note TEXT NOT NULL DEFAULT '');
 CREATE INDEX IF NOT EXISTS payments_open ON payments (operation) WHERE delivered = 0;
-CREATE INDEX IF NOT EXISTS payments_unsettled ON payments (state)
-  WHERE state IN ('reserved','held');
+CREATE INDEX IF NOT EXISTS payments_reserved ON payments (seq) WHERE state = 'reserved';
+CREATE INDEX IF NOT EXISTS payments_held ON payments (seq) WHERE state = 'held';
 CREATE TABLE IF NOT EXISTS meters (
   scope TEXT NOT NULL, unit TEXT NOT NULL, PRIMARY KEY (scope, unit));
 CREATE TABLE IF NOT EXISTS counters (
@@ -317,7 +319,13 @@ class Ledger(ABC):
                 row,
                 "held",
                 now_us,
-                {"proof": named, "nonce": proof.nonce, "valid_before": proof.valid_before},
+                {
+                    "header": proof.header,
+                    "proof": named,
+                    "nonce": proof.nonce,
+                    "valid_before": proof.valid_before,
+                },
+                keep_flight=True,
             )
             db.run(
                 "UPDATE payments SET header=?, proof=?, proof_digest=?, nonce=?, valid_before=?"
@@ -359,16 +367,18 @@ class Ledger(ABC):
         wait_s: float = WAIT_S,
     ) -> bool:
         """Record how the call ended.  Returns whether this opened the origin's breaker."""
-        self._flying.discard(payment_id)
         try:
             with self._transaction(wait_s) as db:
-                return self._finish(db, payment_id, result, breaker, now_us)
+                opened = self._finish(db, payment_id, result, breaker, now_us)
         except Busy:
-            self._flying.add(payment_id)
+            raise  # the caller comes again, and until then its call is in flight
+        except BaseException as failure:
+            if isinstance(failure, LedgerError):
+                self._unwritten[payment_id] = (result, now_us)
+            self._flying.discard(payment_id)
             raise
-        except LedgerError:
-            self._unwritten[payment_id] = (result, now_us)
-            raise
+        self._flying.discard(payment_id)
+        return opened
 
     def release(self, payment_id: str, note: str, *, now_us: int, wait_s: float = WAIT_S) -> None:
         """Give a reservation back: its proof never left this process."""
@@ -389,13 +399,21 @@ class Ledger(ABC):
         now_us: int,
         wait_s: float = WAIT_S,
     ) -> bool:
-        """Record what the chain proved; ``False`` if the payment had moved on meanwhile."""
+        """Record what the chain proved: ``settled`` or ``void``.
+
+        Returns ``False`` if the payment had moved on meanwhile; what was once seen on chain stays.
+        """
+        if state not in ("settled", "void"):
+            raise ValueError(f"a chain proves settled or void, not {state}")
+        note, transaction = _text(note), _text(transaction)
         with self._transaction(wait_s) as db:
             row = self._row(db, payment_id)
-            if state not in _MOVES[row.state] or (row.seen and state == row.state):
+            if row.seen or state not in _MOVES[row.state]:
                 return False
             detail = {"transaction": transaction, "note": note, "seen": True}
-            self._move(db, row, state, now_us, detail, note=note, kind="reconciled")
+            self._move(
+                db, row, state, now_us, detail, note=note, kind="reconciled", keep_flight=True
+            )
             db.run("UPDATE payments SET trans=?, seen=1 WHERE id=?", transaction, payment_id)
             return True
 
@@ -606,20 +624,21 @@ class Ledger(ABC):
         state: State = "settled" if result.outcome == "settled" else row.state
         if state not in _MOVES[row.state]:
             return False  # reconciled meanwhile: the chain knows better
+        note, transaction = _text(result.note), _text(result.transaction)
         detail = {
             "outcome": result.outcome,
             "delivered": result.delivered,
-            "note": result.note,
-            "transaction": result.transaction,
+            "note": note,
+            "transaction": transaction,
             "seen": result.seen,
         }
-        self._move(db, row, state, now_us, detail, note=result.note, kind=result.outcome)
+        self._move(db, row, state, now_us, detail, note=note, kind=result.outcome)
         db.run(
             "UPDATE payments SET delivered=?, outcome=?, trans=COALESCE(trans, ?), seen=?"
             " WHERE id=?",
             int(result.delivered or row.delivered),
             result.outcome,
-            result.transaction,
+            transaction,
             int(result.seen or row.seen),
             row.id,
         )
@@ -635,11 +654,12 @@ class Ledger(ABC):
         *,
         note: str = "",
         kind: str | None = None,
+        keep_flight: bool = False,
     ) -> None:
         """The one place where a payment changes state, and its counters with it."""
         if state not in _MOVES[row.state]:
             raise LedgerError(f"payment {row.id} cannot go from {row.state} to {state}")
-        flight = row.flight if row.state == "reserved" and state == "held" else None
+        flight = row.flight if keep_flight else None
         db.run(
             "UPDATE payments SET state=?, updated=?, note=?, flight=? WHERE id=?",
             state,
@@ -678,9 +698,11 @@ class Ledger(ABC):
 
     def _flush(self, wait_s: float) -> None:
         """Write the ends of calls that could not be written when they happened."""
+        self._me()  # after a fork, the ends of the parent's calls are the parent's to write
         for payment_id, (result, at) in list(self._unwritten.items()):
             with self._transaction(wait_s) as db:
-                self._finish(db, payment_id, result, None, at)
+                if self._find(db, payment_id) is not None:
+                    self._finish(db, payment_id, result, None, at)
             self._unwritten.pop(payment_id, None)
 
     @contextmanager
@@ -695,10 +717,14 @@ class Ledger(ABC):
             raise
 
     def _row(self, db: Db, payment_id: str) -> Row:
-        found = db.one(f"SELECT {_COLUMNS} FROM payments WHERE id=?", payment_id)  # noqa: S608
+        found = self._find(db, payment_id)
         if found is None:
             raise LedgerError(f"payment {payment_id} is not on this ledger")
-        return Row(*found)
+        return found
+
+    def _find(self, db: Db, payment_id: str) -> Row | None:
+        found = db.one(f"SELECT {_COLUMNS} FROM payments WHERE id=?", payment_id)  # noqa: S608
+        return None if found is None else Row(*found)
 
     def _payment(self, db: Db, row: Row) -> Payment:
         return Payment(
@@ -872,18 +898,16 @@ def _count(db: Db, service: str, at: int, settled: int, held: int) -> None:
 
 
 def _add(db: Db, scope: str, unit: str, at: int, settled: int, held: int) -> None:
-    db.run(
+    found = db.one(
         "INSERT INTO counters (scope, unit, bucket, settled, held) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT (scope, unit, bucket) DO UPDATE"
-        " SET settled=counters.settled+excluded.settled, held=counters.held+excluded.held",
+        " SET settled=counters.settled+excluded.settled, held=counters.held+excluded.held"
+        " RETURNING settled, held",
         scope,
         unit,
         at,
         settled,
         held,
-    )
-    found = db.one(
-        "SELECT settled, held FROM counters WHERE scope=? AND unit=? AND bucket=?", scope, unit, at
     )
     if found is None or not 0 <= found[0] + found[1] <= MICRO_MAX:
         raise LedgerError("a counter of this ledger would overflow")
@@ -907,6 +931,17 @@ def _backfill(db: Db, scope: str, unit: str) -> None:
         total[1] += int(held)
     for at, (settled, held) in sums.items():
         _add(db, scope, unit, at, settled, held)
+
+
+@overload
+def _text(text: str) -> str: ...
+@overload
+def _text(text: str | None) -> str | None: ...
+def _text(text: str | None) -> str | None:
+    """Text that every database can store, and no longer than a note should be."""
+    if text is None:
+        return None
+    return text.encode("utf-8", "replace").decode().replace("\0", "?")[:_TEXT_MAX]
 
 
 def _where(**wanted: str | None) -> tuple[str, list[str]]:
