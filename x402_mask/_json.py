@@ -23,8 +23,7 @@ def loads(data: bytes | str) -> Any:
             78 digits, or nesting deeper than :data:`DEPTH_MAX`.
     """
     try:
-        text = data if isinstance(data, str) else data.decode("utf-8")
-        value = _decoder.decode(text.removeprefix("\ufeff"))
+        value = _decoder.decode(as_text(data))
     except BadJSON:
         raise
     except RecursionError:
@@ -35,22 +34,59 @@ def loads(data: bytes | str) -> Any:
     return value
 
 
-def dumps(value: Any) -> bytes:
+def dumps(value: Any) -> str:
     """Compact JSON in ASCII."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def as_text(data: bytes | str) -> str:
+    """JSON as text, without a byte order mark.  Raises ``UnicodeDecodeError`` if not UTF-8."""
+    text = data if isinstance(data, str) else data.decode("utf-8")
+    return text.removeprefix("\ufeff")
+
+
+def members(text: str) -> dict[str, str]:
+    """The members of a JSON object that :func:`loads` accepted, each value as it was written.
+
+    What is echoed to a seller goes back to the letter: a number read and written again may differ.
+    """
+    found: dict[str, str] = {}
+    at = _after_space(text, text.index("{") + 1)
+    while text[at] != "}":
+        key, at = _decoder.raw_decode(text, at)
+        start = _after_space(text, _after_space(text, at) + 1)  # behind the colon
+        _, at = _decoder.raw_decode(text, start)
+        found[key] = text[start:at]
+        at = _after_comma(text, at)
+    return found
+
+
+def elements(text: str) -> list[str]:
+    """The elements of a JSON array that :func:`loads` accepted, each as it was written."""
+    found: list[str] = []
+    at = _after_space(text, text.index("[") + 1)
+    while text[at] != "]":
+        _, end = _decoder.raw_decode(text, at)
+        found.append(text[at:end])
+        at = _after_comma(text, end)
+    return found
+
+
+def _after_space(text: str, at: int) -> int:
+    while text[at] in " \t\r\n":
+        at += 1
+    return at
+
+
+def _after_comma(text: str, at: int) -> int:
+    at = _after_space(text, at)
+    return _after_space(text, at + 1) if text[at] == "," else at
 
 
 def _integer(text: str) -> int:
     if len(text) > _DIGITS_MAX:
         raise BadJSON("an integer with too many digits")
     return int(text)
-
-
-def _float(text: str) -> float:
-    number = float(text)
-    if number in (float("inf"), float("-inf")):
-        raise BadJSON("a number out of range")
-    return number
 
 
 def _constant(text: str) -> Any:
@@ -81,6 +117,5 @@ def _check_depth(value: Any) -> None:
 _decoder = json.JSONDecoder(
     object_pairs_hook=_object,
     parse_int=_integer,
-    parse_float=_float,
     parse_constant=_constant,
 )

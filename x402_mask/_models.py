@@ -127,7 +127,7 @@ class Offer:
     """One entry of a challenge's ``accepts`` that could be parsed.
 
     ``amount`` is atomic units of the token at ``asset``; ``max_timeout_s`` is the seller's
-    validity in seconds; ``raw`` is the entry exactly as received, which the proof echoes.
+    validity in seconds; ``raw`` is the entry as received.
     """
 
     scheme: str

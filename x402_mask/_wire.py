@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from x402_mask import _json
@@ -59,12 +59,13 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Challenge:
-    """What a 402 said.  ``document`` is the JSON object as received."""
+    """What a 402 said.  ``document`` is the JSON object as read, ``text`` as it was written."""
 
     form: Form
     offers: tuple[Offer, ...]
     skipped: tuple[Skipped, ...]
     document: Mapping[str, Any]
+    text: str = field(repr=False)
     rival: Challenge | None = None
     """The body's own challenge, where the header decided."""
 
@@ -113,7 +114,8 @@ def read_challenge(headers: Sequence[str], body: bytes | None) -> Challenge | No
         raise ChallengeError("the 402 carries more than one PAYMENT-REQUIRED header")
     if not headers:
         return _body_challenge(body) if body else None
-    found = _read_document(_decode_header(headers[0]), in_header=True)
+    text = _decode_header(headers[0])
+    found = _read_document(_parse(text, "PAYMENT-REQUIRED header"), text, in_header=True)
     return _with_rival(found, body)
 
 
@@ -122,24 +124,16 @@ def _with_rival(found: Challenge, body: bytes | None) -> Challenge:
         rival = _body_challenge(body) if body else None
     except ChallengeError:  # the header decides: what else the body is does not matter
         rival = None
-    if rival is None:
-        return found
-    return Challenge(
-        form=found.form,
-        offers=found.offers,
-        skipped=found.skipped,
-        document=found.document,
-        rival=rival,
-    )
+    return found if rival is None else replace(found, rival=rival)
 
 
-def _decode_header(text: str) -> Any:
+def _decode_header(text: str) -> str:
     text = text.strip()
     if len(text) > CHALLENGE_BYTES_MAX:
         raise ChallengeError("the PAYMENT-REQUIRED header is longer than 64 KiB")
     if not _BASE64.fullmatch(text):
         raise ChallengeError("the PAYMENT-REQUIRED header is not base64")
-    return _parse(_unbase64(text), "PAYMENT-REQUIRED header")
+    return _text(_unbase64(text), "PAYMENT-REQUIRED header")
 
 
 def _unbase64(text: str) -> bytes:
@@ -149,9 +143,16 @@ def _unbase64(text: str) -> bytes:
         raise ChallengeError("the PAYMENT-REQUIRED header is not base64") from None
 
 
-def _parse(data: bytes, where: str) -> Any:
+def _text(data: bytes, where: str) -> str:
     try:
-        return _json.loads(data)
+        return _json.as_text(data)
+    except UnicodeDecodeError:
+        raise ChallengeError(f"the 402's {where} is not UTF-8") from None
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return _json.loads(text)
     except _json.BadJSON as exc:
         raise ChallengeError(f"the 402's {where} is not usable JSON: {exc}") from None
 
@@ -159,12 +160,11 @@ def _parse(data: bytes, where: str) -> Any:
 def _body_challenge(body: bytes) -> Challenge | None:
     if not _claims(body):
         return None
-    document = _parse(body, "body")
-    if not isinstance(document, dict):
-        return None
+    text = _text(body, "body")
+    document = _parse(text, "body")
     if "accepts" not in document and "x402Version" not in document:
         return None
-    return _read_document(document, in_header=False)
+    return _read_document(document, text, in_header=False)
 
 
 def _claims(body: bytes) -> bool:
@@ -172,7 +172,7 @@ def _claims(body: bytes) -> bool:
     return start.startswith(b"{") and (b'"accepts"' in body or b'"x402Version"' in body)
 
 
-def _read_document(document: Any, *, in_header: bool) -> Challenge:
+def _read_document(document: Any, text: str, *, in_header: bool) -> Challenge:
     if not isinstance(document, dict):
         raise ChallengeError("the payment challenge is not a JSON object")
     form = _form(document, in_header=in_header)
@@ -187,6 +187,7 @@ def _read_document(document: Any, *, in_header: bool) -> Challenge:
         offers=tuple(item for item in read if isinstance(item, Offer)),
         skipped=tuple(item for item in read if isinstance(item, Skipped)),
         document=document,
+        text=text,
     )
 
 
@@ -246,7 +247,7 @@ def _read_timeout(value: object) -> int | None:
         return TIMEOUT_DEFAULT_S
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return int(value) if value == int(value) else None
+    return int(value) if isinstance(value, int) or value.is_integer() else None
 
 
 def _read_extra(value: object) -> Mapping[str, Any] | None:
@@ -268,36 +269,47 @@ def proof_header(
 ) -> tuple[str, str]:
     """Name and value of the header that presents *payload*.
 
-    ``accepted``, ``resource`` and ``extensions`` go back as received; the one addition is the
-    ``id`` of ``payment-identifier``, where the seller advertises it.
+    ``accepted``, ``resource`` and ``extensions`` go back to the letter as received; the one
+    addition is the ``id`` of ``payment-identifier``, where the seller advertises it.
     """
     if challenge.form == "v1":
-        network = offer.raw["network"]
-        message = {"x402Version": 1, "scheme": offer.scheme, "network": network, "payload": payload}
-        return V1_HEADER, _encode(message)
-    message = {"x402Version": 2, "accepted": offer.raw, "payload": payload}
+        message = {"x402Version": 1, "scheme": offer.scheme, "network": offer.raw["network"]}
+        return V1_HEADER, _encode({**_texts(message), "payload": _json.dumps(payload)})
+    said = _json.members(challenge.text)
+    fields = {
+        "x402Version": "2",
+        "accepted": _json.elements(said["accepts"])[offer.index],
+        "payload": _json.dumps(payload),
+    }
     if challenge.document.get("resource") is not None:
-        message["resource"] = challenge.document["resource"]
-    extensions = _echo(challenge.extensions, payment_id)
-    if extensions:
-        message["extensions"] = extensions
-    return SIGNATURE_HEADER, _encode(message)
+        fields["resource"] = said["resource"]
+    if challenge.extensions:
+        fields["extensions"] = _echo(said["extensions"], challenge.extensions, payment_id)
+    return SIGNATURE_HEADER, _encode(fields)
 
 
-def _echo(extensions: Mapping[str, Any], payment_id: str) -> dict[str, Any]:
-    echo = dict(extensions)
-    entry = echo.get("payment-identifier")
-    if isinstance(entry, dict):
-        info = entry.get("info")
-        echo["payment-identifier"] = {
-            **entry,
-            "info": {**(info if isinstance(info, dict) else {}), "id": payment_id},
-        }
-    return echo
+def _echo(text: str, extensions: Mapping[str, Any], payment_id: str) -> str:
+    entry = extensions.get("payment-identifier")
+    if not isinstance(entry, dict):
+        return text
+    known = _json.members(text)
+    inside = _json.members(known["payment-identifier"])
+    info = _json.members(inside["info"]) if isinstance(entry.get("info"), dict) else {}
+    inside["info"] = _object({**info, "id": _json.dumps(payment_id)})
+    return _object({**known, "payment-identifier": _object(inside)})
 
 
-def _encode(message: Mapping[str, Any]) -> str:
-    return base64.b64encode(_json.dumps(message)).decode("ascii")
+def _texts(message: Mapping[str, Any]) -> dict[str, str]:
+    return {name: _json.dumps(value) for name, value in message.items()}
+
+
+def _object(fields: Mapping[str, str]) -> str:
+    """A JSON object of members that are JSON already."""
+    return "{" + ",".join(f"{_json.dumps(name)}:{text}" for name, text in fields.items()) + "}"
+
+
+def _encode(fields: Mapping[str, str]) -> str:
+    return base64.b64encode(_object(fields).encode()).decode("ascii")
 
 
 # --- settlements --------------------------------------------------------------------------------
