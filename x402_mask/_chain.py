@@ -54,6 +54,7 @@ _BYTES_MAX: Final = 4 << 20
 _CALLS_MAX: Final = 400
 """Calls to one endpoint for one question; a free plan that serves ten blocks at a time fits."""
 _EVENTS_MAX: Final = 16  # a nonce is used once; a liar could say a million
+_CLOSE_BLOCKS: Final = 64  # more logs cost an endpoint nothing, more questions cost round trips
 _FAR_SPANS: Final = 32  # how far past validBefore a late cancellation is looked for
 _NEAR_S: Final = 120  # ordinary distance between this machine's clock and block times
 _SKEW_S: Final = 3600  # a clock an hour fast signs "after" it was settled
@@ -273,16 +274,20 @@ class _Closed(Exception):
     """The background thread was closed."""
 
 
-async def _each(
-    views: Sequence[_View], ask: Callable[[_View], Coroutine[Any, Any, _T]]
-) -> list[_T]:
-    """Ask all endpoints at once; the first fault ends it."""
-    tasks = [asyncio.ensure_future(ask(view)) for view in views]
+async def _together(*asked: Coroutine[Any, Any, _T]) -> list[_T]:
+    """Await all at once; the first fault ends the others."""
+    tasks = [asyncio.ensure_future(each) for each in asked]
     try:
         return await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def _each(
+    views: Sequence[_View], ask: Callable[[_View], Coroutine[Any, Any, _T]]
+) -> list[_T]:
+    return await _together(*(ask(view) for view in views))
 
 
 async def _same_block(views: Sequence[_View], number: int, expected: _Header | None) -> _Header:
@@ -334,15 +339,12 @@ async def _judge(view: _View, a: Authorization, top: _Header) -> Evidence:
 async def _glance(view: _View, a: Authorization, hint: str) -> Evidence:
     """Whether the hinted transaction pays, at whatever depth."""
     terms = _Terms.of(a)
-    checks = [asyncio.ensure_future(c) for c in (view.check_chain(), view.receipt(hint))]
+    checks: tuple[Coroutine[Any, Any, Any], ...] = (view.check_chain(), view.receipt(hint))
     try:
-        _, receipt = await asyncio.gather(*checks)
+        _, receipt = await _together(*checks)
     except _Fault as fault:
         return Unknown(reason=str(fault))
-    finally:
-        for check in checks:
-            check.cancel()
-    if not isinstance(receipt, _Receipt):
+    if receipt is None:
         return Unknown(reason=f"{view.name}: transaction {hint} is not on chain yet")
     if not receipt.ok:
         return Unknown(reason=f"{view.name}: transaction {hint} failed")
@@ -368,9 +370,10 @@ async def _hinted(view: _View, a: Authorization, terms: _Terms, top: _Header) ->
 
 async def _window(view: _View, a: Authorization, top: _Header) -> tuple[int, int]:
     """First and last block in which ``a`` is used, by clocks that agree within two minutes."""
-    first = await view.block_at(a.signed_at - _NEAR_S, top)
-    last = await view.block_at(a.valid_before, top)
-    return first, min(last + 1, top.number)
+    (first, _), (_, last) = await _together(
+        view.around(a.signed_at - _NEAR_S, top), view.around(a.valid_before, top)
+    )
+    return first, last
 
 
 async def _searched(view: _View, a: Authorization, terms: _Terms, top: _Header) -> Evidence:
@@ -378,7 +381,7 @@ async def _searched(view: _View, a: Authorization, terms: _Terms, top: _Header) 
     first, last = await _window(view, a, top)
     events = await view.events(terms, first, last)
     if not events:
-        early = await view.block_at(a.signed_at - _SKEW_S, top)
+        early, _ = await view.around(a.signed_at - _SKEW_S, top)
         events = await view.events(terms, early, first - 1)
     if not events:
         late = min(top.number, last + _FAR_SPANS * view.block_span)
@@ -540,8 +543,12 @@ class _View:
 
     async def head(self) -> int:
         """Number of the latest block, on the right chain."""
-        await self.check_chain()
-        return _quantity(await self._call("eth_blockNumber"), self)
+        checks: tuple[Coroutine[Any, Any, Any], ...] = (
+            self.check_chain(),
+            self._call("eth_blockNumber"),
+        )
+        _, number = await _together(*checks)
+        return _quantity(number, self)
 
     async def header(self, number: int) -> _Header:
         raw = await self._call("eth_getBlockByNumber", hex(number), False)
@@ -573,18 +580,21 @@ class _View:
             raise self.fault("authorizationState answered neither true nor false")
         return int(word, 16) == 1
 
-    async def block_at(self, time: int, high: _Header) -> int:
-        """The last block up to ``high`` whose time is at most ``time``; 0 if there is none."""
+    async def around(self, time: int, high: _Header) -> tuple[int, int]:
+        """Blocks up to ``high``, close together, at or before and after ``time``.
+
+        The first is 0 where all blocks are later, the second ``high`` where none is.
+        """
         if high.time <= time:
-            return high.number
+            return high.number, high.number
         low, high = await self._bracket(time, high)
         turn = 0
-        while low.time <= time and high.number - low.number > 1:
+        while low.time <= time and high.number - low.number > _CLOSE_BLOCKS:
             turn += 1
             middle = await self.header(_guess(low, high, time, halve=turn % 3 == 0))
             self._check_order(low, middle, high)
             low, high = (middle, high) if middle.time <= time else (low, middle)
-        return low.number
+        return low.number, high.number
 
     async def _bracket(self, time: int, high: _Header) -> tuple[_Header, _Header]:
         """Blocks around ``time``, found in steps that grow: a second a block, then four times."""
@@ -668,16 +678,24 @@ class _View:
             raise self.fault(f"needed more than {_CALLS_MAX} calls")
         body = _json.dumps(
             {"jsonrpc": "2.0", "id": call_id, "method": method, "params": list(params)}
-        )
+        ).encode()
         try:
             async with asyncio.timeout(self._time_out_s):
-                content = await _exchange(self._background.transport(self._endpoint), body, self)
+                content = await self._post(body)
         except TimeoutError:
             raise self.fault("RPC timed out") from None
         except (httpx.HTTPError, httpx.StreamError, OSError) as error:
             # Its text may hold the URL, so only its name is shown.
             raise self.fault(f"RPC failed ({type(error).__name__})") from None
         return _result(content, call_id, method, self)
+
+    async def _post(self, body: bytes) -> bytes:
+        transport = self._background.transport(self._endpoint)
+        try:
+            return await _exchange(transport, body, self)
+        except (httpx.NetworkError, httpx.RemoteProtocolError):
+            # A kept connection may have been closed by the peer just now.  Every call is a read.
+            return await _exchange(transport, body, self)
 
     def request(self, body: bytes) -> httpx.Request:
         return httpx.Request(
@@ -743,9 +761,13 @@ def _shallow(content: bytes) -> bytes:
     """
     brackets = _STRINGS.sub(b"", content).translate(None, delete=_NO_BRACKETS)
     for _ in range(_json.DEPTH_MAX):
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        left = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        if len(left) in (0, len(brackets)):
+            brackets = left
+            break
+        brackets = left
     if brackets:
-        raise _json.BadJSON("nested too deeply, or not at all")
+        raise _json.BadJSON("nested too deeply, or not closed")
     return content
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from x402_mask._effects import Consult, Record, Sleep
+from x402_mask._effects import Checkpoint, Consult, Record, Sleep
 from x402_mask._ledger import WAIT_S, Busy
 from x402_mask._wallet import is_async
 
@@ -23,13 +23,15 @@ _WRITERS = 8
 """Threads that may wait for the ledger at once, per event loop."""
 
 
-def perform(effect: Record[Any] | Consult | Sleep) -> Any:
+def perform(effect: Record[Any] | Consult | Sleep | Checkpoint) -> Any:
     """Do what a conversation wants done, blocking."""
     match effect:
         case Record(call):
             return call(WAIT_S)
         case Sleep(seconds):
             return time.sleep(seconds)
+        case Checkpoint():
+            return None
         case Consult(function, args):
             return _refuse_awaitable(function(*args))
 
@@ -42,6 +44,14 @@ def _refuse_awaitable(answer: Any) -> Any:
     raise TypeError("an async signer or approve needs an async client")
 
 
+class Abandoned(BaseException):
+    """The caller's own code was closed in the middle of a call.
+
+    Stands in for ``GeneratorExit``, which Python would use to close the conversation at once,
+    before it could write down how things stand.
+    """
+
+
 class AsyncPerformer:
     """Does what a conversation wants done without blocking the event loop.
 
@@ -49,22 +59,32 @@ class AsyncPerformer:
     cancellation is kept and delivered at the next effect, so no entry is ever lost to it.
     """
 
-    __slots__ = ("_cancelled", "_inline")
+    __slots__ = ("_cancelled", "_inline", "_waited", "may_wait")
 
     def __init__(self, *, inline: bool) -> None:
         self._inline = inline
         self._cancelled: BaseException | None = None
+        self._waited = False
+        self.may_wait = True
+        """False once the coroutine is being closed: then it blocks, as it can no longer await."""
 
-    def deliver(self) -> None:
+    async def deliver(self) -> None:
         """Raise a cancellation that came while the ledger was busy."""
         if self._cancelled is not None:
             cancelled, self._cancelled = self._cancelled, None
             raise cancelled
+        if self._waited and self.may_wait:
+            from anyio.lowlevel import checkpoint_if_cancelled  # noqa: PLC0415
 
-    async def perform(self, effect: Record[Any] | Consult | Sleep) -> Any:
+            self._waited = False
+            await checkpoint_if_cancelled()
+
+    async def perform(self, effect: Record[Any] | Consult | Sleep | Checkpoint) -> Any:
         """Do it."""
-        self.deliver()
+        await self.deliver()
         match effect:
+            case Checkpoint():
+                return None
             case Record(call):
                 return await self._record(call)
             case Sleep(seconds):
@@ -80,8 +100,27 @@ class AsyncPerformer:
                 return call(0)
             except Busy:
                 pass
-        answer, self._cancelled = await _finished(lambda: call(WAIT_S))
-        return answer
+        if not self.may_wait:
+            return call(WAIT_S)
+        return await self._finished(lambda: call(WAIT_S))
+
+    async def _finished(self, call: Callable[[], T]) -> T:
+        """Run *call* in a thread to its end; keep a cancellation that comes meanwhile."""
+        from anyio import CancelScope, to_thread  # noqa: PLC0415
+
+        self._waited = True
+        with CancelScope(shield=True):
+            if not _on_asyncio():  # elsewhere the shield is all it takes
+                return await to_thread.run_sync(call)
+            import asyncio  # noqa: PLC0415
+
+            task = asyncio.ensure_future(_in_thread(call))
+            while not task.done():
+                try:
+                    await asyncio.wait({task})
+                except asyncio.CancelledError as exc:
+                    self._cancelled = exc
+            return task.result()
 
 
 async def _consult(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -93,24 +132,13 @@ async def _consult(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     return await answer if inspect.isawaitable(answer) else answer
 
 
-async def _finished(call: Callable[[], T]) -> tuple[T, BaseException | None]:
-    """Run *call* in a thread to its end, and tell of a cancellation that came meanwhile."""
-    import sniffio  # noqa: PLC0415
-    from anyio import CancelScope, to_thread  # noqa: PLC0415
-
-    if sniffio.current_async_library() != "asyncio":  # trio waits for such a thread by itself
-        return await to_thread.run_sync(call), None
+def _on_asyncio() -> bool:
     import asyncio  # noqa: PLC0415
 
-    cancelled: BaseException | None = None
-    with CancelScope(shield=True):
-        task = asyncio.ensure_future(_in_thread(call))
-        while not task.done():
-            try:
-                await asyncio.wait({task})
-            except asyncio.CancelledError as exc:
-                cancelled = exc
-    return task.result(), cancelled
+    try:
+        return asyncio.current_task() is not None
+    except RuntimeError:
+        return False
 
 
 async def _in_thread(call: Callable[[], T]) -> T:

@@ -75,7 +75,12 @@ class Sleep:
     seconds: float
 
 
-Effect = Ask | ReadBody | Fingerprint | Record[Any] | Consult | Sleep
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Nothing to do; a cancellation that was kept back is delivered here."""
+
+
+Effect = Ask | ReadBody | Fingerprint | Record[Any] | Consult | Sleep | Checkpoint
 
 
 def ask(proof: tuple[str, str] | None = None) -> Generator[Effect, Any, Reply]:
@@ -108,6 +113,11 @@ def record(call: Callable[[float], T]) -> Generator[Effect, Any, T]:
 def consult(function: Callable[..., Any], *args: Any) -> Generator[Effect, Any, Any]:
     """Call foreign code."""
     return (yield Consult(function, args))
+
+
+def checkpoint() -> Generator[Effect, Any, None]:
+    """Let a cancellation through."""
+    yield Checkpoint()
 
 
 def sleep(seconds: float) -> Generator[Effect, Any, None]:

@@ -26,7 +26,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from x402_mask._effects import ask, consult, fingerprint, read_body, record, sleep
+from x402_mask._effects import (
+    ask,
+    checkpoint,
+    consult,
+    fingerprint,
+    read_body,
+    record,
+    sleep,
+)
 from x402_mask._exact import authorize, seller_clock
 from x402_mask._ledger import Proof, Reservation, Result, Row, Twin, over_cap
 from x402_mask._models import Quote, Receipt
@@ -307,9 +315,13 @@ def _reserve(
         },
     )  # fmt: skip
     durable = not isinstance(payer.signer, Wallet)
-    answer = yield from record(
-        lambda wait_s: payer.ledger.reserve(want, payer.breaker, durable=durable, wait_s=wait_s)
-    )
+    try:
+        answer = yield from record(
+            lambda wait_s: payer.ledger.reserve(want, payer.breaker, durable=durable, wait_s=wait_s)
+        )
+    except BaseException:
+        payer.ledger.put_down(want.id, now_us=want.at)
+        raise
     if isinstance(answer, Twin):
         return None
     payer.emit("reserved", purchase, payment_id=want.id, usd=usd(want.micro))
@@ -393,8 +405,8 @@ def _release(payer: Payer, payment_id: str, failure: BaseException) -> Generator
     note = f"never sent: {type(failure).__name__}"
     if isinstance(failure, PaymentError):
         failure.payment_id = payment_id
+    now_us = payer.now_us()
     try:
-        now_us = payer.now_us()
         yield from record(
             lambda wait_s: payer.ledger.release(payment_id, note, now_us=now_us, wait_s=wait_s)
         )
@@ -403,14 +415,20 @@ def _release(payer: Payer, payment_id: str, failure: BaseException) -> Generator
         payer.emit("ledger_failed", payment_id=payment_id, detail={"error": str(exc)})
     else:
         payer.emit("released", payment_id=payment_id, detail={"note": note})
+    finally:
+        payer.ledger.put_down(payment_id, now_us=now_us)  # does nothing where it was released
 
 
 def _represent(payer: Payer, call: Call, twin: Twin) -> Generator[Effect, Any, Verdict | None]:
     """Present the same bytes again; ``None`` if another call took them first."""
     row, now_us = twin.row, payer.now_us()
-    proof = yield from record(
-        lambda wait_s: payer.ledger.claim(row.id, now_us=now_us, wait_s=wait_s)
-    )
+    try:
+        proof = yield from record(
+            lambda wait_s: payer.ledger.claim(row.id, now_us=now_us, wait_s=wait_s)
+        )
+    except BaseException:
+        payer.ledger.put_down(row.id, now_us=now_us)
+        raise
     if proof is None:
         return None
     payer.emit("represented", row, payment_id=row.id, usd=usd(row.micro))
@@ -426,15 +444,29 @@ def _present(payer: Payer, call: Call, row: Row, proof: Proof) -> Generator[Effe
     call.trip.receipt = receipt_for(row, "unknown", None)
     try:
         reply = yield from ask((proof.header, proof.value))
+        result = yield from _judge(payer, row, proof, reply)
     except BaseException as failure:
         note = f"no answer: {type(failure).__name__}"
         yield from _finish(payer, row, Result(outcome="unknown", delivered=False, note=note))
         failure.add_note(f"x402_mask: payment {row.id} was sent and its outcome is not known")
         raise
-    result = yield from _judge(payer, row, proof, reply)
-    yield from _finish(payer, row, result)
     call.trip.receipt = receipt_for(row, result.outcome, result.transaction)
+    yield from _finish(payer, row, result)
+    yield from _hand_over(payer, row, result)
     return Verdict(receipt=call.trip.receipt)
+
+
+def _hand_over(payer: Payer, row: Row, result: Result) -> Generator[Effect, Any, None]:
+    """The last moment for a cancellation: then the answer never reached the caller."""
+    try:
+        yield from checkpoint()
+    except BaseException:
+        if result.delivered:
+            now_us = payer.now_us()
+            yield from record(
+                lambda wait_s: payer.ledger.reopen(row.id, now_us=now_us, wait_s=wait_s)
+            )
+        raise
 
 
 def _judge(payer: Payer, row: Row, proof: Proof, reply: Reply) -> Generator[Effect, Any, Result]:
@@ -444,7 +476,7 @@ def _judge(payer: Payer, row: Row, proof: Proof, reply: Reply) -> Generator[Effe
     told = settlement.transaction if settlement is not None else None
     note = f"HTTP {reply.status}; {fault}" if fault else f"HTTP {reply.status}"
     if fault is None and payer.chain_knows(row.network):
-        if (yield from consult(payer.seen_on_chain, row, proof, told)):
+        if (yield from _seen(payer, row, proof, told)):
             return Result(
                 outcome="settled", delivered=reply.delivered, transaction=told, seen=True, note=note
             )
@@ -453,6 +485,15 @@ def _judge(payer: Payer, row: Row, proof: Proof, reply: Reply) -> Generator[Effe
         return Result(outcome="settled", delivered=reply.delivered, transaction=told, note=note)
     outcome = "rejected" if reply.status == 402 else "unknown"
     return Result(outcome=outcome, delivered=reply.delivered, note=note)  # type: ignore[arg-type]
+
+
+def _seen(payer: Payer, row: Row, proof: Proof, told: str | None) -> Generator[Effect, Any, bool]:
+    """Whether the chain shows the transaction; a reader that fails costs nobody the answer."""
+    try:
+        return bool((yield from consult(payer.seen_on_chain, row, proof, told)))
+    except Exception:
+        log.exception("the chain could not be asked about payment %s", row.id)
+        return False
 
 
 def _fault(row: Row, settlement: Settlement | None) -> str | None:
@@ -483,6 +524,7 @@ def _is_hash(text: str | None) -> bool:
 def _finish(payer: Payer, row: Row, result: Result) -> Generator[Effect, Any, None]:
     """Write down the end.  A ledger that fails now costs nobody the answer: money stays held."""
     now_us = payer.now_us()
+    opened = False
     try:
         opened = yield from record(
             lambda wait_s: payer.ledger.finish(
@@ -493,6 +535,8 @@ def _finish(payer: Payer, row: Row, result: Result) -> Generator[Effect, Any, No
         log.exception("the end of payment %s is not recorded, it stays held", row.id)
         payer.emit("ledger_failed", payment_id=row.id, detail={"error": str(exc)})
         return
+    finally:
+        payer.ledger.put_down(row.id, now_us=now_us)  # does nothing where the end was written
     kind = {"unknown": "held"}.get(result.outcome, result.outcome)
     payer.emit(kind, row, payment_id=row.id, usd=usd(row.micro), detail={"note": result.note})
     if opened:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,9 +48,18 @@ class HeadFile:
         record = json.dumps({"seq": seq, "mac": mac.hex()}).ljust(_SIZE).encode("ascii")
         try:
             if self._file is None:
-                self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            os.pwrite(self._file, record, 0)
+                flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0)
+                self._file = os.open(self.path, flags, 0o600)
+            os.lseek(self._file, 0, os.SEEK_SET)
+            os.write(self._file, record)
         except OSError:
+            self.close()
+
+    def close(self) -> None:
+        """Close the file; writing opens it again."""
+        if self._file is not None:
+            with suppress(OSError):
+                os.close(self._file)
             self._file = None
 
     def read(self) -> tuple[int, bytes] | None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
+    from x402_mask._head import HeadFile
     from x402_mask._models import Outcome, Route, Spend, State
     from x402_mask._vault import Vault
     from x402_mask._windows import Limit
@@ -257,6 +258,11 @@ class Ledger(ABC):
     def close(self) -> None:
         """Give up connections; using the ledger again opens new ones."""
 
+    @property
+    def head_file(self) -> HeadFile | None:
+        """Where the head of the history is kept besides the database, if anywhere."""
+        return None
+
     # --- the conversation
 
     def look(self, operation: str, service: str, *, now_us: int, wait_s: float = WAIT_S) -> View:
@@ -379,6 +385,23 @@ class Ledger(ABC):
             raise
         self._flying.discard(payment_id)
         return opened
+
+    def put_down(self, payment_id: str, *, now_us: int) -> None:
+        """This process no longer carries the payment, whatever happened to its row; no I/O.
+
+        For the way out after an interruption: what the row should say is written with the next
+        call, and until then an identical call already finds the proof idle, not in flight.
+        """
+        if payment_id in self._flying:
+            end = Result(outcome="unknown", delivered=False, note="interrupted")
+            self._unwritten.setdefault(payment_id, (end, now_us))
+            self._flying.discard(payment_id)
+
+    def reopen(self, payment_id: str, *, now_us: int, wait_s: float = WAIT_S) -> None:
+        """The answer that was recorded as delivered never reached its caller after all."""
+        with self._transaction(wait_s) as db:
+            db.run("UPDATE payments SET delivered=0 WHERE id=?", payment_id)
+            self._write(db, now_us, payment_id, "reopened", {})
 
     def release(self, payment_id: str, note: str, *, now_us: int, wait_s: float = WAIT_S) -> None:
         """Give a reservation back: its proof never left this process."""
@@ -621,6 +644,9 @@ class Ledger(ABC):
         self, db: Db, payment_id: str, result: Result, breaker: Breaker | None, now_us: int
     ) -> bool:
         row = self._row(db, payment_id)
+        if row.state == "reserved":  # interrupted before its proof was stored
+            self._move(db, row, "released", now_us, {"note": result.note}, note=result.note)
+            return False
         state: State = "settled" if result.outcome == "settled" else row.state
         if state not in _MOVES[row.state]:
             return False  # reconciled meanwhile: the chain knows better
@@ -679,8 +705,8 @@ class Ledger(ABC):
     ) -> None:
         """Append to the history, chained to the row before."""
         last = db.one("SELECT seq, mac FROM history ORDER BY seq DESC LIMIT 1") or (0, b"")
-        seq, text = last[0] + 1, _json.dumps(data).decode("ascii")
-        record = _json.dumps([seq, now_us, payment_id, kind, text])
+        seq, text = last[0] + 1, _json.dumps(data)
+        record = _json.dumps([seq, now_us, payment_id, kind, text]).encode()
         mac = self._vault().link(bytes(last[1]), record)
         db.run(
             "INSERT INTO history (seq, at, payment, kind, data, mac) VALUES (?, ?, ?, ?, ?, ?)",
@@ -763,6 +789,19 @@ class Ledger(ABC):
         if row.state == "reserved":
             return "its process ended before a proof was stored; reconcile releases it"
         return "the seller has not said how it ended; reconcile asks the chain after it expires"
+
+
+def contended(wait_s: float) -> LedgerError:
+    """Others held the lock for all the time there was."""
+    return LedgerError(f"the ledger was locked for {wait_s:g} s; nothing was sent")
+
+
+def newer_schema(name: str, version: object) -> LedgerError:
+    """Refusal to touch what a newer program wrote."""
+    return LedgerError(
+        f"{name} was written by a newer x402_mask (schema {version}, this program knows"
+        f" {SCHEMA_VERSION}); upgrade this program"
+    )
 
 
 # --- pieces that need only a transaction ----------------------------------------------------------

@@ -7,14 +7,26 @@ import random
 import sqlite3
 import threading
 import time
-from contextlib import contextmanager
+import weakref
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from x402_mask._head import HeadFile
 from x402_mask._lease import is_alive, new_owner
-from x402_mask._ledger import SCHEMA_VERSION, TABLES, Busy, Db, Ledger, _meta, _set_meta
-from x402_mask._vault import Vault, load_key, sync_directory
+from x402_mask._ledger import (
+    SCHEMA_VERSION,
+    TABLES,
+    WAIT_S,
+    Busy,
+    Db,
+    Ledger,
+    _meta,
+    _set_meta,
+    contended,
+    newer_schema,
+)
+from x402_mask._vault import Vault, data_path, load_key, sync_directory
 from x402_mask.errors import LedgerError
 
 if TYPE_CHECKING:
@@ -66,9 +78,9 @@ class _SQL(Ledger):
         if self._pid != os.getpid():
             self._after_fork()
         if not self._lock.acquire(blocking=wait_s > 0, timeout=wait_s if wait_s > 0 else -1):
-            raise Busy if wait_s == 0 else _contended(wait_s)
+            raise Busy if wait_s == 0 else contended(wait_s)
         try:
-            db = self._db or self._open(deadline)
+            db = self._db or self._opened(deadline, wait_s)
             self._db = db
             self._begin(db, deadline, wait_s, write=write, durable=durable)
             try:
@@ -83,23 +95,22 @@ class _SQL(Ledger):
         finally:
             self._lock.release()
 
+    def _opened(self, deadline: float, wait_s: float) -> _Connection:
+        if wait_s == 0:
+            raise Busy  # opening touches the disk: not on an event loop
+        self._meters.clear()  # the file may be another one by now
+        return self._open(deadline)
+
     def _begin(
         self, db: _Connection, deadline: float, wait_s: float, *, write: bool, durable: bool
     ) -> None:
         if write:
             db.raw.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-        while True:
-            try:
-                db.raw.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-            except sqlite3.OperationalError as exc:
-                if not _is_busy(exc):
-                    raise
-            else:
-                return
+        while not _begun(db.raw, write=write):
             if wait_s == 0:
                 raise Busy
             if time.monotonic() >= deadline:
-                raise _contended(wait_s)
+                raise contended(wait_s)
             time.sleep(random.uniform(0.0005, _PAUSE_S))  # noqa: S311  # spreads the writers
 
     def _roll_back(self, db: _Connection) -> None:
@@ -108,6 +119,8 @@ class _SQL(Ledger):
                 db.raw.execute("ROLLBACK")
         except sqlite3.Error:
             self._db = None  # a fresh connection starts from what is on disk
+            with suppress(sqlite3.Error):
+                db.raw.close()
         self._forget_head()
 
     def _committed(self) -> None:
@@ -115,6 +128,9 @@ class _SQL(Ledger):
 
     def _forget_head(self) -> None:
         """Called after each rollback."""
+
+    def _closed(self) -> None:
+        """Called after the connection was closed."""
 
     def _explained(self, exc: sqlite3.Error) -> LedgerError:
         return LedgerError(f"the ledger failed: {exc}")
@@ -127,10 +143,13 @@ class _SQL(Ledger):
 
     def close(self) -> None:
         """Close the connection; the ledger opens a new one when it is used again."""
+        if self._pid != os.getpid():
+            return  # inherited: the parent's to close
         with self._lock:
-            if self._db is not None and self._pid == os.getpid():
+            if self._db is not None:
                 self._db.raw.close()
             self._db = None
+            self._closed()
 
 
 class SQLiteLedger(_SQL):
@@ -149,6 +168,8 @@ class SQLiteLedger(_SQL):
         self.path = Path(path) if path is not None else default_path()
         self._key: Vault | None = None
         self._head = HeadFile(self.path.with_name(self.path.name + ".head"))
+        self._frozen = False
+        _ledgers.add(self)
 
     def __repr__(self) -> str:
         return f"SQLiteLedger({str(self.path)!r})"
@@ -158,11 +179,16 @@ class SQLiteLedger(_SQL):
         """The file with this ledger's key."""
         return self.path.with_name(self.path.name + ".key")
 
+    @property
+    def head_file(self) -> HeadFile:
+        """Where the head of the history is kept besides the database."""
+        return self._head
+
     def _vault(self) -> Vault:
         if self._key is None:
-            key = load_key(self.key_path, create=True)
-            assert key is not None
-            self._key = Vault(key)
+            with self._transaction(WAIT_S, write=False):
+                pass  # opening the database finds its key, or makes it
+        assert self._key is not None
         return self._key
 
     def _open(self, deadline: float) -> _Connection:
@@ -184,9 +210,13 @@ class SQLiteLedger(_SQL):
                 self.path.chmod(0o600)
             _insist(db, "PRAGMA journal_mode=WAL", deadline)
             _insist(db, "PRAGMA wal_autocheckpoint=4000", deadline)
+            _insist(db, "PRAGMA fullfsync=1", deadline)  # macOS: sync reaches the platter
             self._prepare(db, deadline)
             if fresh:
                 sync_directory(self.path.parent)
+        except OSError as exc:
+            raw.close()
+            raise LedgerError(f"cannot open the ledger {self.path.name}: {exc.strerror}") from exc
         except BaseException:
             raw.close()
             raise
@@ -194,35 +224,76 @@ class SQLiteLedger(_SQL):
 
     def _prepare(self, db: _Connection, deadline: float) -> None:
         """Make or check the tables; refuse a newer program's file, or another key's."""
-        version = db.raw.execute("PRAGMA user_version").fetchone()[0]
+        version = _insist(db, "PRAGMA user_version", deadline)
         if version > SCHEMA_VERSION:
-            raise LedgerError(
-                f"{self.path.name} was written by a newer x402_mask (schema {version}, this"
-                f" program knows {SCHEMA_VERSION}); upgrade this program"
-            )
+            raise newer_schema(self.path.name, version)
         if version < SCHEMA_VERSION:
-            self._begin(db, deadline, 1, write=True, durable=True)
-            for statement in _SCHEMA.split(";"):
-                db.raw.execute(statement)
-            db.raw.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-            if _meta(db, "key") is None:
-                _set_meta(db, "key", self._vault().key_id)
+            self._begin(db, deadline, WAIT_S, write=True, durable=True)
+            self._make_tables(db)
             db.raw.execute("COMMIT")
-        self._check_key(db)
+        self._key = self._checked_key(db)
 
-    def _check_key(self, db: _Connection) -> None:
+    def _make_tables(self, db: _Connection) -> None:
+        """In a new file, or one that another process has made meanwhile."""
+        if db.one("SELECT 1 FROM sqlite_master WHERE name='meta'") is None:
+            self._refuse_to_forget()
+            if db.one("SELECT 1 FROM sqlite_master LIMIT 1") is not None:
+                raise LedgerError(f"{self.path.name} is not a ledger of x402_mask")
+        for statement in _SCHEMA.split(";"):
+            db.raw.execute(statement)
+        db.raw.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        if _meta(db, "key") is None:
+            key = load_key(self.key_path, create=True)
+            assert key is not None
+            _set_meta(db, "key", Vault(key).key_id)
+
+    def _refuse_to_forget(self) -> None:
+        """Only the owner may swap a ledger for an empty one: that is a whole new budget."""
+        known = self._head.read()
+        if known is not None:
+            raise LedgerError(
+                f"{self.path.name} is empty or gone, but {self._head.path.name} knows of"
+                f" {known[0]} entries: restore it from a backup. To begin again with every cap"
+                f" unused, remove {self._head.path.name} too"
+            )
+
+    def _checked_key(self, db: _Connection) -> Vault:
         made_with = _meta(db, "key")
         if made_with is None:
             raise LedgerError(f"{self.path.name} is not a ledger of x402_mask")
-        if load_key(self.key_path, create=False) is None or self._vault().key_id != made_with:
+        key = load_key(self.key_path, create=False)
+        if key is None or Vault(key).key_id != made_with:
             raise LedgerError(
                 f"{self.key_path.name} is missing or belongs to another ledger; restore it beside"
                 f" {self.path.name}, without it stored proofs cannot be read"
             )
+        return Vault(key)
+
+    def _freeze(self) -> None:
+        """Before a fork: nothing of SQLite may be inherited open.
+
+        SQLite keeps its locks per process and file. A child that inherits a connection believes it
+        holds the parent's locks, and what it then writes is lost when the parent closes the file.
+        """
+        self._frozen = self._lock.acquire(timeout=2 * WAIT_S)
+        if self._frozen and self._db is not None:
+            self._db.raw.close()
+            self._db = None
+
+    def _thaw(self) -> None:
+        if self._frozen:
+            self._frozen = False
+            self._lock.release()
 
     def _after_fork(self) -> None:
+        if self._db is not None or (self._lock.locked() and not self._frozen):
+            _inherited.append(self._db)  # closing it here would be as bad as using it
+            raise LedgerError(
+                "this process was forked while the ledger was in use, and cannot use it; fork"
+                " before the ledger is used, or start workers with the spawn method"
+            )
         self._lock = threading.Lock()
-        self._db = None  # the parent's connection must not even be closed here
+        self._frozen = False
         self._pid = os.getpid()
         self._head = HeadFile(self._head.path)
 
@@ -234,6 +305,9 @@ class SQLiteLedger(_SQL):
 
     def _forget_head(self) -> None:
         self._head.forget()
+
+    def _closed(self) -> None:
+        self._head.close()
 
     def _explained(self, exc: sqlite3.Error) -> LedgerError:
         text = str(exc)
@@ -282,26 +356,65 @@ class MemoryLedger(_SQL):
 
 def default_path() -> Path:
     """Where the ledger of this user lives."""
-    from platformdirs import user_data_path  # noqa: PLC0415
-
-    return user_data_path("x402-mask", appauthor=False) / "ledger.db"
+    return data_path() / "ledger.db"
 
 
-def _insist(db: _Connection, pragma: str, deadline: float) -> None:
+_ledgers: Final[weakref.WeakSet[SQLiteLedger]] = weakref.WeakSet()
+_inherited: Final[list[_Connection | None]] = []
+_forking = threading.RLock()
+
+
+def _before_fork() -> None:
+    _forking.acquire()
+    for ledger in list(_ledgers):
+        ledger._freeze()  # noqa: SLF001
+
+
+def _after_fork_in_parent() -> None:
+    for ledger in list(_ledgers):
+        ledger._thaw()  # noqa: SLF001
+    _forking.release()
+
+
+def _after_fork_in_child() -> None:
+    global _forking  # noqa: PLW0603
+    _forking = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )
+
+
+def _begun(raw: sqlite3.Connection, *, write: bool) -> bool:
+    """Begin a transaction that sees one state of the ledger; ``False`` if it is locked."""
+    try:
+        raw.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+        if not write:
+            raw.execute("SELECT 1 FROM meta").fetchone()  # takes the snapshot, or finds the lock
+    except sqlite3.OperationalError as exc:
+        if not _is_busy(exc):
+            raise
+        if raw.in_transaction:
+            raw.execute("ROLLBACK")
+        return False
+    return True
+
+
+def _insist(db: _Connection, pragma: str, deadline: float) -> Any:
     while True:
         try:
-            db.raw.execute(pragma).fetchall()
+            found = db.raw.execute(pragma).fetchall()
         except sqlite3.OperationalError as exc:
             if not _is_busy(exc) or time.monotonic() >= deadline:
                 raise
             time.sleep(_PAUSE_S)
         else:
-            return
+            return found[0][0] if found else None
 
 
 def _is_busy(exc: sqlite3.Error) -> bool:
     return exc.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-
-
-def _contended(wait_s: float) -> LedgerError:
-    return LedgerError(f"the ledger was locked for {wait_s:g} s; nothing was sent")

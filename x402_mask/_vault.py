@@ -73,6 +73,13 @@ class Vault:
         return self._cipher
 
 
+def data_path() -> Path:
+    """Where this user's ledgers and their keys live by default."""
+    from platformdirs import user_data_path  # noqa: PLC0415
+
+    return user_data_path("x402-mask", appauthor=False)
+
+
 def digest(text: str) -> str:
     """The SHA-256 of a proof, in hex: names it without being worth anything."""
     return hashlib.sha256(text.encode()).hexdigest()

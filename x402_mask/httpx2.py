@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import httpx2
 
 from x402_mask import _flow
 from x402_mask._body import Gathered, body_digest, date_of, is_replayable
-from x402_mask._drive import FAMILIES, AsyncPerformer, perform
+from x402_mask._drive import FAMILIES, Abandoned, AsyncPerformer, perform
 from x402_mask._effects import Ask, Fingerprint, ReadBody, Reply
 from x402_mask._flow import Call, Trip, Verdict
 from x402_mask._models import Receipt
 from x402_mask._services import origin_of
-from x402_mask._wire import PROOF_HEADERS, REQUIRED_HEADER, SETTLEMENT_HEADERS
+from x402_mask._wire import (
+    CHALLENGE_BYTES_MAX,
+    PROOF_HEADERS,
+    REQUIRED_HEADER,
+    SETTLEMENT_HEADERS,
+)
 from x402_mask.errors import PaymentError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+    from collections.abc import AsyncIterator, Callable, Generator, Iterator
     from types import TracebackType
 
     from x402_mask._effects import Effect
@@ -55,29 +62,41 @@ def receipt_of(response: httpx2.Response) -> Receipt | None:
 class _Slot:
     """What the requests of one call share: redirects copy extensions, but not what is in them."""
 
-    __slots__ = ("deferred", "proof", "requests", "retry", "trip")
+    __slots__ = ("deferred", "over", "proof", "requests", "retry", "trip")
 
     def __init__(self, request: httpx2.Request) -> None:
-        self.trip = Trip(origin=origin_of(str(request.url)))
+        self.trip = Trip(origin=_origin(request))
         self.requests = [weakref.ref(request)]
         self.retry: weakref.ref[httpx2.Request] | None = None
         self.proof: tuple[str, str] | None = None
-        self.deferred: list[tuple[Callable[[httpx2.Response], Any], httpx2.Response]] = []
+        self.over = False
+        self.deferred: list[tuple[Callable[[httpx2.Response], Any], httpx2.Response]] | None = None
 
     @classmethod
     def of(cls, request: httpx2.Request) -> _Slot:
         """The slot of the call that *request* belongs to.
 
-        A redirect is a new request that carries the slot on; the same request sent again is a new
-        call, which the ledger, not this slot, keeps from paying twice.
+        A redirect is a new request that carries the slot on.  The same request sent again, or one
+        made with the extensions of a call that is over, is a new call, which the ledger, not this
+        slot, keeps from paying twice.
         """
         slot = request.extensions.get(_SLOT)
-        if isinstance(slot, cls) and all(known() is not request for known in slot.requests):
+        if isinstance(slot, cls) and not slot.over and not slot.knows(request):
             slot.requests.append(weakref.ref(request))
             return slot
         slot = cls(request)
         request.extensions[_SLOT] = slot
         return slot
+
+    def knows(self, request: httpx2.Request) -> bool:
+        """Whether *request* was already sent in this call."""
+        return any(known() is request for known in self.requests)
+
+    def shed(self, request: httpx2.Request) -> None:
+        """Take every proof off a request that leaves the origin the caller named."""
+        if _origin(request) != self.trip.origin:
+            for name in PROOF_HEADERS:
+                request.headers.pop(name, None)
 
 
 class _Session:
@@ -110,11 +129,12 @@ class _Session:
         self.response = response
         self.request = request
         found = _lists(response, _READ_HEADERS)
-        for hop in response.history if self.slot.retry is not None else ():
-            if hop.request is self.slot.retry():  # a paid answer that redirected
+        paid = self.slot.retry() if self.slot.retry is not None else None
+        for hop in response.history:
+            if hop.request is paid:  # a paid answer that redirected, seen by an auth flow
                 found |= _lists(hop, SETTLEMENT_HEADERS)
         date = date_of(response.headers.get("date")) if response.status_code == 402 else None
-        return Reply(status=response.status_code, url=str(request.url), headers=found, date=date)
+        return Reply(status=response.status_code, url=_url(request), headers=found, date=date)
 
     def paid_request(self, proof: tuple[str, str]) -> httpx2.Request:
         """A copy of the request that carries the proof: the caller's own request never does."""
@@ -142,6 +162,10 @@ class _Session:
         response.headers.pop("content-encoding", None)
         response.stream = httpx2.ByteStream(b"")
 
+    def throw(self, exc: BaseException) -> Effect:
+        """Tell the conversation of a failure."""
+        return self.flow.throw(Abandoned() if isinstance(exc, GeneratorExit) else exc)
+
     def fingerprint(self) -> str | None:
         """Digest of the request body, or ``None`` if it can be sent only once."""
         content_type = self.request.headers.get("content-type", "")
@@ -160,6 +184,7 @@ class _Session:
     def conclude(self, verdict: Verdict) -> None:
         """Put the verdict on the response that is handed back."""
         assert self.response is not None
+        self.slot.over = not self.response.has_redirect_location
         if verdict.receipt is not None:
             self.response.extensions["x402_mask"] = verdict.receipt
         if verdict.refusal is not None:
@@ -167,21 +192,22 @@ class _Session:
             verdict.refusal.response = self.response
 
     def detached(self) -> httpx2.Response:
-        """The 402 with as much of its body as was read, free of its connection."""
+        """The 402 with as much of its body as was read, free of its connection.
+
+        What could not be decoded within the limit is there as it came over the wire.
+        """
         assert self.response is not None
         headers = self.response.headers.copy()
+        headers.pop("content-encoding", None)
         raw = b"".join(self.gathered.chunks) if self.gathered is not None else b""
         known = self.body() if self.gathered is not None else None
-        if known is not None:
-            headers.pop("content-encoding", None)
         copy = httpx2.Response(
             self.response.status_code,
             headers=headers,
             stream=httpx2.ByteStream(raw if known is None else known),
             request=self.request,
         )
-        if known is not None or "content-encoding" not in headers:
-            copy.read()
+        copy.read()
         return copy
 
 
@@ -191,11 +217,25 @@ def _lists(response: httpx2.Response, names: tuple[str, ...]) -> dict[str, list[
 
 
 def _in_memory(request: httpx2.Request) -> bool:
+    """Whether the body is bytes; makes ``request.content`` work where it is."""
+    if isinstance(request.stream, httpx2.ByteStream):
+        request.read()  # on a redirect the body is there, and not yet "read"
+        return True
+    return False
+
+
+def _origin(request: httpx2.Request) -> str:
+    """The origin that is asked, or nothing where it is not http(s): that is the transport's to say."""
     try:
-        request.content  # noqa: B018  # raises where the body is a stream
-    except httpx2.RequestNotRead:
-        return False
-    return True
+        return origin_of(str(request.url))
+    except ValueError:
+        return ""
+
+
+def _url(request: httpx2.Request) -> str:
+    """The URL without user and password: it is shown to approvers and written down."""
+    url = request.url
+    return str(url.copy_with(username=None, password=None) if url.userinfo else url)
 
 
 def _carry_cookies(response: httpx2.Response, request: httpx2.Request, retry: httpx2.Request) -> None:
@@ -227,9 +267,9 @@ class _SyncSession(_Session):
     def failed(self, exc: BaseException) -> None:
         """Sending failed: the conversation writes down what that means."""
         try:
-            self._pump(lambda: self.flow.throw(exc))
+            self._pump(lambda: self.throw(exc))
         except BaseException as raised:  # re-raised unless it is the same
-            if raised is not exc:
+            if raised is not exc and not isinstance(raised, Abandoned):
                 raise
 
     def _pump(self, step: Callable[[], Effect]) -> httpx2.Request | None:
@@ -239,7 +279,7 @@ class _SyncSession(_Session):
                 try:
                     answer = self._perform(effect)
                 except BaseException as exc:  # noqa: BLE001  # the flow decides
-                    effect = self.flow.throw(exc)
+                    effect = self.throw(exc)
                 else:
                     effect = self.flow.send(answer)
         except StopIteration as stop:
@@ -256,13 +296,14 @@ class _SyncSession(_Session):
 
     def _perform(self, effect: Effect) -> Any:
         if isinstance(effect, ReadBody):
-            return self._read()
+            return self.read()
         if isinstance(effect, Fingerprint):
             return self.fingerprint()
         assert not isinstance(effect, Ask)
         return perform(effect)
 
-    def _read(self) -> bytes | None:
+    def read(self) -> bytes | None:
+        """The 402's body, as far as the limit goes; the response can still be read in full."""
         response = self.response
         assert response is not None
         self.gathered = gathered = Gathered()
@@ -312,10 +353,15 @@ class _AsyncSession(_Session):
     async def failed(self, exc: BaseException) -> None:
         """Sending failed: the conversation writes down what that means."""
         try:
-            await self._pump(lambda: self.flow.throw(exc))
+            await self._pump(lambda: self.throw(exc))
         except BaseException as raised:  # re-raised unless it is the same
-            if raised is not exc:
+            if raised is not exc and not isinstance(raised, GeneratorExit):
                 raise
+
+    def throw(self, exc: BaseException) -> Effect:
+        """Tell the conversation of a failure; a coroutine that is being closed cannot wait."""
+        self._performer.may_wait = not isinstance(exc, GeneratorExit)
+        return super().throw(exc)
 
     async def _pump(self, step: Callable[[], Effect]) -> httpx2.Request | None:
         try:
@@ -324,13 +370,14 @@ class _AsyncSession(_Session):
                 try:
                     answer = await self._perform(effect)
                 except BaseException as exc:  # noqa: BLE001  # the flow decides
-                    effect = self.flow.throw(exc)
+                    effect = self.throw(exc)
                 else:
                     effect = self.flow.send(answer)
         except StopIteration as stop:
             self.conclude(stop.value)
-            self._performer.deliver()
             return None
+        except Abandoned:
+            raise GeneratorExit from None
         except BaseException as exc:
             await self._abandon(exc)
             raise
@@ -340,7 +387,7 @@ class _AsyncSession(_Session):
 
     async def _paid(self, proof: tuple[str, str]) -> httpx2.Request | None:
         try:
-            self._performer.deliver()
+            await self._performer.deliver()
             retry = self.paid_request(proof)
             await self._discard()
         except BaseException as exc:
@@ -350,13 +397,14 @@ class _AsyncSession(_Session):
 
     async def _perform(self, effect: Effect) -> Any:
         if isinstance(effect, ReadBody):
-            return await self._read()
+            return await self.read()
         if isinstance(effect, Fingerprint):
             return self.fingerprint()
         assert not isinstance(effect, Ask)
         return await self._performer.perform(effect)
 
-    async def _read(self) -> bytes | None:
+    async def read(self) -> bytes | None:
+        """The 402's body, as far as the limit goes; the response can still be read in full."""
         response = self.response
         assert response is not None
         self.gathered = gathered = Gathered()
@@ -444,7 +492,10 @@ class PaymentTransport(httpx2.BaseTransport):
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send *request*; pay for it if it must be and may be."""
+        if not _origin(request):
+            return self.inner.handle_request(request)
         session = _SyncSession(self.payer, request)
+        session.slot.shed(request)
         sent = session.start()
         while sent is not None:
             try:
@@ -492,7 +543,10 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send *request*; pay for it if it must be and may be."""
+        if not _origin(request):
+            return await self.inner.handle_async_request(request)
         session = _AsyncSession(self.payer, request)
+        session.slot.shed(request)
         sent = await session.start()
         while sent is not None:
             try:
@@ -608,6 +662,7 @@ class PaymentAuth(httpx2.Auth):
     def __init__(self, payer: Payer, inner: httpx2.Auth | None = None) -> None:
         self.payer = payer
         self.inner = inner
+        self._prepare: Callable[[], None] | None = None
 
     def _other(self, request: httpx2.Request) -> httpx2.Auth:
         if self.inner is not None:
@@ -621,6 +676,8 @@ class PaymentAuth(httpx2.Auth):
     ) -> Generator[httpx2.Request, httpx2.Response, None]:
         """Send *request*; pay for it if it must be and may be."""
         _check_sync(self.payer)
+        if self._prepare is not None:
+            self._prepare()
         outer = self._other(request).sync_auth_flow(request)
         try:
             wanted = next(outer)
@@ -635,7 +692,10 @@ class PaymentAuth(httpx2.Auth):
     def _paid(
         self, request: httpx2.Request
     ) -> Generator[httpx2.Request, httpx2.Response, httpx2.Response]:
+        if not _origin(request):
+            return (yield request)
         session = _SyncSession(self.payer, request)
+        deferred = session.slot.deferred = []
         sent = session.start()
         while sent is not None:
             try:
@@ -648,32 +708,43 @@ class PaymentAuth(httpx2.Auth):
             asked = response.request if sent is request else request
             sent = session.received(response, asked)
         assert session.response is not None
-        for hook, seen in session.slot.deferred:
+        for hook, seen in deferred:
             if seen is session.response:
                 hook(seen)
         return session.response
 
-    async def async_auth_flow(
+    def async_auth_flow(
         self, request: httpx2.Request
     ) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
         """Send *request*; pay for it if it must be and may be."""
+        if self._prepare is not None:
+            self._prepare()
+        return _Closable(self._async_auth_flow(request))
+
+    async def _async_auth_flow(
+        self, request: httpx2.Request
+    ) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
         outer = self._other(request).async_auth_flow(request)
         try:
             wanted = await anext(outer)
             while True:
+                if not _origin(wanted):
+                    wanted = await outer.asend((yield wanted))
+                    continue
                 session = _AsyncSession(self.payer, wanted)
+                deferred = session.slot.deferred = []
                 sent = await session.start()
                 while sent is not None:
                     try:
                         response = yield sent
                     except BaseException as exc:
-                        await session.failed(exc.__context__ or exc)
+                        await session.failed(exc)
                         raise
                     _scrub(response, sent, wanted)
                     asked = response.request if sent is wanted else wanted
                     sent = await session.received(response, asked)
                 assert session.response is not None
-                for hook, seen in session.slot.deferred:
+                for hook, seen in deferred:
                     if seen is session.response:
                         await hook(seen)
                 wanted = await outer.asend(session.response)
@@ -681,6 +752,35 @@ class PaymentAuth(httpx2.Auth):
             return
         finally:
             await outer.aclose()
+
+
+class _Closable(AsyncGenerator[httpx2.Request, httpx2.Response]):
+    """An auth flow that is told why it is closed.
+
+    httpx2 closes a flow when sending failed.  A sync flow finds the failure as the context of its
+    ``GeneratorExit``; Python sets none for an async one, so it is looked up here.
+    """
+
+    def __init__(self, flow: AsyncGenerator[httpx2.Request, httpx2.Response]) -> None:
+        self._flow = flow
+
+    async def asend(self, value: Any) -> httpx2.Request:
+        return await self._flow.asend(value)
+
+    async def athrow(self, *exc: Any) -> httpx2.Request:
+        return await self._flow.athrow(*exc)
+
+    async def aclose(self) -> None:
+        failure = sys.exc_info()[1]
+        if failure is not None and getattr(self._flow, "ag_frame", None) is not None:
+            try:
+                await self._flow.athrow(failure)
+            except StopAsyncIteration:
+                return
+            except BaseException as raised:  # the caller is about to raise it
+                if raised is not failure:
+                    raise
+        await self._flow.aclose()
 
 
 def _scrub(response: httpx2.Response, sent: httpx2.Request, request: httpx2.Request) -> None:
@@ -712,10 +812,24 @@ def attach(client: _AnyClient, payer: Payer) -> _AnyClient:
         if client.auth.payer is not payer:
             raise ValueError("this client is attached to another payer")
         return client
-    client.auth = PaymentAuth(payer, client.auth)
+    auth = PaymentAuth(payer, client.auth)
     guard = _async_guard(client) if isinstance(client, httpx2.AsyncClient) else _guard(client)
-    client.event_hooks["request"].append(guard)
+    auth._prepare = _keeper(client, guard)  # noqa: SLF001  # they are made for each other
+    client.auth = auth
     return client
+
+
+def _keeper(client: httpx2.Client | httpx2.AsyncClient, guard: Any) -> Callable[[], None]:
+    """Puts the guard among the client's hooks, again if they were all replaced."""
+    held = weakref.ref(client)
+
+    def prepare() -> None:
+        owner = held()
+        if owner is not None and guard not in owner.event_hooks["request"]:
+            owner.event_hooks["request"].append(guard)
+
+    prepare()
+    return prepare
 
 
 def _check_client(client: object) -> None:
@@ -751,16 +865,13 @@ def _strip(request: httpx2.Request) -> None:
     """Take our proof off redirects, and anybody's proof off other origins."""
     slot = request.extensions.get(_SLOT)
     if not isinstance(slot, _Slot):
-        slot = _Slot(request)
-        request.extensions[_SLOT] = slot
+        slot = request.extensions[_SLOT] = _Slot(request)
     retry = slot.retry() if slot.retry is not None else None
     if slot.proof is not None and retry is not request:
         name, value = slot.proof
         if request.headers.get(name) == value:
             del request.headers[name]
-    if origin_of(str(request.url)) != slot.trip.origin:
-        for name in PROOF_HEADERS:
-            request.headers.pop(name, None)
+    slot.shed(request)
 
 
 def _wrap_hooks(hooks: list[Any], wrapper: Callable[[Any], Any]) -> None:
@@ -783,10 +894,17 @@ class _Deferred:
     def waits(self, response: httpx2.Response) -> bool:
         """Whether the hook is put off."""
         slot = response.request.extensions.get(_SLOT)
-        if response.status_code != 402 or not isinstance(slot, _Slot):
+        if response.status_code != 402 or not isinstance(slot, _Slot) or slot.deferred is None:
             return False
         slot.deferred.append((self.hook, response))
         return True
+
+    def __eq__(self, other: object) -> bool:
+        """So that the hook can be found, and taken off, by its own name."""
+        return other is self or other == self.hook
+
+    def __hash__(self) -> int:
+        return hash(self.hook)
 
 
 class _AsyncDeferred(_Deferred):
@@ -805,38 +923,51 @@ class _AsyncDeferred(_Deferred):
 def quote(payer: Payer, asked: httpx2.Request | httpx2.Response) -> Quote | None:
     """``Payer.quote`` for this family."""
     if isinstance(asked, httpx2.Response):
-        return _judged(payer, asked)
+        return _judged(payer, asked, _content(asked))
     with httpx2.Client(timeout=TIMEOUT) as client:
-        return _judged(payer, client.send(asked))
+        response = client.send(asked, stream=True)
+        try:
+            session = _SyncSession(payer, response.request)
+            session.response = response
+            return _judged(payer, response, session.read() if response.status_code == 402 else None)
+        finally:
+            response.close()
 
 
 async def aquote(payer: Payer, asked: httpx2.Request | httpx2.Response) -> Quote | None:
     """``Payer.aquote`` for this family."""
-    if isinstance(asked, httpx2.Request):
-        async with httpx2.AsyncClient(timeout=TIMEOUT) as client:
-            asked = await client.send(asked)
     from anyio import to_thread  # noqa: PLC0415
 
-    return await to_thread.run_sync(_judged, payer, asked)
+    if isinstance(asked, httpx2.Response):
+        return await to_thread.run_sync(_judged, payer, asked, _content(asked))
+    async with httpx2.AsyncClient(timeout=TIMEOUT) as client:
+        response = await client.send(asked, stream=True)
+        try:
+            session = _AsyncSession(payer, response.request)
+            session.response = response
+            body = await session.read() if response.status_code == 402 else None
+            return await to_thread.run_sync(_judged, payer, response, body)
+        finally:
+            await response.aclose()
 
 
-def _judged(payer: Payer, response: httpx2.Response) -> Quote | None:
+def _judged(payer: Payer, response: httpx2.Response, body: bytes | None) -> Quote | None:
     session = _SyncSession(payer, response.request)
     call = Call(method=response.request.method, trip=session.slot.trip)
     flow = _flow.quote(payer, call, session.reply(response, response.request))
     try:
         effect = next(flow)
         while True:
-            answer = (
-                _content(response) if isinstance(effect, ReadBody) else perform(cast("Any", effect))
-            )
+            answer = body if isinstance(effect, ReadBody) else perform(cast("Any", effect))
             effect = flow.send(answer)
     except StopIteration as stop:
         return cast("Quote | None", stop.value)
 
 
 def _content(response: httpx2.Response) -> bytes | None:
+    """A body that was read, unless it is longer than any challenge."""
     try:
-        return response.content
+        content = response.content
     except httpx2.ResponseNotRead:
         return None
+    return content if len(content) <= CHALLENGE_BYTES_MAX else None

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from x402_mask.sandbox.catalog import Service
 
 BODY_BYTES_MAX = 64 * 1024
-IDENTIFIER = "payment-identifier"
 
 
 def create_app(settings: SandboxSettings | None = None) -> Starlette:
@@ -123,8 +122,9 @@ class _Shop:
     def _identifier(self, proof: Proof) -> str | None:
         """The key an answer is kept under, if the buyer may and did name one."""
         mode = self.settings.payment_identifier
-        given = proof.extensions.get(IDENTIFIER)
-        identifier = given.get("info", {}).get("id") if isinstance(given, dict) else None
+        given = proof.extensions.get("payment-identifier")
+        info = given.get("info") if isinstance(given, dict) else None
+        identifier = info.get("id") if isinstance(info, dict) else None
         if mode == "off" or (mode == "optional" and identifier is None):
             return None
         if not isinstance(identifier, str) or not _is_identifier(identifier):

@@ -158,21 +158,23 @@ class Chain:
         return bytes(self._sender.sign_transaction(fields).raw_transaction)
 
     def _confirm(self, key: tuple[str, str], paid: Authorization) -> str:
+        from hexbytes import HexBytes
         from web3.exceptions import TimeExhausted
 
         transaction = self._hash(key)
         try:
             receipt = self._web3.eth.wait_for_transaction_receipt(
-                self._web3.to_bytes(hexstr=transaction),
+                HexBytes(transaction),
                 timeout=self._settings.settle_timeout,
                 poll_latency=0.1,
             )
         except TimeExhausted as error:
             raise SettlementFailed("settlement_pending", transaction) from error
+        moved = self._moved(receipt, paid)
         del self._sent[key]  # it is mined: from now on the chain knows what became of it
         if receipt["status"] != 1:
             raise SettlementFailed("transaction_failed", transaction)
-        if not self._moved(receipt, paid):
+        if not moved:
             raise SettlementFailed("invalid_exact_evm_transfer_event_mismatch", transaction)
         return transaction
 

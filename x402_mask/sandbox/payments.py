@@ -87,9 +87,11 @@ class TokenDesk:
 
     def _pay_pending(self, service: Service, client: str, payment_id: str | None) -> Payment | None:
         now = self.settings.clock()
+        wanted = (service.id, client, self.tariff.cents(service), self.settings.pay_to)
         with self.book.alone():  # two proofs must not pay the same payment
             for payment in reversed(self.book.payments):
-                fits = (payment.service, payment.client_id) == (service.id, client)
+                terms = (payment.amount_cents, payment.pay_to)
+                fits = (payment.service, payment.client_id, *terms) == wanted
                 named = payment_id in (None, payment.payment_id)
                 if fits and named and payment.state(now) == "pending":
                     payment.paid_at = now

@@ -90,7 +90,10 @@ class Sandbox:
 
 
 def run(host: str = "127.0.0.1", port: int = 8402, settings: SandboxSettings | None = None) -> None:
-    """Serve in the foreground until interrupted. Raises ``OSError`` if the port is taken."""
+    """Serve in the foreground until interrupted. Raises ``OSError`` if the port is taken.
+
+    Beyond loopback, set ``fetch_remote=False``: whoever pays may name the URLs it reads.
+    """
     app = create_app(settings)
     # uvicorn shuts down in order, then raises the interrupt again.
     with _listen(host, port) as listening, suppress(KeyboardInterrupt):
@@ -126,10 +129,10 @@ class _Lines:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._open: dict[tuple[str, int], Callable[[], None]] = {}
+        self._open: dict[Any, Callable[[], None]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        cut = self._open.get(tuple(scope.get("client") or ()))
+        cut = self._open.get(scope.get("client"))
         if cut is not None:
             scope.setdefault("extensions", {})[HANG_UP] = cut
         await self._app(scope, receive, send)

@@ -1,0 +1,611 @@
+"""The owner's settings, read from environment variables or a TOML file.
+
+Nothing is built in: no origin, no cap, no wallet.  What cannot be read is a ``ValueError`` that
+names the variable or the key, and never quotes a secret (keys, passwords, URLs that may carry an
+API key).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import tomllib
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from x402_mask._models import Asset, Cap
+from x402_mask._registry import caip2
+from x402_mask._services import Services, parse_origins
+from x402_mask._wallet import Wallet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+    from x402_mask._ledger import Ledger
+
+VARIABLES: Final = (
+    "X402_MASK_PRIVATE_KEY",
+    "X402_MASK_KEYSTORE",
+    "X402_MASK_KEYSTORE_PASSWORD",
+    "X402_MASK_CAPS",
+    "X402_MASK_ORIGINS",
+    "X402_MASK_LEDGER",
+    "X402_MASK_RPC",
+    "X402_MASK_CONFIG",
+)
+"""Every variable that is read here."""
+
+_FILE_BYTES_MAX: Final = 1 << 20
+_SPAN: Final = re.compile(r"([1-9][0-9]{0,8}) ?([a-z]+)")
+_UNITS: Final = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_SPAN_MAX: Final = timedelta(days=3660)
+_URL_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_RPC_ITEM: Final = re.compile(r",(?=\s*[A-Za-z0-9:-]+\s*=)")
+_RPC_NETWORK: Final = re.compile(r"eip155:[1-9][0-9]{0,18}")
+_MISSING: Final = {
+    "caps": 'set X402_MASK_CAPS, such as "0.25/call,5/day", or caps in the file X402_MASK_CONFIG',
+    "origins": "set X402_MASK_ORIGINS to the sellers that may be paid, such as"
+    ' "https://host", or origins in the file X402_MASK_CONFIG',
+}
+
+
+# --- what is configured, before anything is opened ------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeySource:
+    """A private key, and where it was said."""
+
+    where: str
+    key: str = field(repr=False)
+
+    @property
+    def claimed_address(self) -> str | None:
+        """The address of the key."""
+        return self.open().address
+
+    def open(self) -> Wallet:
+        """The wallet.
+
+        Raises:
+            ValueError: not a private key.
+        """
+        try:
+            return Wallet.from_key(self.key)
+        except ValueError:
+            raise ValueError(f"{self.where} is not a private key (32 bytes in hex)") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeystoreSource:
+    """A V3 keystore file, and where its password is said."""
+
+    where: str
+    path: Path
+    password_name: str
+    password: str | None = field(repr=False)
+
+    @property
+    def claimed_address(self) -> str | None:
+        """The address that the file names; nobody has checked it against the key."""
+        from x402_mask._eip712 import checksum  # noqa: PLC0415
+
+        try:
+            document = json.loads(self.path.read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        named = document.get("address") if isinstance(document, dict) else None
+        if not isinstance(named, str) or not re.fullmatch(r"(0x)?[0-9a-fA-F]{40}", named):
+            return None
+        return checksum("0x" + named.removeprefix("0x"))
+
+    def open(self, password: str | None = None) -> Wallet:
+        """The wallet; *password* where none is configured.
+
+        Raises:
+            ValueError: there is no password, it is wrong, or the file is not a keystore.
+        """
+        secret = password if password is not None else self.password
+        if not self.path.is_file():
+            raise ValueError(f"{self.where}: there is no keystore {self.path}")
+        if secret is None:
+            raise ValueError(f"{self.where} needs a password: set {self.password_name}")
+        try:
+            return Wallet.from_keystore(self.path, secret)
+        except OSError as exc:
+            raise ValueError(f"{self.where}: {self.path}: {exc.strerror}") from None
+        except ValueError as exc:
+            raise ValueError(f"{self.where}: {exc} ({self.path})") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What was configured.  ``values`` are keywords of ``Payer``, without wallet and ledger."""
+
+    values: Mapping[str, Any]
+    wallet: KeySource | KeystoreSource | None = None
+    ledger: str | None = field(default=None, repr=False)
+    path: Path | None = None
+
+    def arguments(self, given: Collection[str] = ()) -> dict[str, Any]:
+        """Keyword arguments for ``Payer``, except those *given* by the caller.
+
+        Raises:
+            ValueError: something needed is missing, or the wallet cannot be opened.
+        """
+        self.require(given)
+        found = {name: value for name, value in self.values.items() if name not in given}
+        if "wallet" not in given:
+            found["wallet"] = None if self.wallet is None else self.wallet.open()
+        if "ledger" not in given and self.ledger is not None:
+            found["ledger"] = open_ledger(self.ledger)
+        return found
+
+    def require(self, given: Collection[str] = ()) -> None:
+        """Refuse settings without caps or origins.
+
+        Raises:
+            ValueError: they are missing and not *given*.
+        """
+        for name, advice in _MISSING.items():
+            if name not in self.values and name not in given:
+                raise ValueError(f"no {name} are configured: {advice}")
+
+
+def from_env(
+    environ: Mapping[str, str] | None = None, *, given: Collection[str] = ()
+) -> dict[str, Any]:
+    """Keyword arguments for ``Payer`` from environment variables, over a file they may name.
+
+    Args:
+        environ: instead of ``os.environ``.
+        given: keywords that the caller has, which are then neither needed nor opened.
+
+    Raises:
+        OSError: the file X402_MASK_CONFIG cannot be read.
+        ValueError: a variable is missing or wrong; its name is said, its secret is not.
+    """
+    return read(environ).arguments(given)
+
+
+def from_config(
+    path: str | os.PathLike[str],
+    environ: Mapping[str, str] | None = None,
+    *,
+    given: Collection[str] = (),
+) -> dict[str, Any]:
+    """Keyword arguments for ``Payer`` from a TOML file; *environ* only serves ``*_env`` keys.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: something in it is unknown, missing or wrong.
+    """
+    env = os.environ if environ is None else environ
+    return _read_file(Path(path), env).arguments(given)
+
+
+def read(environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings of the environment, and of the file that it names.  Opens no wallet, no ledger.
+
+    Raises:
+        OSError: that file cannot be read.
+        ValueError: something is wrong.
+    """
+    env = os.environ if environ is None else environ
+    named = env.get("X402_MASK_CONFIG")
+    base = Settings(values={}) if not named else _read_named(named, env)
+    values = {**base.values, **_values(env)}
+    return Settings(
+        values=values,
+        wallet=_wallet_of(env) or base.wallet,
+        ledger=env.get("X402_MASK_LEDGER") or base.ledger,
+        path=base.path,
+    )
+
+
+def _read_named(named: str, env: Mapping[str, str]) -> Settings:
+    try:
+        return _read_file(Path(named).expanduser(), env)
+    except OSError as exc:
+        raise ValueError(f"X402_MASK_CONFIG: {named}: {exc.strerror}") from exc
+
+
+def _values(env: Mapping[str, str]) -> dict[str, Any]:
+    readers: dict[str, tuple[str, Callable[[str], Any]]] = {
+        "caps": ("X402_MASK_CAPS", parse_caps),
+        "origins": ("X402_MASK_ORIGINS", _origins_text),
+        "rpc": ("X402_MASK_RPC", parse_rpc),
+    }
+    found = {}
+    for name, (variable, reader) in readers.items():
+        text = env.get(variable)
+        if text:
+            with _naming(variable):
+                found[name] = reader(text)
+    return found
+
+
+def _wallet_of(env: Mapping[str, str]) -> KeySource | KeystoreSource | None:
+    if key := env.get("X402_MASK_PRIVATE_KEY"):
+        return KeySource(where="X402_MASK_PRIVATE_KEY", key=key)
+    if path := env.get("X402_MASK_KEYSTORE"):
+        return _keystore(Path(path).expanduser(), env, where="X402_MASK_KEYSTORE")
+    return None
+
+
+def _keystore(
+    path: Path, env: Mapping[str, str], *, where: str, password_name: str | None = None
+) -> KeystoreSource:
+    password_name = password_name or "X402_MASK_KEYSTORE_PASSWORD"
+    return KeystoreSource(
+        where=where, path=path, password_name=password_name, password=env.get(password_name)
+    )
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Put the name of what is being read in front of what is wrong with it."""
+    try:
+        yield
+    except (ValueError, TypeError) as exc:
+        raise ValueError(f"{name}: {exc}") from None
+
+
+# --- the languages of the variables ---------------------------------------------------------------
+
+
+def parse_caps(text: str) -> list[Cap]:
+    """Caps from ``"0.25/call,5/day,2/day@mask-refinement,1/36h"``.
+
+    Raises:
+        ValueError: not that language, or no cap at all.
+    """
+    found = [parse_cap(part) for part in text.split(",") if part.strip()]
+    if not found:
+        raise ValueError('names no cap; write such as "0.25/call,5/day"')
+    return found
+
+
+def parse_cap(text: str) -> Cap:
+    """One cap: ``USD/PER`` or ``USD/PER@SERVICE``.
+
+    ``PER`` is call, hour, day, month, total, or a rolling span such as 30min, 36h, 7d, 2w.
+
+    Raises:
+        ValueError: not that language.
+    """
+    what, at, service = text.strip().partition("@")
+    limit, slash, per = what.partition("/")
+    if not slash or (at and not service.strip()):
+        raise ValueError(f"{text.strip()!r} is not USD/PER or USD/PER@SERVICE, such as 0.25/call")
+    amount = limit.strip().removeprefix("$")
+    return Cap(amount, per=_per(per.strip()), service=service.strip() or "*")
+
+
+def _per(text: str) -> str | timedelta:
+    if text in ("call", "hour", "day", "month", "total"):
+        return text
+    if re.fullmatch(r"[0-9]+ ?m", text):
+        raise ValueError(f"{text!r} may mean minutes or months: write {text[:-1].strip()}min or d")
+    try:
+        return parse_span(text)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is not call, hour, day, month, total, or a span such as 30min, 36h, 7d"
+        ) from None
+
+
+def parse_span(text: str) -> timedelta:
+    """A length of time: a number and s, min (or m), h, d or w.
+
+    Raises:
+        ValueError: not that, or longer than ten years.
+    """
+    found = _SPAN.fullmatch(text.strip())
+    unit = _UNITS.get("min" if found[2] == "m" else found[2]) if found else None
+    if found is None or unit is None:
+        raise ValueError(f"{text!r} is not a length of time such as 90s, 30min, 36h, 7d")
+    seconds = int(found[1]) * unit
+    if seconds > _SPAN_MAX.total_seconds():
+        raise ValueError(f"{text!r} is longer than ten years")
+    return timedelta(seconds=seconds)
+
+
+def _origins_text(text: str) -> list[str]:
+    return _origins([part.strip() for part in text.split(",") if part.strip()])
+
+
+def parse_rpc(text: str) -> dict[str, list[str]]:
+    """Endpoints from ``"eip155:8453=http://one,eip155:8453=http://two"``.
+
+    Endpoints of the same network must agree.
+
+    Raises:
+        ValueError: not that language; URLs are not quoted, they may carry a key.
+    """
+    found: dict[str, list[str]] = {}
+    for number, item in enumerate(_RPC_ITEM.split(text), 1):
+        name, equals, url = (part.strip() for part in item.partition("="))
+        if not equals:
+            raise ValueError(f"endpoint {number} is not NETWORK=URL, such as eip155:8453=https://h")
+        found.setdefault(_rpc_network(name), []).append(_rpc_url(name, url))
+    return found
+
+
+def _rpc_network(name: str) -> str:
+    if _RPC_NETWORK.fullmatch(caip2(name)) is None:
+        raise ValueError(f"{name[:40]!r} is not an EVM network in CAIP-2 form, such as eip155:8453")
+    return caip2(name)
+
+
+def _rpc_url(network: str, url: object) -> str:
+    if not isinstance(url, str) or not url.startswith(("http://", "https://")):
+        raise ValueError(f"the endpoint of {network} is not an http(s) URL")
+    return url
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+def _read_file(path: Path, env: Mapping[str, str]) -> Settings:
+    with path.open("rb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        data = file.read(_FILE_BYTES_MAX + 1)
+    if len(data) > _FILE_BYTES_MAX:
+        raise ValueError(f"{path}: larger than {_FILE_BYTES_MAX} bytes")
+    try:
+        document = tomllib.loads(data.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not UTF-8 text") from None
+    except tomllib.TOMLDecodeError as exc:
+        raise ValueError(f"{path}: not TOML: {exc}") from None
+    with _naming(str(path)):
+        _check_keys(document, ("wallet", "ledger", *_READERS))
+    shared = os.name == "posix" and bool(mode & 0o077)
+    values = {}
+    for name, reader in _READERS.items():
+        if name in document:
+            with _naming(f"{path}: {name}"):
+                values[name] = reader(document[name])
+    return Settings(
+        values=values,
+        wallet=_wallet_table(document.get("wallet"), path, env, shared=shared),
+        ledger=_ledger_text(document.get("ledger"), path),
+        path=path,
+    )
+
+
+def _check_keys(table: Mapping[str, object], known: Collection[str]) -> None:
+    for name in table:
+        if name not in known:
+            raise ValueError(f"unknown key {name!r}{_meant(name, known)}")
+
+
+def _meant(name: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3)
+    return f"; did you mean {' or '.join(close)}?" if close else f" (known: {', '.join(known)})"
+
+
+def _wallet_table(
+    table: object, path: Path, env: Mapping[str, str], *, shared: bool
+) -> KeySource | KeystoreSource | None:
+    where = f"{path}: wallet"
+    if table is None:
+        return None
+    with _naming(where):
+        texts = _wallet_texts(table)
+    if "keystore" in texts:
+        file, name = _beside(path, texts["keystore"]), texts.get("password_env")
+        return _keystore(file, env, where=where, password_name=name)
+    if "private_key" in texts:
+        return _key_in_file(texts["private_key"], path, shared=shared)
+    return _key_in_variable(texts["private_key_env"], where, env)
+
+
+def _wallet_texts(table: object) -> dict[str, str]:
+    if not isinstance(table, dict):
+        raise TypeError('is a table, such as {keystore = "...", password_env = "..."}')
+    for secret in ("password", "mnemonic"):
+        if secret in table:
+            raise ValueError(f"a {secret} does not belong in the file: use password_env")
+    _check_keys(table, ("keystore", "password_env", "private_key_env", "private_key"))
+    kinds = [name for name in ("keystore", "private_key_env", "private_key") if name in table]
+    if len(kinds) != 1:
+        raise ValueError("has one of keystore, private_key_env and private_key")
+    if "password_env" in table and "keystore" not in table:
+        raise ValueError("password_env belongs to a keystore")
+    return {name: _text(value, name) for name, value in table.items()}
+
+
+def _key_in_file(key: str, path: Path, *, shared: bool) -> KeySource:
+    if shared:
+        raise ValueError(
+            f"{path} holds a private key and others may read it: `chmod 600 {path}`, or better use"
+            " private_key_env or a keystore"
+        )
+    return KeySource(where=f"{path}: wallet.private_key", key=key)
+
+
+def _key_in_variable(name: str, where: str, env: Mapping[str, str]) -> KeySource:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or re.fullmatch(r"[0-9a-fA-F]{64}", name):
+        raise ValueError(f"{where}: private_key_env is the name of a variable, not a key")
+    if not env.get(name):
+        raise ValueError(f"{where}: the variable {name} is not set")
+    return KeySource(where=name, key=env[name])
+
+
+def _ledger_text(value: object, path: Path) -> str | None:
+    if value is None:
+        return None
+    with _naming(f"{path}: ledger"):
+        text = _text(value, "it")
+    return text if _URL_SCHEME.match(text) else str(_beside(path, text))
+
+
+def _beside(path: Path, name: str) -> Path:
+    return path.parent / Path(name).expanduser()
+
+
+def open_ledger(where: str) -> Ledger:
+    """The ledger at a path or a PostgreSQL DSN.  A SQLite file is only opened when it is used.
+
+    Raises:
+        ValueError: a URL that is not PostgreSQL's, or its driver is not installed.
+    """
+    scheme = _URL_SCHEME.match(where)
+    if scheme is None:
+        from x402_mask._sqlite import SQLiteLedger  # noqa: PLC0415
+
+        return SQLiteLedger(Path(where).expanduser())
+    if scheme[1] not in ("postgres", "postgresql"):
+        raise ValueError(f"a ledger is a path or a postgresql:// URL, not {scheme[1]}://")
+    try:
+        module = import_module("x402_mask._postgres")  # its driver is an extra
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] != "psycopg":
+            raise
+        raise ValueError(
+            "a PostgreSQL ledger needs a driver: pip install 'x402-mask[postgres]'"
+        ) from None
+    made: Ledger = module.PostgresLedger(where)
+    return made
+
+
+# --- what each key of the file holds --------------------------------------------------------------
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{name} is text, not {'empty' if value == '' else type(value).__name__}")
+    return value
+
+
+def _texts(value: object) -> list[str]:
+    if not isinstance(value, list):
+        raise TypeError(f"is a list of text, not {type(value).__name__}")
+    return [_text(item, "each item") for item in value]
+
+
+def _origins(value: object) -> list[str]:
+    found = _texts(value)
+    parse_origins(found)
+    return found
+
+
+def _caps(value: object) -> list[Cap]:
+    found = [parse_cap(item) for item in _texts(value)]
+    if not found:
+        raise ValueError('is empty; write such as ["0.25/call", "5/day"]')
+    return found
+
+
+def _assets(value: object) -> list[Asset]:
+    if not isinstance(value, list):
+        raise TypeError("is a list of tables ([[assets]])")
+    return [_asset(item) for item in value]
+
+
+def _asset(table: object) -> Asset:
+    names = ("network", "address", "decimals", "name", "version")
+    if not isinstance(table, dict):
+        raise TypeError("is a list of tables ([[assets]])")
+    _check_keys(table, names)
+    for name in names:
+        if name not in table:
+            raise ValueError(f"an asset has no {name}")
+    for name in ("network", "address", "name", "version"):
+        _text(table[name], name)
+    return Asset(**{**table, "network": caip2(table["network"])})
+
+
+def _payees(value: object) -> str | list[str]:
+    if isinstance(value, str):
+        if value != "pin":
+            raise ValueError('is "pin" or a list of addresses')
+        return value
+    return _texts(value)
+
+
+def _services(value: object) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise TypeError("is a table of name = URL pattern")
+    found = {name: _text(pattern, name) for name, pattern in value.items()}
+    Services(found)
+    return found
+
+
+def _rpc(value: object) -> dict[str, list[str]]:
+    if not isinstance(value, dict):
+        raise TypeError("is a table of network = URL, or a list of URLs that must agree")
+    found: dict[str, list[str]] = {}
+    for name, urls in value.items():
+        several = urls if isinstance(urls, list) else [urls]
+        if not several:
+            raise ValueError(f"{name} has no endpoint")
+        found[_rpc_network(name)] = [_rpc_url(name, url) for url in several]
+    return found
+
+
+def _span(value: object) -> timedelta:
+    if isinstance(value, str):
+        return parse_span(value)
+    if type(value) is not int or not 0 < value <= _SPAN_MAX.total_seconds():
+        raise ValueError(f'is seconds, or a length of time such as "5m", not {value!r}')
+    return timedelta(seconds=value)
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"is true or false, not {value!r}")
+    return value
+
+
+def _one_of(*allowed: str) -> Callable[[object], str]:
+    def reader(value: object) -> str:
+        if value not in allowed:
+            raise ValueError(f"is one of {', '.join(allowed)}, not {value!r}")
+        return str(value)
+
+    return reader
+
+
+def _breaker_after(value: object) -> int | None:
+    if value is False:
+        return None
+    if type(value) is not int or value < 1:
+        raise ValueError(f"is a number of bad ends above 0, or false for never, not {value!r}")
+    return value
+
+
+_READERS: Final[Mapping[str, Callable[[object], Any]]] = {
+    "caps": _caps,
+    "origins": _origins,
+    "networks": _texts,
+    "assets": _assets,
+    "payees": _payees,
+    "prefer": _texts,
+    "services": _services,
+    "max_validity": _span,
+    "rpc": _rpc,
+    "on_refusal": _one_of("raise", "return"),
+    "preempt": _flag,
+    "resign": _one_of("expired", "never"),
+    "breaker_after": _breaker_after,
+    "breaker_for": _span,
+}
+"""Every key of the file besides ``wallet`` and ``ledger``: keywords of ``Payer``."""
+
+
+def mistaken(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Variables that look like ours and are read by nobody, and what may have been meant."""
+    for name in sorted(environ):
+        if name.startswith("X402_MASK_") and name not in VARIABLES:
+            close = difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0.85)
+            if close:
+                yield name, close[0]

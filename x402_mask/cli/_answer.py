@@ -1,0 +1,291 @@
+"""What a seller answered: to stdout, to a file or into the JSON document, and with which exit code.
+
+A paid answer is worth money.  It is never cut without being kept: what a terminal cannot show goes
+to a file, and a file that cannot be written is found out before anything is paid.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from x402_mask.cli._faults import DONE, USAGE, Failure, of_lost_answer, receipt_code
+from x402_mask.cli._show import clean, document, money, plain, put, say
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import httpx
+
+    from x402_mask._models import Receipt
+    from x402_mask.cli._session import Session
+
+_SHOWN_MAX: Final = 20_000
+"""Characters of an answer that a terminal gets."""
+_DOCUMENT_BYTES_MAX: Final = 32 << 20
+"""Bytes of an answer that are held in memory, for ``--json`` or a terminal."""
+_ERROR_BYTES_MAX: Final = 64 << 10
+_QUOTE_BYTES_MAX: Final = 1 << 20
+_SUFFIXES: Final = {
+    "application/json": ".json",
+    "application/pdf": ".pdf",
+    "image/jpeg": ".jpg",
+    "image/png": ".png",
+    "image/webp": ".webp",
+    "text/plain": ".txt",
+}
+
+
+class Target:
+    """Where ``--output`` goes: a draft beside it, which takes its name when it is whole."""
+
+    def __init__(self, path: Path, draft: Path, descriptor: int) -> None:
+        self.path = path
+        self.draft = draft
+        self._descriptor = descriptor
+
+    @classmethod
+    @contextmanager
+    def open(cls, output: str | None) -> Iterator[Target | None]:
+        """The target, proven writable; the draft is removed where the command fails."""
+        if output is None:
+            yield None
+            return
+        path = Path(output)
+        try:
+            descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        except OSError as exc:
+            message = f"cannot write {path}: {exc.strerror}; nothing was paid"
+            raise Failure(message, USAGE, code="usage") from exc
+        try:
+            yield cls(path, Path(name), descriptor)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+    def write(self, chunks: Iterator[bytes]) -> int:
+        """Write everything, then take the target's name; returns the number of bytes."""
+        size = 0
+        with os.fdopen(self._descriptor, "wb") as file:
+            for chunk in chunks:
+                size += file.write(chunk)
+        mask = os.umask(0)
+        os.umask(mask)
+        self.draft.chmod(0o666 & ~mask)
+        self.draft.replace(self.path)
+        return size
+
+
+class Answer:
+    """A response that was handed back, and what was paid for it."""
+
+    def __init__(
+        self, session: Session, response: httpx.Response, receipt: Receipt | None, service: str
+    ) -> None:
+        self.session = session
+        self.response = response
+        self.receipt = receipt
+        self.service = service
+
+    def deliver(self, target: Target | None) -> int:
+        """Hand the answer to the user.
+
+        Raises:
+            Failure: the seller did not deliver, or what it delivered cannot be kept.
+        """
+        import httpx
+
+        if not self.response.is_success:
+            raise self._refused()
+        try:
+            self._write(target)
+        except httpx.HTTPError as exc:
+            url = str(self.response.url)
+            raise of_lost_answer(exc, url, self.session.money) from exc
+        except OSError as exc:
+            raise self._lost(f"the answer could not be written: {exc.strerror or exc}") from exc
+        return DONE
+
+    def _write(self, target: Target | None) -> None:
+        if target is not None:
+            size = target.write(self.response.iter_bytes())
+            self._report(
+                {"output": str(target.path), "bytes": size}, f"{size} bytes in {target.path}"
+            )
+        elif self.session.as_json:
+            self._report(_body(self._whole(), self.response), "")
+        elif sys.stdout.isatty():
+            self._show(self._whole())
+        else:
+            for chunk in self.response.iter_bytes():
+                sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+            self._report({}, "")
+
+    def _whole(self) -> bytes:
+        content = bytearray()
+        for chunk in self.response.iter_bytes():
+            content += chunk
+            if len(content) > _DOCUMENT_BYTES_MAX:
+                raise self._lost("the answer is larger than 32 MiB: use --output FILE")
+        return bytes(content)
+
+    def _show(self, content: bytes) -> None:
+        """The answer in a terminal; what would not survive that, in a file."""
+        text = _readable(content)
+        if text is not None and len(text) <= _SHOWN_MAX:
+            sys.stdout.write(clean(text, _SHOWN_MAX, lines=True).rstrip("\n") + "\n")
+            sys.stdout.flush()
+            self._report({}, "")
+            return
+        path = self._keep(content)
+        if text is not None:
+            sys.stdout.write(clean(text, _SHOWN_MAX // 10, lines=True).rstrip("\n") + "\n")
+            sys.stdout.flush()
+        self._report({}, f"all {len(content)} bytes are in {path}")
+
+    def _keep(self, content: bytes) -> Path:
+        kind = self.response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        descriptor, name = tempfile.mkstemp(
+            prefix=f"{self.service}-", suffix=_SUFFIXES.get(kind, ".bin"), dir=Path.cwd()
+        )
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        return Path(name)
+
+    def _report(self, body: dict[str, Any], where: str) -> None:
+        """What was paid: in the document, or in a line on stderr."""
+        if self.session.as_json:
+            put({**self._head(), **body})
+            return
+        if where:
+            say(where)
+        say(paid_line(self.receipt))
+
+    def _head(self) -> dict[str, Any]:
+        return {
+            "status": self.response.status_code,
+            "service": self.service,
+            "url": str(self.response.url),
+            "receipt": plain(self.receipt),
+        }
+
+    def _refused(self) -> Failure:
+        """The seller answered with something else than success, paid or not."""
+        bounded_response = bounded(self.response, _ERROR_BYTES_MAX)
+        code = receipt_code(self.receipt)
+        message = f"the seller answered {told(bounded_response)}; {paid_line(self.receipt)}"
+        return Failure(
+            message, code, code="seller", at_risk=self._at_risk, payment_id=self._payment_id,
+            more={**self._head(), **_body(bounded_response.content, bounded_response)},
+        )  # fmt: skip
+
+    def _lost(self, what: str) -> Failure:
+        code = receipt_code(self.receipt)
+        return Failure(
+            f"{what}; {paid_line(self.receipt)}", code, code="output", at_risk=self._at_risk,
+            payment_id=self._payment_id, more=self._head(),
+        )  # fmt: skip
+
+    @property
+    def _at_risk(self) -> bool:
+        return self.receipt is not None and self.receipt.outcome != "settled"
+
+    @property
+    def _payment_id(self) -> str | None:
+        return None if self.receipt is None else self.receipt.payment_id
+
+
+def paid_line(receipt: Receipt | None) -> str:
+    """What was paid, in one line."""
+    if receipt is None:
+        return "nothing was paid"
+    how = {
+        "settled": f"settled in {receipt.transaction}" if receipt.transaction else "settled",
+        "unknown": "the seller reported no settlement, so it stays held",
+        "rejected": "the seller refused it, and it stays held",
+    }[receipt.outcome]
+    return f"paid {money(receipt.usd)} for {receipt.service}: {how} ({receipt.payment_id})"
+
+
+def told(response: httpx.Response) -> str:
+    """Status and error text of a response, made safe."""
+    text = _error_text(response.content)
+    line = f"{response.status_code} {clean(response.reason_phrase, 40)}".strip()
+    if response.has_redirect_location:
+        line += f" to {clean(response.headers['location'])} (redirects are not followed)"
+    return f"{line}: {text}" if text else line
+
+
+def _error_text(content: bytes) -> str:
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return clean(content.decode("utf-8", "replace"), 200)
+    if isinstance(found, dict):
+        for name in ("message", "error"):
+            value = found.get(name)
+            inner = value.get("message") if isinstance(value, dict) else value
+            if isinstance(inner, str) and inner:
+                return clean(inner, 200)
+    return clean(content.decode("utf-8", "replace"), 200)
+
+
+def bounded(response: httpx.Response, limit: int = _QUOTE_BYTES_MAX) -> httpx.Response:
+    """*response* closed, with at most *limit* bytes of its body; sellers may never stop."""
+    import httpx
+
+    content = bytearray()
+    try:
+        for chunk in response.iter_bytes():
+            content += chunk
+            if len(content) >= limit:
+                break
+    except httpx.HTTPError:
+        pass  # what came is what there is to show
+    finally:
+        response.close()
+    headers = [
+        (name, value)
+        for name, value in response.headers.multi_items()
+        if name.lower() not in ("content-encoding", "content-length", "transfer-encoding")
+    ]
+    return httpx.Response(
+        response.status_code, headers=headers, content=bytes(content[:limit]),
+        request=response.request, extensions={"reason_phrase": response.reason_phrase.encode()},
+    )  # fmt: skip
+
+
+def _readable(content: bytes) -> str | None:
+    """*content* as text for a terminal, or ``None``."""
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    if "\0" in text:
+        return None
+    try:
+        return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _body(content: bytes, response: httpx.Response) -> dict[str, Any]:
+    """*content* for the JSON document: as JSON, as text, or in base64."""
+    found: dict[str, Any] = {
+        "content_type": clean(response.headers.get("content-type", ""), 100) or None
+    }
+    with contextlib.suppress(ValueError, RecursionError):
+        parsed = json.loads(content)
+        document(parsed)  # numbers that JSON itself does not have stay text
+        return {**found, "body": parsed}
+    try:
+        return {**found, "body": content.decode("utf-8")}
+    except UnicodeDecodeError:
+        return {**found, "body_base64": base64.b64encode(content).decode("ascii")}

@@ -1,0 +1,251 @@
+"""``call`` and ``quote``: one service of a marketplace, paid or only asked for its price."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from x402_mask.cli import _answer
+from x402_mask.cli._faults import (
+    DONE,
+    FAILED,
+    REFUSED,
+    Failure,
+    of_lost_answer,
+    quote_document,
+)
+from x402_mask.cli._session import Session, common, usd_option
+from x402_mask.cli._show import caps_table, clean, facts, money, put, say, show
+from x402_mask.errors import ApprovalDenied
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from decimal import Decimal
+
+    import httpx
+
+    from x402_mask._models import Quote
+
+_SERVICE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+# --- what is asked --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One call as the user typed it."""
+
+    service: str
+    method: str
+    fields: tuple[tuple[str, Any], ...]
+    base_url: str | None
+    timeout: float
+
+    def parts(self, session: Session) -> dict[str, Any]:
+        """Method, URL and content.  Fields are a JSON body, or the query of a GET."""
+        url = f"{session.origin(self.base_url)}/api/tools/{self.service}"
+        if self.method == "GET":
+            query = [(name, _query_text(name, value)) for name, value in self.fields]
+            return {"method": "GET", "url": url, "params": query or None}
+        return {"method": self.method, "url": url, "json": dict(self.fields)}
+
+    @property
+    def patience(self) -> httpx.Timeout:
+        """Five seconds to connect, as long as asked to read."""
+        import httpx
+
+        return httpx.Timeout(min(5.0, self.timeout), read=self.timeout)
+
+
+def _query_text(name: str, value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        raise click.BadParameter(f"{name}: a query holds text, numbers, true, false and null")
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _service(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    if not _SERVICE.fullmatch(value):
+        hint = "; --base-url names the seller" if "/" in value else ""
+        raise click.BadParameter(f"{clean(value, 60)!r} is not a service id{hint}")
+    return value
+
+
+def _fields(
+    _ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]
+) -> tuple[tuple[str, Any], ...]:
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        raw = name.endswith(":")
+        name = name.removesuffix(":")
+        if not equals or not name:
+            raise click.BadParameter(f"{clean(pair, 60)!r} is not KEY=VALUE or KEY:=JSON")
+        if name in found:
+            raise click.BadParameter(f"{clean(name, 60)} is given twice")
+        found[name] = _json_value(name, text) if raw else text
+    return tuple(found.items())
+
+
+def _json_value(name: str, text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise click.BadParameter(f"{clean(name, 60)}:= is not followed by JSON") from None
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+def _asking(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The arguments of both commands, given to them as one :class:`Asked`."""
+
+    @functools.wraps(function)
+    def command(session: Session, **options: Any) -> Any:
+        asked = Asked(
+            service=options.pop("service"), method=options.pop("method"),
+            fields=options.pop("pairs"), base_url=options.pop("base_url"),
+            timeout=options.pop("timeout"),
+        )  # fmt: skip
+        return function(session, asked, **options)
+
+    wrapped: Callable[..., Any] = common(command)
+    for option in (
+        click.option(
+            "--timeout", type=click.FloatRange(0, 3600, min_open=True), default=60.0,
+            show_default=True, metavar="SECONDS", help="Longest silence of the seller.",
+        ),
+        click.option(
+            "--method", type=click.Choice(["GET", "POST"], case_sensitive=False), default="POST",
+            show_default=True, help="GET sends the fields as a query.",
+        ),
+        click.option(
+            "--base-url", metavar="ORIGIN", help="Another configured origin than the first."
+        ),
+        click.argument("pairs", metavar="[KEY=VALUE | KEY:=JSON]...", nargs=-1, callback=_fields),
+        click.argument("service", callback=_service),
+    ):  # fmt: skip
+        wrapped = option(wrapped)
+    return wrapped
+
+
+# --- call -----------------------------------------------------------------------------------------
+
+
+@click.command(no_args_is_help=True)
+@click.option(
+    "--max-price", metavar="USD", callback=usd_option, help="Refuse to pay more for this call."
+)
+@click.option(
+    "--output", type=click.Path(dir_okay=False), metavar="FILE", help="Write the answer there."
+)
+@_asking
+def call(session: Session, asked: Asked, max_price: Decimal | None, output: str | None) -> int:
+    """Call a service of the first configured origin, and pay for it within the caps.
+
+    KEY=VALUE sends text, KEY:=JSON any JSON value. The answer goes to stdout, the receipt to
+    stderr. A command that was not answered presents the same payment again when it is repeated.
+    """
+    from x402_mask.httpx import Client, receipt_of
+
+    parts = asked.parts(session)
+    approve = None if max_price is None else _at_most(max_price)
+    with contextlib.ExitStack() as stack:
+        target = stack.enter_context(_answer.Target.open(output))
+        payer = stack.enter_context(session.payer(signs=True, approve=approve))
+        client = stack.enter_context(Client(payer, timeout=asked.patience))
+        response = _sent(session, client, client.build_request(**parts))
+        stack.callback(response.close)
+        answer = _answer.Answer(session, response, receipt_of(response), asked.service)
+        return answer.deliver(target)
+
+
+def _sent(session: Session, client: httpx.Client, request: httpx.Request) -> httpx.Response:
+    import httpx
+
+    try:
+        return client.send(request, stream=True)
+    except (httpx.HTTPError, httpx.InvalidURL) as exc:
+        raise of_lost_answer(exc, str(request.url), session.money) from exc
+
+
+def _at_most(limit: Decimal) -> Callable[[Quote], bool]:
+    def approve(quote: Quote) -> bool:
+        if quote.usd is not None and quote.usd <= limit:
+            return True
+        raise ApprovalDenied(
+            f"{quote.service} costs {money(quote.usd)}, which is above --max-price {limit}",
+            quote=quote,
+        )
+
+    return approve
+
+
+# --- quote ----------------------------------------------------------------------------------------
+
+
+@click.command(no_args_is_help=True)
+@_asking
+def quote(session: Session, asked: Asked) -> int:
+    """Say what a call would cost and whether the caps allow it. Signs and spends nothing.
+
+    Exits with 3 where the call would be refused.
+    """
+    import httpx
+
+    parts = asked.parts(session)
+    with session.payer() as payer, httpx.Client(timeout=asked.patience) as client:
+        response = _answer.bounded(_sent(session, client, client.build_request(**parts)))
+        found = payer.quote(response)
+    if found is None:
+        return _no_price(session, response)
+    if session.as_json:
+        put(quote_document(found))
+    else:
+        show(quote_table(found))
+        if found.caps:
+            show(caps_table(found.caps, "caps that apply, before this payment"))
+        if found.refusal is not None:
+            say(f"would be refused ({found.refusal.reason}): {clean(found.refusal)}", style="red")
+    return DONE if found.allowed else REFUSED
+
+
+def _no_price(session: Session, response: httpx.Response) -> int:
+    if not response.is_success:
+        raise Failure(
+            f"{clean(response.url)} asks for no payment: {_answer.told(response)}",
+            FAILED, code="seller", more={"status": response.status_code},
+        )  # fmt: skip
+    if session.as_json:
+        put({"status": response.status_code, "usd": "0.00", "allowed": True})
+    else:
+        say(f"{clean(response.url)} asks for no payment (HTTP {response.status_code})")
+    return DONE
+
+
+def quote_table(quote: Quote) -> Any:
+    """A quote for people."""
+    asset = quote.asset
+    return facts(
+        "quote",
+        {
+            "service": quote.service,
+            "call": f"{quote.method} {quote.url}",
+            "price": None if quote.usd is None else money(quote.usd),
+            "route": quote.route,
+            "amount": None if quote.amount is None else f"{quote.amount} units",
+            "asset": None if asset is None else f"{asset.name} {asset.address}",
+            "network": quote.network,
+            "payee": quote.pay_to,
+            "payer": quote.payer or "no wallet",
+            "not taken": "; ".join(quote.skipped) or None,
+            "allowed": "yes" if quote.allowed else "no",
+        },
+    )

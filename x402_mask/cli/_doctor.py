@@ -1,0 +1,280 @@
+"""``doctor``: is everything in place to pay?  Signs nothing and spends nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Final, Literal
+from urllib.parse import urlsplit
+
+import click
+import httpx
+
+from x402_mask import _config
+from x402_mask._exact import SKEW_IGNORED_S, SKEW_MAX_S
+from x402_mask.cli._answer import bounded, told
+from x402_mask.cli._faults import DONE, FAILED, Failure
+from x402_mask.cli._owner import audit, stop_lines, stops_of
+from x402_mask.cli._session import Session, common
+from x402_mask.cli._show import clean, money, put, show
+from x402_mask.errors import LedgerError, PaymentError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from x402_mask._config import Settings
+    from x402_mask._ledger import Ledger
+    from x402_mask._models import Quote
+
+_TIMEOUT_S: Final = 5.0
+_RPC_BYTES_MAX: Final = 1 << 16
+_STYLES: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+_SERVICE: Final = "mask-refinement"
+_PICTURES: Final = {
+    "ImageURL": "https://example.com/photo.png",
+    "MaskImageURL": "https://example.com/mask.png",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One line: what was looked at, how it is, and what to do."""
+
+    name: str
+    status: Literal["ok", "warn", "fail"]
+    detail: str
+    advice: str = ""
+
+
+def _ok(name: str, detail: str) -> Check:
+    return Check(name=name, status="ok", detail=detail)
+
+
+def _warn(name: str, detail: str, advice: str = "") -> Check:
+    return Check(name=name, status="warn", detail=detail, advice=advice)
+
+
+def _fail(name: str, detail: str, advice: str = "") -> Check:
+    return Check(name=name, status="fail", detail=detail, advice=advice)
+
+
+@click.command()
+@common
+def doctor(session: Session) -> int:
+    """Check settings, wallet, ledger, clock, origins and the price, without paying.
+
+    Exits with 1 if something fails.
+    """
+    checks = []
+    for check in _checks(session):
+        checks.append(check)
+        if not session.as_json:
+            _show(check)
+    good = all(check.status != "fail" for check in checks)
+    if session.as_json:
+        put({"ok": good, "checks": checks})
+    return DONE if good else FAILED
+
+
+def _show(check: Check) -> None:
+    from rich.text import Text
+
+    line = Text.assemble(
+        (f"{check.status:<5}", _STYLES[check.status]), f"{clean(check.name, 60):<12} ",
+        clean(check.detail, 400),
+    )  # fmt: skip
+    if check.advice:
+        line.append(f"\n{'':<18} → {clean(check.advice, 400)}")
+    show(line)
+
+
+def _checks(session: Session) -> Iterator[Check]:
+    try:
+        settings = session.settings()
+    except Failure as exc:
+        yield _fail("settings", str(exc))
+        return
+    yield from _settings_checks(settings)
+    yield from _wallet_checks(settings)
+    yield from _ledger_checks(session)
+    yield from _rpc_checks(settings)
+    for origin in settings.values.get("origins", []):
+        yield from _origin_checks(origin)
+    if "origins" in settings.values and "caps" in settings.values:
+        yield _price_check(session)
+
+
+# --- settings and wallet --------------------------------------------------------------------------
+
+
+def _settings_checks(settings: Settings) -> Iterator[Check]:
+    if settings.path is not None:
+        yield _ok("settings", f"read from {settings.path} and the environment")
+    for name, meant in _config.mistaken(os.environ):
+        yield _warn("settings", f"nobody reads {name}", f"did you mean {meant}?")
+    caps = settings.values.get("caps")
+    if caps is None:
+        yield _fail("caps", "none are configured", 'set X402_MASK_CAPS, such as "0.25/call,5/day"')
+    else:
+        yield _ok("caps", ", ".join(map(str, caps)))
+    origins = settings.values.get("origins")
+    if origins is None:
+        yield _fail("origins", "none are configured", "set X402_MASK_ORIGINS to whom may be paid")
+    else:
+        yield _ok("origins", ", ".join(origins))
+
+
+def _wallet_checks(settings: Settings) -> Iterator[Check]:
+    source = settings.wallet
+    if source is None:
+        yield _warn("wallet", "none is configured", "`x402-mask wallet new` makes one")
+        return
+    if isinstance(source, _config.KeystoreSource):
+        yield from _keystore_checks(source)
+        if source.password is None:
+            return
+    try:
+        yield _ok("wallet", f"{source.open().address} from {source.where}")
+    except ValueError as exc:
+        yield _fail("wallet", str(exc))
+
+
+def _keystore_checks(source: _config.KeystoreSource) -> Iterator[Check]:
+    if not source.path.is_file():
+        if source.password is None:
+            yield _fail("wallet", f"there is no keystore {source.path}")
+        return
+    if os.name == "posix" and source.path.stat().st_mode & 0o077:
+        yield _warn("wallet", f"others may read {source.path}", f"chmod 600 {source.path}")
+    if source.password is None:
+        claimed = source.claimed_address or "a keystore that names no address"
+        yield _warn(
+            "wallet", f"{claimed} from {source.path}, not opened",
+            f"set {source.password_name} to have it opened here; commands that pay ask for it",
+        )  # fmt: skip
+
+
+# --- ledger ---------------------------------------------------------------------------------------
+
+
+def _ledger_checks(session: Session) -> Iterator[Check]:
+    try:
+        ledger = session.ledger()
+    except Failure as exc:
+        yield _fail("ledger", str(exc))
+        return
+    try:
+        yield from _ledger_lines(ledger)
+    except (LedgerError, Failure) as exc:
+        yield _fail("ledger", str(exc))
+    finally:
+        ledger.close()
+
+
+def _ledger_lines(ledger: Ledger) -> Iterator[Check]:
+    ledger.sweep(now_us=time.time_ns() // 1000)  # fails where the ledger cannot be written
+    yield _ok("ledger", f"{ledger!r} can be read and written")
+    yield _history_check(ledger)
+    held = ledger.payments(state="held", limit=1000)
+    if held:
+        total = money(sum((payment.usd for payment in held), start=held[0].usd * 0))
+        yield _warn(
+            "ledger", f"{len(held)} payments ({total}) are held: nobody knows their end",
+            "`x402-mask payments --state held` says what each waits for",
+        )  # fmt: skip
+    for line in stop_lines(stops_of(ledger)):
+        yield _warn("ledger", line)
+
+
+def _history_check(ledger: Ledger) -> Check:
+    """Whether every row of the history is still the one that was written."""
+    faults = audit("verify")(ledger)
+    if faults:
+        advice = "somebody changed the ledger: trust no cap on it before you know who, and why"
+        return _fail("history", "; ".join(faults), advice)
+    return _ok("history", "every row is the one that was written")
+
+
+# --- chain ----------------------------------------------------------------------------------------
+
+
+def _rpc_checks(settings: Settings) -> Iterator[Check]:
+    for network, urls in settings.values.get("rpc", {}).items():
+        for url in urls:
+            yield _rpc_check(network, url)
+
+
+def _rpc_check(network: str, url: str) -> Check:
+    """Whether an endpoint serves the chain it should; its URL may carry a key and is not shown."""
+    host, name = urlsplit(url).hostname, f"rpc {network}"
+    asked = {"jsonrpc": "2.0", "id": 1, "method": "eth_chainId", "params": []}
+    try:
+        with httpx.Client(timeout=_TIMEOUT_S) as client:
+            request = client.build_request("POST", url, json=asked)
+            response = bounded(client.send(request, stream=True), _RPC_BYTES_MAX)
+            found = int(json.loads(response.content)["result"], 16)
+    except httpx.HTTPError as exc:
+        return _fail(name, f"{host} cannot be asked: {type(exc).__name__}")
+    except (ValueError, KeyError, TypeError, RecursionError, httpx.InvalidURL):
+        return _fail(name, f"{host} does not answer as an Ethereum RPC endpoint")
+    if f"eip155:{found}" != network:
+        return _fail(name, f"{host} serves eip155:{found}", "no payment can be proven there")
+    return _ok(name, f"{host} serves it")
+
+
+# --- origins --------------------------------------------------------------------------------------
+
+
+def _origin_checks(origin: str) -> Iterator[Check]:
+    if not origin.startswith(("http://", "https://")):
+        return
+    try:
+        with httpx.Client(timeout=_TIMEOUT_S) as client:
+            response = client.send(client.build_request("GET", origin), stream=True)
+            response.close()
+    except httpx.HTTPError as exc:
+        what = f"{origin} cannot be reached: {type(exc).__name__}: {exc}"
+        yield _fail("origin", what, "check the address, the network and the proxy variables")
+        return
+    yield _ok("origin", f"{origin} answers (HTTP {response.status_code})")
+    yield _clock_check(origin, response.headers.get("date"))
+
+
+def _clock_check(origin: str, date: str | None) -> Check:
+    try:
+        skew = parsedate_to_datetime(date or "").timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return _warn("clock", f"{origin} names no time to compare this clock with")
+    if abs(skew) <= SKEW_IGNORED_S:
+        return _ok("clock", f"agrees with {origin}")
+    seconds = f"{skew:+.0f} s from that of {origin}"
+    if abs(skew) <= SKEW_MAX_S:
+        return _warn("clock", f"is {seconds}; signatures follow the seller's", "set this clock")
+    return _fail("clock", f"is {seconds}; such offers are refused", "set this clock")
+
+
+def _price_check(session: Session) -> Check:
+    """What mask-refinement costs at the first origin; the request is sent without any payment."""
+    try:
+        url = f"{session.origin(None)}/api/tools/{_SERVICE}"
+        with session.payer() as payer, httpx.Client(timeout=_TIMEOUT_S) as client:
+            request = client.build_request("POST", url, json=_PICTURES)
+            response = bounded(client.send(request, stream=True))
+            quote = payer.quote(response)
+    except (Failure, PaymentError) as exc:
+        return _fail("price", str(exc))
+    except httpx.HTTPError as exc:
+        return _fail("price", f"{url} cannot be reached: {type(exc).__name__}")
+    if quote is None:
+        return _warn("price", f"{url} asks for no payment: {told(response)}")
+    return _priced(quote)
+
+
+def _priced(quote: Quote) -> Check:
+    price = f"{_SERVICE} costs {money(quote.usd)}" if quote.usd is not None else _SERVICE
+    if quote.refusal is not None:
+        return _warn("price", f"{price} and would be refused: {quote.refusal}")
+    return _ok("price", f"{price}, paid to {quote.pay_to} on {quote.network}")

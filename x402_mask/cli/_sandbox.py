@@ -1,0 +1,102 @@
+"""``sandbox``: a marketplace of one's own to build against."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from x402_mask.cli._faults import USAGE, Failure
+from x402_mask.cli._session import Session, common
+from x402_mask.cli._show import put, say
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+_EXTRA: Final = frozenset({"numpy", "PIL", "starlette", "uvicorn"})
+_KEY: Final = "X402_MASK_FACILITATOR_KEY"
+
+
+def sandbox_package() -> ModuleType:
+    """The sandbox, or one sentence on how to install what it needs."""
+    try:
+        import x402_mask.sandbox as package
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] not in _EXTRA:
+            raise
+        raise Failure(
+            f"the sandbox needs {exc.name}: pip install 'x402-mask[sandbox]'", code="missing_extra"
+        ) from None
+    return package
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8402,
+    show_default=True,
+    help="0 takes a free one.",
+)
+@click.option(
+    "--rpc",
+    metavar="URL",
+    help=f"Settle on this chain; {_KEY} holds the key that sends and pays gas.",
+)
+@click.option("--pay-to", metavar="ADDRESS", help="Who is paid; by default nobody's address.")
+@click.option(
+    "--faults", metavar="NAME[=TIMES],...", default="", help="Misbehave; `--faults help` lists how."
+)
+@click.option(
+    "--build",
+    type=click.Choice(["older", "newer"]),
+    default="older",
+    show_default=True,
+    help="Which build of the marketplace to be: the newer hands out no tokens.",
+)
+@click.option(
+    "--challenge",
+    type=click.Choice(["attested", "v2-header", "v2-body", "v1"]),
+    default="attested",
+    show_default=True,
+    help="The shape of a 402.",
+)
+@common
+def sandbox(session: Session, host: str, port: int, faults: str, **options: Any) -> None:
+    """Serve a local marketplace that takes play money, until interrupted."""
+    package = sandbox_package()
+    if faults == "help":
+        _list_faults(session, package)
+        return
+    settings = _settings(package, faults, **options)
+    if session.as_json:
+        raise click.UsageError("--json prints one document, and a server prints none")
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        say(f"listening on {host}: other machines can reach it", style="yellow")
+    say(f"X402_MASK_ORIGINS=http://{host}:{port} X402_MASK_CAPS=0.25/call,5/day pays it")
+    try:
+        package.run(host, port, settings)
+    except OSError as exc:
+        raise Failure(f"cannot listen on {host}:{port}: {exc.strerror or exc}") from exc
+
+
+def _settings(package: ModuleType, faults: str, **options: Any) -> Any:
+    try:
+        return package.SandboxSettings(
+            faults=package.parse_faults(faults),
+            facilitator_key=os.environ.get(_KEY) if options["rpc"] else None,
+            **{name: value for name, value in options.items() if value is not None},
+        )
+    except ValueError as exc:
+        hint = f" (set {_KEY})" if "facilitator_key" in str(exc) else ""
+        raise Failure(f"{exc}{hint}", USAGE, code="usage") from exc
+
+
+def _list_faults(session: Session, package: ModuleType) -> None:
+    names = sorted(package.FAULTS)
+    if session.as_json:
+        put({"faults": names})
+    else:
+        click.echo("\n".join(names))

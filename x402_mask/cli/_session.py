@@ -1,0 +1,231 @@
+"""What the commands share: options, settings, the wallet and the payer."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import click
+
+from x402_mask import _config
+from x402_mask.cli._faults import USAGE, Failure, Money
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from decimal import Decimal
+    from pathlib import Path
+
+    from x402_mask._config import Settings
+    from x402_mask._ledger import Ledger
+    from x402_mask._payer import Payer
+    from x402_mask._wallet import Wallet
+
+PASSWORD: Final = "X402_MASK_KEYSTORE_PASSWORD"  # noqa: S105  # the name of a variable
+
+
+def default_keystore() -> Path:
+    """Where ``wallet new`` puts a keystore, and where the commands look for one."""
+    from platformdirs import user_data_path
+
+    return user_data_path("x402-mask", appauthor=False) / "keystore.json"
+
+
+@dataclass(slots=True)
+class Session:
+    """One run of the command line."""
+
+    as_json: bool = False
+    debug: bool = False
+    config: str | None = None
+    money: Money = field(default_factory=Money)
+    _settings: Settings | None = field(default=None, repr=False)
+
+    def settings(self) -> Settings:
+        """The owner's settings; the keystore in its usual place serves where none is named."""
+        if self._settings is None:
+            environ = dict(os.environ)
+            if self.config is not None:
+                environ["X402_MASK_CONFIG"] = self.config
+            try:
+                self._settings = _with_default_wallet(_config.read(environ), environ)
+            except (ValueError, OSError) as exc:
+                raise mistake(exc) from exc
+        return self._settings
+
+    def ledger(self) -> Ledger:
+        """The ledger alone: for what needs no wallet, no caps and no origins."""
+        where = self.settings().ledger
+        if where is not None:
+            try:
+                return _config.open_ledger(where)
+            except ValueError as exc:
+                raise mistake(exc) from exc
+        from x402_mask._sqlite import SQLiteLedger
+
+        return SQLiteLedger()
+
+    def payer(self, *, signs: bool = False, **more: Any) -> Payer:
+        """The configured payer.  Unless it *signs*, no keystore is opened and no password asked."""
+        from x402_mask._payer import Payer
+
+        settings = self.settings()
+        try:
+            settings.require()
+            wallet = self.wallet() if signs else watched(settings)
+            arguments = settings.arguments(given=("wallet",))
+            more.setdefault("on_event", self.money.watch)
+            # the command line reads refusals as errors, whatever programs were told to do
+            return Payer(wallet, **{**arguments, "on_refusal": "raise", **more})
+        except (ValueError, TypeError) as exc:
+            raise mistake(exc) from exc
+
+    def wallet(self) -> Wallet | None:
+        """The wallet, opened; asks for the password where a person can answer."""
+        source = self.settings().wallet
+        if source is None:
+            return None
+        try:
+            if isinstance(source, _config.KeystoreSource) and source.password is None:
+                return source.open(ask_password(f"Password of {source.path}"))
+            return source.open()
+        except ValueError as exc:
+            raise mistake(exc) from exc
+
+    def origin(self, base_url: str | None) -> str:
+        """*base_url*, or the first configured http(s) origin.  There is no other."""
+        from x402_mask._services import origin_of
+
+        if base_url is None:
+            self._require()
+            origins = self.settings().values["origins"]
+            found = [one for one in origins if one.startswith(("http://", "https://"))]
+            if not found:
+                raise Failure("no http(s) origin is configured: give --base-url", USAGE)
+            return origin_of(found[0])
+        try:
+            origin = origin_of(base_url)
+        except ValueError as exc:
+            raise click.BadParameter(str(exc), param_hint="--base-url") from exc
+        if base_url.rstrip("/").lower() != origin:
+            raise click.BadParameter(
+                f"an origin is scheme://host[:port], nothing more: {base_url!r}",
+                param_hint="--base-url",
+            )
+        return origin
+
+    def _require(self) -> None:
+        try:
+            self.settings().require()
+        except ValueError as exc:
+            raise mistake(exc) from exc
+
+
+def mistake(exc: Exception) -> Failure:
+    """A mistake in the settings."""
+    text = str(exc)
+    if isinstance(exc, OSError) and exc.filename is not None:
+        text = f"{exc.filename}: {exc.strerror}"
+    return Failure(text, USAGE, code="config")
+
+
+def _with_default_wallet(settings: Settings, environ: dict[str, str]) -> Settings:
+    from dataclasses import replace
+
+    path = default_keystore()
+    if settings.wallet is not None or not path.is_file():
+        return settings
+    source = _config.KeystoreSource(
+        where="the default keystore",
+        path=path,
+        password_name=PASSWORD,
+        password=environ.get(PASSWORD),
+    )
+    return replace(settings, wallet=source)
+
+
+class _Watched:
+    """The address of a wallet that stays closed: enough for questions, not for payments."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def sign_typed_data(self, domain: object, types: object, message: object) -> bytes:  # noqa: ARG002
+        raise RuntimeError("this command does not sign")
+
+
+def watched(settings: Settings) -> object | None:
+    """The configured wallet's address, without opening it."""
+    if settings.wallet is None:
+        return None
+    address = settings.wallet.claimed_address
+    return None if address is None else _Watched(address)
+
+
+def ask_password(prompt: str, *, confirm: bool = False) -> str:
+    """A password from a person.
+
+    Raises:
+        Failure: nobody is there to be asked.
+    """
+    if not sys.stdin.isatty():
+        raise Failure(f"{prompt}: nobody can be asked here; set {PASSWORD}", USAGE, code="config")
+    answer: str = click.prompt(
+        prompt, hide_input=True, confirmation_prompt=confirm, err=True, default="",
+        show_default=False,
+    )  # fmt: skip
+    return answer
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+def _set(name: Literal["as_json", "debug", "config"]) -> Callable[..., None]:
+    def callback(ctx: click.Context, _param: click.Parameter, value: Any) -> None:
+        if value:
+            setattr(ctx.ensure_object(Session), name, value)
+
+    return callback
+
+
+def common(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that every command has, and the session as its first argument."""
+
+    @click.pass_obj
+    @functools.wraps(function)
+    def with_session(session: Session, *args: Any, **kwargs: Any) -> Any:
+        return function(session, *args, **kwargs)
+
+    for option in (
+        click.option(
+            "--debug", is_flag=True, expose_value=False, is_eager=True, callback=_set("debug"),
+            help="Show the traceback of a failure.",
+        ),
+        click.option(
+            "--config", metavar="FILE", expose_value=False, is_eager=True, callback=_set("config"),
+            help="A TOML file, instead of X402_MASK_CONFIG.",
+        ),
+        click.option(
+            "--json", is_flag=True, expose_value=False, is_eager=True, callback=_set("as_json"),
+            help="Print one JSON document and nothing else.",
+        ),
+    ):  # fmt: skip
+        with_session = option(with_session)
+    return with_session
+
+
+def usd_option(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Decimal | None:
+    """An amount of USD, exact, of at most six decimals and not below 0."""
+    from x402_mask._money import parse_usd, usd
+
+    if value is None:
+        return None
+    try:
+        micro = parse_usd(value.removeprefix("$"))
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from exc
+    if micro < 0:
+        raise click.BadParameter(f"{value} is below 0")
+    return usd(micro)
