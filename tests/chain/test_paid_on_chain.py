@@ -27,7 +27,12 @@ from x402_mask.sandbox import Sandbox
 
 pytestmark = [pytest.mark.chain, pytest.mark.timeout(60)]
 
-CHALLENGES = ("attested", "v2-header", "v2-body", "v1")
+# Every plug point on the attested challenge; a sync and an async one on the other shapes.
+SANDBOX_CASES = [("attested", mode) for mode in MODES] + [
+    (challenge, mode)
+    for challenge in ("v2-header", "v2-body", "v1")
+    for mode in ("client", "async-attach")
+]
 USDC_5 = 5_000_000
 
 
@@ -49,8 +54,7 @@ def test_the_official_seller_is_paid(
     books.assert_agree(payer, receipts, [200_000] * 3)
 
 
-@pytest.mark.parametrize("sandbox", CHALLENGES, indirect=True)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("sandbox", "mode"), SANDBOX_CASES, indirect=["sandbox"])
 def test_the_sandbox_is_paid(
     chain: Chain, sandbox: Sandbox, payer_for: PayerFor, mode: str
 ) -> None:
