@@ -109,18 +109,19 @@ class AsyncPerformer:
         from anyio import CancelScope, to_thread  # noqa: PLC0415
 
         self._waited = True
-        with CancelScope(shield=True):
-            if not _on_asyncio():  # elsewhere the shield is all it takes
+        if not _on_asyncio():
+            with CancelScope(shield=True):  # which is all it takes elsewhere
                 return await to_thread.run_sync(call)
-            import asyncio  # noqa: PLC0415
+        import asyncio  # noqa: PLC0415
 
-            task = asyncio.ensure_future(_in_thread(call))
+        task = asyncio.ensure_future(_in_thread(call))
+        with CancelScope(shield=True):
             while not task.done():
                 try:
                     await asyncio.wait({task})
                 except asyncio.CancelledError as exc:
                     self._cancelled = exc
-            return task.result()
+        return task.result()
 
 
 async def _consult(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:

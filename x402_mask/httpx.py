@@ -228,7 +228,7 @@ def _in_memory(request: httpx.Request) -> bool:
 
 
 def _origin(request: httpx.Request) -> str:
-    """The origin that is asked, or nothing where it is not http(s): that is the transport's to say."""
+    """The origin that is asked; empty where it is not http(s), which the transport may refuse."""
     try:
         return origin_of(str(request.url))
     except ValueError:
@@ -816,14 +816,14 @@ def attach(client: _AnyClient, payer: Payer) -> _AnyClient:
             raise ValueError("this client is attached to another payer")
         return client
     auth = PaymentAuth(payer, client.auth)
-    guard = _async_guard(client) if isinstance(client, httpx.AsyncClient) else _guard(client)
-    auth._prepare = _keeper(client, guard)  # noqa: SLF001  # they are made for each other
+    auth._prepare = _keeper(client)  # noqa: SLF001  # they are made for each other
     client.auth = auth
     return client
 
 
-def _keeper(client: httpx.Client | httpx.AsyncClient, guard: Any) -> Callable[[], None]:
-    """Puts the guard among the client's hooks, again if they were all replaced."""
+def _keeper(client: httpx.Client | httpx.AsyncClient) -> Callable[[], None]:
+    """Puts a guard among the client's hooks, again if they were all replaced."""
+    guard = _async_guard(client) if isinstance(client, httpx.AsyncClient) else _guard(client)
     held = weakref.ref(client)
 
     def prepare() -> None:
