@@ -9,8 +9,6 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from Crypto.Hash import keccak as _keccak
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -38,7 +36,14 @@ _DOMAIN_FIELDS: Final = (
 
 def keccak(data: bytes) -> bytes:
     """Keccak-256, the hash of Ethereum (not NIST SHA-3)."""
-    return _keccak.new(digest_bits=256, data=data).digest()
+    return _hasher()(digest_bits=256, data=data).digest()
+
+
+@lru_cache(maxsize=1)
+def _hasher() -> Any:
+    from Crypto.Hash import keccak as library  # noqa: PLC0415  # loads a C library
+
+    return library.new
 
 
 def typed_data_digest(
@@ -177,6 +182,7 @@ def _address(value: str) -> bytes:
     return _raw(value, 20).rjust(32, b"\0")
 
 
-_TRANSFER_TYPE_HASH: Final = keccak(
-    _signature("TransferWithAuthorization", TRANSFER_TYPES).encode("ascii")
+_TRANSFER_TYPE_HASH: Final = bytes.fromhex(
+    "7c7c6cdb67a18743f49ec6fa9b35f50d52ed05cbed4cc592e13b44501c1a2267"
 )
+"""``TRANSFER_WITH_AUTHORIZATION_TYPEHASH`` of EIP-3009."""
