@@ -221,6 +221,18 @@ class Breaker:
     seconds: float
 
 
+@dataclass(slots=True, eq=False)
+class _Self:
+    """This process: its name, the calls it carries, and ends of calls it could not write down.
+
+    A forked child is another process and starts with none.
+    """
+
+    owner: str
+    flying: set[str] = field(default_factory=set)
+    unwritten: dict[str, tuple[Result, int]] = field(default_factory=dict)
+
+
 class Ledger(ABC):
     """Where reservations live.  One ledger is one budget, whatever payer or process uses it."""
 
@@ -228,10 +240,7 @@ class Ledger(ABC):
     """Whether an uncontended call is quick enough for an event loop."""
 
     def __init__(self) -> None:
-        self._owner = ""
-        self._owner_pid = -1
-        self._flying: set[str] = set()
-        self._unwritten: dict[str, tuple[Result, int]] = {}
+        self._selves: dict[int, _Self] = {}
         self._meters: set[tuple[str, str]] = set()
 
     # --- what a backend provides
@@ -530,11 +539,22 @@ class Ledger(ABC):
     # --- inside a transaction
 
     def _me(self) -> str:
-        if self._owner_pid != os.getpid():
-            self._owner, self._owner_pid = self._new_owner(), os.getpid()
-            self._flying = set()
-            self._unwritten = {}
-        return self._owner
+        return self._self().owner
+
+    def _self(self) -> _Self:
+        pid = os.getpid()
+        found = self._selves.get(pid)
+        if found is None:  # threads that come here together agree on one
+            found = self._selves.setdefault(pid, _Self(self._new_owner()))
+        return found
+
+    @property
+    def _flying(self) -> set[str]:
+        return self._self().flying
+
+    @property
+    def _unwritten(self) -> dict[str, tuple[Result, int]]:
+        return self._self().unwritten
 
     def _in_flight(self, db: Db, row: Row) -> bool:
         if row.flight is None:
@@ -724,7 +744,6 @@ class Ledger(ABC):
 
     def _flush(self, wait_s: float) -> None:
         """Write the ends of calls that could not be written when they happened."""
-        self._me()  # after a fork, the ends of the parent's calls are the parent's to write
         for payment_id, (result, at) in list(self._unwritten.items()):
             with self._transaction(wait_s) as db:
                 if self._find(db, payment_id) is not None:
@@ -734,7 +753,6 @@ class Ledger(ABC):
     @contextmanager
     def _carrying(self, payment_id: str) -> Iterator[None]:
         """This process carries the payment, from before others can see its row."""
-        self._me()
         self._flying.add(payment_id)
         try:
             yield
