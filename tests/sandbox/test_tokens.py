@@ -214,6 +214,15 @@ def test_the_payment_can_list_what_it_accepts(opened: Open) -> None:
     assert len(shop.book.settlements) == 3
 
 
+def test_a_proof_pays_no_payment_of_other_terms(opened: Open) -> None:
+    faults = {"price-changed": 1, "payee-differs": 1}
+    _, buyer = opened(payments_ask="accepts", faults=faults)
+    other = buyer.create_payment().json()
+    response, _ = pay_payment(buyer, other, paymentId=other["paymentId"])
+    assert response.json()["paymentId"] != other["paymentId"]
+    assert buyer.read_payment(other["paymentId"]).json()["status"] == "pending"
+
+
 def test_a_wrong_proof_buys_no_payment(opened: Open) -> None:
     shop, buyer = opened(payments_ask="402")
     challenge = buyer.create_payment().json()

@@ -238,6 +238,12 @@ def test_the_version_must_be_two(shop: Sandbox, buyer: Buyer, version: Any) -> N
     refused(shop, buyer.show(proof), "invalid_x402_version")
 
 
+def test_a_header_too_long(shop: Sandbox, buyer: Buyer) -> None:
+    proof = buyer.proof(buyer.offer())
+    refused(shop, buyer.show(proof | {"padding": "x" * 25_000}), "invalid_payload")
+    assert buyer.show(proof | {"padding": "x" * 15_000}).status_code == 200
+
+
 def _altered(proof: Json, **fields: Any) -> Json:
     payload = proof["payload"]
     return proof | {"payload": payload | {"authorization": payload["authorization"] | fields}}
@@ -245,8 +251,8 @@ def _altered(proof: Json, **fields: Any) -> Json:
 
 @pytest.mark.parametrize(
     "header",
-    ["", "?", "e30", encode([]), encode("x"), encode({}), "W" * 40_000],
-    ids=["empty", "not-base64", "unpadded", "list", "string", "object", "long"],
+    ["", "?", "e30", encode([]), encode("x"), encode({})],
+    ids=["empty", "not-base64", "unpadded", "list", "string", "object"],
 )
 def test_a_header_that_is_no_proof(shop: Sandbox, buyer: Buyer, header: str) -> None:
     response = buyer.call(**{"PAYMENT-SIGNATURE": header})
@@ -338,6 +344,9 @@ def test_a_required_id_must_be_there_and_sound(opened: Open, identifier: Any) ->
     assert buyer.offer()["extensions"]["payment-identifier"]["info"] == {"required": True}
     assert buyer.show(identified(buyer, identifier)).status_code == 400
     assert buyer.pay().status_code == 400
+    proof = buyer.proof(buyer.offer())
+    odd = proof | {"extensions": {"payment-identifier": {"info": identifier}}}
+    assert buyer.show(odd).status_code == 400
     assert shop.book.settlements == []
 
 
