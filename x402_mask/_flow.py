@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from x402_mask._effects import (
+    Reply,
     ask,
     checkpoint,
     consult,
@@ -59,7 +60,7 @@ from x402_mask.errors import (
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from x402_mask._effects import Effect, Reply
+    from x402_mask._effects import Effect
     from x402_mask._exact import Authorization
     from x402_mask._ledger import View
     from x402_mask._models import Spend
@@ -86,6 +87,7 @@ class Call:
     """One request, as the conversation sees it.  ``wait_s`` bounds waiting for a twin."""
 
     method: str
+    url: str
     trip: Trip
     key: str | None = None
     wait_s: float | None = 5.0
@@ -98,6 +100,7 @@ class Verdict:
 
     receipt: Receipt | None = None
     refusal: PaymentError | None = None
+    delivered: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +123,10 @@ def converse(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict]:
         PaymentError: a 402 that may not be paid, or could not be.
         BaseException: whatever the transport raised, unchanged.
     """
+    if payer.preempt and not call.has_proof and not call.trip.paid:
+        verdict = yield from _preempt(payer, call)
+        if verdict is not None:
+            return verdict
     reply = yield from ask()
     if reply.status != 402 or call.has_proof or call.trip.paid:
         return Verdict(receipt=call.trip.receipt)
@@ -144,7 +151,28 @@ def _pay(payer: Payer, call: Call, reply: Reply) -> Generator[Effect, Any, Verdi
     purchase = _purchase(payer, call, reply, challenge)
     payer.emit("challenge", purchase, detail={"form": challenge.form})
     purchase = yield from _identified(call, purchase)
-    return (yield from _open(payer, call, purchase))
+    asked_at = payer.now()
+    verdict = yield from _open(payer, call, purchase)
+    if payer.preempt and verdict.delivered:
+        payer.memory.keep(call.method, purchase.origin, purchase.service, challenge, asked_at)
+    return verdict
+
+
+def _preempt(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | None]:
+    """Pay a price that is known already with the first request; ``None`` to ask first after all."""
+    origin, service, now = origin_of(call.url), payer.services.name(call.url), payer.now()
+    challenge = payer.memory.recall(call.method, origin, service, now)
+    if challenge is None:
+        return None
+    try:
+        known = Reply(status=402, url=call.url, headers={})
+        purchase = yield from _identified(call, _purchase(payer, call, known, challenge))
+        verdict = yield from _open(payer, call, purchase)
+    except PaymentRefused:
+        return None  # the refusal is said, and recorded, when the seller really asks
+    if verdict.receipt is not None and verdict.receipt.outcome == "rejected":
+        payer.memory.rejected(call.method, origin, service, payer.now())
+    return verdict
 
 
 def _purchase(payer: Payer, call: Call, reply: Reply, challenge: Challenge) -> Purchase:
@@ -261,6 +289,8 @@ def _decide(payer: Payer, purchase: Purchase, view: View) -> Generator[Effect, A
             reason="no_wallet",
         )
     choice = choose(payer.policy, purchase.challenge, view.payees)
+    if payer.preempt:
+        payer.memory.learn(purchase.origin, purchase.service, choice)
     seller_clock(payer.now(), purchase.reply.date, strict=payer.strict_clock)
     if payer.approve is None:
         return choice
@@ -453,7 +483,7 @@ def _present(payer: Payer, call: Call, row: Row, proof: Proof) -> Generator[Effe
     call.trip.receipt = receipt_for(row, result.outcome, result.transaction)
     yield from _finish(payer, row, result)
     yield from _hand_over(payer, row, result)
-    return Verdict(receipt=call.trip.receipt)
+    return Verdict(receipt=call.trip.receipt, delivered=result.delivered)
 
 
 def _hand_over(payer: Payer, row: Row, result: Result) -> Generator[Effect, Any, None]:

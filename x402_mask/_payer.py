@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 from x402_mask._ledger import Breaker
 from x402_mask._models import Asset, Cap, Event
 from x402_mask._policy import Policy
+from x402_mask._preempt import Memory
 from x402_mask._registry import BASE, DISPUTED_NAMES, caip2, default_assets
 from x402_mask._services import Services, parse_origins
 from x402_mask._wallet import as_signer, is_async
@@ -97,6 +98,7 @@ class Payer:
         self.prefer = _one_of_each(prefer)
         self.approve = _callable(approve, "approve")
         self.preempt = bool(preempt)
+        self.memory = Memory()
         self.resign = _choice(resign, "resign", "expired", "never")
         self.returns_refusals = _choice(on_refusal, "on_refusal", "raise", "return") == "return"
         self.strict_clock = clock is None

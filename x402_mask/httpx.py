@@ -121,6 +121,7 @@ class _Session:
         timeout = self.request.extensions.get("timeout")
         return Call(
             method=self.request.method,
+            url=str(self.request.url),
             trip=self.slot.trip,
             key=key,
             wait_s=timeout.get("read") if isinstance(timeout, dict) else None,
@@ -471,6 +472,9 @@ class _AsyncRewound(httpx.AsyncByteStream):
             yield chunk
 
     async def aclose(self) -> None:
+        close = getattr(self._rest, "aclose", None)
+        if close is not None:  # an async generator that is left half read is never closed for us
+            await close()
         await self._source.aclose()
 
 
@@ -956,7 +960,8 @@ async def aquote(payer: Payer, asked: httpx.Request | httpx.Response) -> Quote |
 
 def _judged(payer: Payer, response: httpx.Response, body: bytes | None) -> Quote | None:
     session = _SyncSession(payer, response.request)
-    call = Call(method=response.request.method, trip=session.slot.trip)
+    request = response.request
+    call = Call(method=request.method, url=str(request.url), trip=session.slot.trip)
     flow = _flow.quote(payer, call, session.reply(response, response.request))
     try:
         effect = next(flow)

@@ -118,6 +118,7 @@ class _Session:
         timeout = self.request.extensions.get("timeout")
         return Call(
             method=self.request.method,
+            url=str(self.request.url),
             trip=self.slot.trip,
             key=key,
             wait_s=timeout.get("read") if isinstance(timeout, dict) else None,
@@ -468,6 +469,9 @@ class _AsyncRewound(httpx2.AsyncByteStream):
             yield chunk
 
     async def aclose(self) -> None:
+        close = getattr(self._rest, "aclose", None)
+        if close is not None:  # an async generator that is left half read is never closed for us
+            await close()
         await self._source.aclose()
 
 
@@ -953,7 +957,8 @@ async def aquote(payer: Payer, asked: httpx2.Request | httpx2.Response) -> Quote
 
 def _judged(payer: Payer, response: httpx2.Response, body: bytes | None) -> Quote | None:
     session = _SyncSession(payer, response.request)
-    call = Call(method=response.request.method, trip=session.slot.trip)
+    request = response.request
+    call = Call(method=request.method, url=str(request.url), trip=session.slot.trip)
     flow = _flow.quote(payer, call, session.reply(response, response.request))
     try:
         effect = next(flow)
