@@ -218,7 +218,8 @@ class Rig:
             body=b"",
             connection=0,
             began=time.monotonic(),
-            url=str(request.url),
+            url=f"{request.url.scheme}://{request.url.netloc.decode('ascii')}"
+            + request.url.raw_path.decode("ascii"),
             request=request,
         )
         self.legs.append(leg)
@@ -344,19 +345,19 @@ class Rig:
             async with self.client.stream(method, url, **kw) as response:
                 yield response
 
-    async def chunks(self, response: Any, how: str = "bytes", take: int | None = None) -> list[Any]:
-        """Iterate a response: ``raw``, ``bytes``, ``text`` or ``lines``; stop after *take*."""
+    async def chunks(
+        self, response: Any, how: str = "bytes", watch: Callable[[int], object] = lambda count: None
+    ) -> list[Any]:
+        """Iterate a response: ``raw``, ``bytes``, ``text`` or ``lines``, watched chunk by chunk."""
         found: list[Any] = []
         if self.kind.sync:
             for chunk in getattr(response, f"iter_{how}")():
                 found.append(chunk)
-                if len(found) == take:
-                    break
+                watch(len(found))
         else:
             async for chunk in getattr(response, f"aiter_{how}")():
                 found.append(chunk)
-                if len(found) == take:
-                    break
+                watch(len(found))
         return found
 
     async def read(self, response: Any) -> bytes:
