@@ -275,13 +275,17 @@ class _Closed(Exception):
 
 
 async def _together(*asked: Coroutine[Any, Any, _T]) -> list[_T]:
-    """Await all at once; the first fault ends the others."""
-    tasks = [asyncio.ensure_future(each) for each in asked]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
+    """Await all; raise the first fault when all have come to an end.
+
+    None is cancelled because of another: each has its own deadline, and a connection that is
+    cancelled while it is made may be left open by the event loop.
+    """
+    answers: list[_T] = []
+    for answer in await asyncio.gather(*asked, return_exceptions=True):
+        if isinstance(answer, BaseException):
+            raise answer
+        answers.append(answer)
+    return answers
 
 
 async def _each(
@@ -950,6 +954,8 @@ class _Background:
         await asyncio.gather(*tasks, return_exceptions=True)
         for transport in self._transports.values():
             await transport.aclose()
+        await asyncio.get_running_loop().shutdown_asyncgens()
+        await asyncio.sleep(0)  # a closed connection says so in the next round of the loop
 
 
 def _proxy(url: httpx.URL) -> str | None:
