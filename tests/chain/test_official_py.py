@@ -20,7 +20,7 @@ from tests.support.chain import Chain
 from tests.support.official_py import FacilitatorServer, OfficialSeller
 from x402_mask.sandbox import Sandbox
 
-pytestmark = [pytest.mark.chain, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.chain, pytest.mark.timeout(60, func_only=True)]
 
 
 def test_the_official_client_pays_the_official_seller(chain: Chain, seller: OfficialSeller) -> None:

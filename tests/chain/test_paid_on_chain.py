@@ -25,7 +25,7 @@ from tests.support.fixtures import PayerFor
 from tests.support.official_py import OfficialSeller
 from x402_mask.sandbox import Sandbox
 
-pytestmark = [pytest.mark.chain, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.chain, pytest.mark.timeout(60, func_only=True)]
 
 # Every plug point on the attested challenge; a sync and an async one on the other shapes.
 SANDBOX_CASES = [("attested", mode) for mode in MODES] + [

@@ -17,7 +17,7 @@ from web3.exceptions import ContractLogicError
 from tests.support.chain import CHAIN_ID, DOMAIN_SEPARATOR, USDC, Chain
 from tests.support.process import Child
 
-pytestmark = [pytest.mark.chain, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.chain, pytest.mark.timeout(60, func_only=True)]
 ROOT = Path(__file__).parents[2]
 
 

@@ -20,8 +20,7 @@ from tests.support.fixtures import PayerFor
 from tests.support.official_py import FacilitatorServer
 from tests.support.official_ts import ExpressSeller
 
-# The first use installs the sellers' packages.
-pytestmark = [pytest.mark.chain, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.chain, pytest.mark.timeout(60, func_only=True)]
 
 
 def test_the_seller_speaks_its_version(express: ExpressSeller) -> None:

@@ -23,11 +23,19 @@ FLAGS = (
     "--no-audit",
     "--no-fund",
     "--loglevel=error",
+    "--fetch-retries=2",
+    "--fetch-retry-mintimeout=1000",
+    "--fetch-retry-maxtimeout=3000",
+    "--fetch-timeout=60000",
 )
 
 
 class Unavailable(Exception):
     """What the rig needs is not on this machine; the message is one line."""
+
+
+# One attempt a session: without a network every further one would cost the same minute.
+_refused: dict[str, str] = {}
 
 
 def node() -> str:
@@ -48,6 +56,8 @@ def packages(wanted: Literal["chain", "sellers"]) -> Path:
         Unavailable: no Node, or the packages could not be fetched.
     """
     node()
+    if wanted in _refused:
+        raise Unavailable(_refused[wanted])
     manifest = (HERE / "package.json").read_bytes()
     home = CACHE / f"{wanted}-{hashlib.sha256(manifest).hexdigest()[:12]}"
     modules = home / "node_modules"
@@ -57,7 +67,11 @@ def packages(wanted: Literal["chain", "sellers"]) -> Path:
     (CACHE.parent / ".gitignore").write_text("*\n")
     with _locked(CACHE / f"{wanted}.lock"):
         if not modules.is_dir():
-            _install(manifest, home, wanted)
+            try:
+                _install(manifest, home, wanted)
+            except Unavailable as failure:
+                _refused[wanted] = str(failure)
+                raise
     return modules
 
 
@@ -80,7 +94,7 @@ def _install(manifest: bytes, home: Path, wanted: str) -> None:
         except subprocess.TimeoutExpired as exc:
             raise Unavailable(f"npm install took more than {INSTALL_S:.0f} s") from exc
         if done.returncode:
-            lines = [line for line in done.stdout.splitlines() if "error" in line] or ["no output"]
+            lines = done.stdout.splitlines() or ["no output"]
             raise Unavailable(f"npm install failed: {lines[0][:200]}")
         home.mkdir(exist_ok=True)
         Path(scratch, "node_modules").rename(home / "node_modules")
