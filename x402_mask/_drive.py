@@ -129,7 +129,8 @@ async def _consult(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         return await function(*args)
     from anyio import to_thread  # noqa: PLC0415
 
-    answer = await to_thread.run_sync(function, *args, abandon_on_cancel=True)
+    # in a list, because trio refuses a thread that returns a coroutine
+    (answer,) = await to_thread.run_sync(lambda: [function(*args)], abandon_on_cancel=True)
     return await answer if inspect.isawaitable(answer) else answer
 
 
