@@ -183,7 +183,7 @@ def _read_keystore(path: Path) -> Mapping[str, Any]:
         raise ValueError(f"{path.name} is not a V3 keystore")
     try:
         document = json.loads(path.read_text("utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"{path.name} is not a V3 keystore") from None
     if isinstance(document, dict):
         return document
@@ -230,7 +230,7 @@ def checked_signature(returned: object, digest: bytes, address: str) -> bytes:
         raise SignerError(f"the wallet returned {len(signature)} bytes, not a 65-byte signature")
     r, s, v = signature[:32], int.from_bytes(signature[32:64], "big"), signature[64]
     parity = v - 27 if v >= 27 else v
-    if s > _ORDER // 2:  # tokens accept low s only (EIP-2)
+    if _ORDER // 2 < s < _ORDER:  # tokens accept low s only (EIP-2)
         s, parity = _ORDER - s, 1 - parity
     compact = r + s.to_bytes(32, "big")
     if parity not in (0, 1) or _recover(compact + bytes((parity,)), digest) != address.lower():
