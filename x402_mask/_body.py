@@ -7,6 +7,7 @@ import hashlib
 import re
 import time
 import zlib
+from datetime import UTC
 from typing import TYPE_CHECKING, Any, Final
 
 from x402_mask._wire import CHALLENGE_BYTES_MAX
@@ -107,6 +108,7 @@ def date_of(value: str | None) -> float | None:
     if not value or len(value) > 64:
         return None
     try:
-        return email.utils.parsedate_to_datetime(value).timestamp()
+        date = email.utils.parsedate_to_datetime(value)
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
+    return (date if date.tzinfo is not None else date.replace(tzinfo=UTC)).timestamp()
