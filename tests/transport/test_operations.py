@@ -1,0 +1,163 @@
+"""One operation, one live proof (contract 2): keys, twins, repeats, in both colours."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import anyio
+
+from tests.support.seller import Reply, offer, play, served, v2_header
+from tests.transport.kit import URL, Leg, Rig, kinds
+from x402_mask import PaymentRefused, receipt_of
+
+PLUGS = ("client", "attach")
+
+
+def keyed(key: str, **kw: Any) -> dict[str, Any]:
+    """Arguments of a call with an operation key."""
+    return {"extensions": {"x402_mask": {"operation": key}}, **kw}
+
+
+class Gate:
+    """Holds paid legs until it is opened, in any colour."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.arrived = threading.Event()
+        self.opened = threading.Event()
+        rig.on(URL, self.script)
+        rig.before_answer = self.before_answer
+
+    def script(self, leg: Leg) -> Reply:
+        if not leg.proofs:
+            return v2_header(offer())
+        self.arrived.set()
+        if self.rig.kind.sync:
+            assert self.opened.wait(5)
+        return served()(leg)
+
+    async def before_answer(self, leg: Leg) -> None:
+        if leg.proofs:
+            with anyio.fail_after(5):
+                await until(self.opened)
+
+
+async def until(event: threading.Event) -> None:
+    """Wait, in any loop, for what a thread or another loop may set."""
+    while not event.is_set():  # noqa: ASYNC110  # set from threads as well
+        await anyio.sleep(0.002)
+
+
+async def together(rig: Rig, gate: Gate, calls: list[dict[str, Any]], hold: float) -> list[Any]:
+    """Start the calls one after another, open the gate after *hold* seconds; what came of them."""
+    if rig.kind.sync:
+        return _together_in_threads(rig, gate, calls, hold)
+    found: list[Any] = [None] * len(calls)
+
+    async def one(index: int) -> None:
+        try:
+            found[index] = await rig.get(**calls[index])
+        except Exception as error:
+            found[index] = error
+
+    async with anyio.create_task_group() as group:
+        for index in range(len(calls)):
+            group.start_soon(one, index)
+            await until(gate.arrived)
+        await anyio.sleep(hold)
+        gate.opened.set()
+    return found
+
+
+def _together_in_threads(rig: Rig, gate: Gate, calls: list[Any], hold: float) -> list[Any]:
+    def one(call: dict[str, Any]) -> Any:
+        try:
+            return rig.client.get(URL, **call)
+        except Exception as error:
+            return error
+
+    assert rig.client
+    with ThreadPoolExecutor(len(calls)) as pool:
+        tasks: list[Future[Any]] = []
+        for call in calls:
+            tasks.append(pool.submit(one, call))
+            assert gate.arrived.wait(5)
+        time.sleep(hold)
+        gate.opened.set()
+        return [task.result(5) for task in tasks]
+
+
+@kinds(*PLUGS)
+async def test_the_later_of_two_calls_with_one_key_waits(rig: Rig) -> None:
+    """Then it is a purchase of its own, as the first was delivered."""
+    gate = Gate(rig)
+    found = await together(rig, gate, [keyed("k"), keyed("k")], hold=0.12)
+    receipts = [rig.paid(response) for response in found]
+    assert len({receipt.payment_id for receipt in receipts}) == 2
+    first, second = [leg for leg in rig.legs if leg.proofs]
+    assert second.began - first.began >= 0.1, "the second did not wait for the first"
+
+
+@kinds(*PLUGS)
+async def test_waiting_ends_with_the_callers_own_timeout(rig: Rig) -> None:
+    """A refusal that names the payment that is in the way; nothing signed."""
+    gate = Gate(rig)
+    impatient = keyed("k", timeout=rig.lib.Timeout(5.0, read=0.1))
+    found = await together(rig, gate, [keyed("k"), impatient], hold=0.3)
+    receipt = rig.paid(found[0])
+    assert isinstance(found[1], PaymentRefused) and found[1].reason == "in_flight"
+    assert found[1].payment_id == receipt.payment_id and found[1].at_risk is False
+    assert len(rig.proofs) == 1 and len(rig.payer.payments()) == 1
+
+
+@kinds(*PLUGS)
+async def test_identical_calls_without_a_key_do_not_wait(rig: Rig) -> None:
+    """At the same time they are separate purchases."""
+    gate = Gate(rig)
+    found = await together(rig, gate, [{}, {}, {}], hold=0.1)
+    receipts = [rig.paid(response) for response in found]
+    assert len({receipt.payment_id for receipt in receipts}) == 3
+    assert len(set(rig.proofs)) == 3
+    began = [leg.began for leg in rig.legs if leg.proofs]
+    assert max(began) - min(began) < 0.1
+
+
+@kinds(*PLUGS)
+async def test_different_keys_do_not_wait_for_each_other(rig: Rig) -> None:
+    """Nor does a key wait for a call without one."""
+    gate = Gate(rig)
+    found = await together(rig, gate, [keyed("a"), keyed("b"), {}], hold=0.05)
+    assert len({rig.paid(response).payment_id for response in found}) == 3
+
+
+@kinds()
+async def test_a_key_names_the_operation_whatever_the_call_looks_like(rig: Rig) -> None:
+    """The same key shows the same proof, whatever the body; another key is another purchase."""
+    answers = iter([Reply(status=503), Reply(status=503), served(), Reply(status=503)])
+    rig.sells(paid=lambda leg: play(next(answers), leg))
+    await rig.post(json={"a": 1}, **keyed("k"))
+    await rig.post(json={"a": 2}, **keyed("other"))
+    response = await rig.post(json={"a": 3}, **keyed("k"))
+    receipt = rig.paid(response)
+    assert len(rig.proofs) == 3 and len(set(rig.proofs)) == 2
+    await rig.post(json={"a": 3}, **keyed("k"))
+    assert len(set(rig.proofs)) == 3, "after a delivery the same key is a new purchase"
+    assert receipt.payment_id in {p.payment_id for p in rig.payer.payments()}
+
+
+@kinds(*PLUGS)
+async def test_an_open_proof_is_shown_again_whatever_the_price_is_now(rig: Rig) -> None:
+    """Contract 2: the same bytes, whatever the seller claimed; nothing new is counted."""
+    answers = iter([Reply(status=402, body=b"what proof?"), served()])
+    rig.sells(paid=lambda leg: play(next(answers), leg))
+    rejected = await rig.get()
+    receipt = receipt_of(rejected)
+    assert receipt is not None and receipt.outcome == "rejected"
+    rig.on(URL, lambda leg: play(next(answers), leg) if leg.proofs else v2_header(offer("9000")))
+    again = rig.paid(await rig.get())
+    assert again.payment_id == receipt.payment_id and again.amount == 1000
+    assert len(set(rig.proofs)) == 1
+    assert (rig.payer.spend()[0].settled, rig.payer.spend()[0].held) == (again.usd, 0)
