@@ -27,6 +27,11 @@ class HeadFile:
         self._file: int | None = None
         self._pending: tuple[int, bytes] | None = None
 
+    @property
+    def pending(self) -> tuple[int, bytes] | None:
+        """The last row that the open transaction appended."""
+        return self._pending
+
     def moved(self, seq: int, mac: bytes) -> None:
         """A row was appended in the open transaction."""
         self._pending = (seq, mac)

@@ -1,0 +1,268 @@
+"""Connections to PostgreSQL: bounded in number and in time, and silent about their DSN.
+
+The only module that imports psycopg; :mod:`x402_mask._postgres` loads it when a ledger is made.
+"""
+
+from __future__ import annotations
+
+import re
+import select
+import time
+from collections import deque
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from hashlib import sha256
+from json import dumps
+from threading import BoundedSemaphore, Lock
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
+from psycopg.waiting import Ready, Wait
+
+from x402_mask._ledger import contended
+from x402_mask.errors import LedgerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from psycopg.abc import PQGen
+
+ANSWER_S: Final = 30.0
+"""How long the server may take for one statement before the connection counts as lost."""
+
+_CONNECTIONS_MAX: Final = 8
+_CONNECT_S: Final = 4  # within the time that a reservation may wait
+_PAUSE_S: Final = 0.05
+_SECRETS: Final = ("password", "sslpassword")
+_IDENTITY: Final = ("host", "hostaddr", "port", "dbname", "user", "service")
+_DEFAULTS: Final = {
+    "fallback_application_name": "x402_mask",
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
+"""So that a peer that vanished is noticed within half a minute, not within hours."""
+
+_NOT_YET: Final = ("57P03", "53300")  # starting up, or too many connections
+_ADVICE: Final = {
+    "25006": "the server is read-only: name the primary in the DSN",
+    "42501": "grant this role the schema x402_mask, or CREATE on the database",
+    "42P01": "a table of the schema x402_mask is gone: restore it from a backup",
+    "53100": "free some space on the server's disk",
+    "53300": "the server takes no more connections",
+}
+
+_READ: Final = getattr(select, "POLLIN", 1)
+_WRITE: Final = getattr(select, "POLLOUT", 4)
+_EVENTS: Final = {Wait.R: _READ, Wait.W: _WRITE, Wait.RW: _READ | _WRITE}
+
+Error = psycopg.Error
+_inherited: Final[list[Connection]] = []
+
+
+class Connection(psycopg.Connection[tuple[Any, ...]]):
+    """A connection that gives up on a server that does not answer."""
+
+    answer_s: float = ANSWER_S
+
+    def wait(self, gen: PQGen[Any], *args: Any, **kwargs: Any) -> Any:
+        """Drive *gen* until it is done, at most ``answer_s`` seconds."""
+        if not hasattr(select, "poll"):  # Windows: TCP alone notices a lost peer there
+            return super().wait(gen, *args, **kwargs)
+        socket, poll = self.pgconn.socket, select.poll()
+        deadline = time.monotonic() + self.answer_s
+        try:
+            wanted = next(gen)
+            while True:
+                poll.register(socket, _EVENTS[wanted])
+                found = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+                if not found:
+                    raise self._silence()  # noqa: TRY301  # closes the connection below
+                wanted = gen.send(_ready(found[0][1], wanted))
+        except StopIteration as done:
+            return done.value
+        except BaseException as failure:
+            if not (isinstance(failure, psycopg.Error) and failure.sqlstate):
+                self.pgconn.finish()  # left in the middle of an exchange: of no use to anybody
+            raise
+
+    def _silence(self) -> psycopg.OperationalError:
+        return psycopg.OperationalError(f"no answer within {self.answer_s:g} s")
+
+
+def _ready(event: int, wanted: Wait) -> Ready:
+    if event & ~(_READ | _WRITE):  # an error or a hang-up: libpq finds out which
+        return Ready(wanted)
+    return Ready((Ready.R if event & _READ else 0) | (Ready.W if event & _WRITE else 0))
+
+
+class Db:
+    """A :class:`x402_mask._ledger.Db` over one connection, with SQL as SQLite writes it."""
+
+    __slots__ = ("raw",)
+
+    def __init__(self, raw: Connection) -> None:
+        self.raw = raw
+
+    def one(self, sql: str, *params: object) -> tuple[Any, ...] | None:
+        """The first row, or ``None``."""
+        return self.raw.execute(_translated(sql), params).fetchone()
+
+    def all(self, sql: str, *params: object) -> list[tuple[Any, ...]]:
+        """Every row."""
+        return self.raw.execute(_translated(sql), params).fetchall()
+
+    def run(self, sql: str, *params: object) -> int:
+        """Execute, and tell how many rows changed."""
+        return self.raw.execute(_translated(sql), params).rowcount
+
+
+@lru_cache(maxsize=256)
+def _translated(sql: str) -> bytes:
+    return sql.replace("?", "%s").encode()
+
+
+class Pool:
+    """At most eight connections of one process, made when needed; never inherited by a fork.
+
+    Args:
+        dsn: how to connect; kept where nothing prints it.
+        prepare: called with each new connection and the deadline, before anybody uses it.
+
+    Raises:
+        ValueError: *dsn* cannot be read.
+    """
+
+    def __init__(self, dsn: str, prepare: Callable[[Connection, float], None]) -> None:
+        settings = _settings(dsn)
+        self._secrets = [str(settings[name]) for name in _SECRETS if settings.get(name)]
+        conninfo = make_conninfo("", **{**_DEFAULTS, "connect_timeout": _CONNECT_S, **settings})
+        self._conninfo: Callable[[], str] = lambda: conninfo  # a closure is not printed
+        self.identity = _identity(settings)
+        self._prepare = prepare
+        self._idle: deque[Connection] = deque()
+        self.forked()
+
+    def forked(self) -> None:
+        """Start with no connection; in a child the parent's are neither used nor closed."""
+        _inherited.extend(self._idle)
+        self._idle = deque()
+        self._slots = BoundedSemaphore(_CONNECTIONS_MAX)
+        self._opening = Lock()
+        self._reached = False
+
+    @contextmanager
+    def connection(self, deadline: float, wait_s: float, opening: bytes) -> Iterator[Connection]:
+        """A connection on which the statements *opening* were just executed.
+
+        One that fails in between is thrown away, and so is one left in a transaction.
+        """
+        if not self._slots.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise contended(wait_s)
+        try:
+            raw = self._opened(deadline, opening)
+            try:
+                yield raw
+            finally:
+                self._take_back(raw)
+        finally:
+            self._slots.release()
+
+    def _take_back(self, raw: Connection) -> None:
+        if raw.closed or raw.info.transaction_status != TransactionStatus.IDLE:
+            raw.close()
+        else:
+            self._idle.append(raw)
+
+    def _opened(self, deadline: float, opening: bytes) -> Connection:
+        """A connection whose server answered just now; the others are tried, then replaced."""
+        while True:
+            raw, fresh = self._some(deadline)
+            try:
+                raw.answer_s = min(ANSWER_S, max(0.0, deadline - time.monotonic()) + 2)
+                raw.execute(opening)
+            except BaseException as failure:
+                roll_back(raw)
+                self._take_back(raw)
+                if not is_lost(raw, failure) or (fresh and time.monotonic() >= deadline):
+                    raise
+                time.sleep(_PAUSE_S if fresh else 0)
+            else:
+                raw.answer_s = ANSWER_S
+                return raw
+
+    def _some(self, deadline: float) -> tuple[Connection, bool]:
+        try:
+            return self._idle.pop(), False
+        except IndexError:
+            return self._connected(deadline), True
+
+    def _connected(self, deadline: float) -> Connection:
+        """A new connection; a server that was reached before may be starting again: wait for it."""
+        while True:
+            failure = None
+            try:
+                raw = Connection.connect(self._conninfo(), autocommit=True)
+            except psycopg.Error as exc:
+                failure, patient = self.explained(exc), self._reached or exc.sqlstate in _NOT_YET
+            if failure is None:
+                break
+            if not patient or time.monotonic() + _PAUSE_S >= deadline:
+                raise failure  # outside of the handler: the cause would show the DSN
+            time.sleep(_PAUSE_S)
+        try:
+            raw.answer_s = ANSWER_S
+            with self._opening:
+                self._prepare(raw, deadline)
+        except BaseException:
+            raw.close()
+            raise
+        self._reached = True
+        return raw
+
+    def explained(self, failure: psycopg.Error) -> LedgerError:
+        """What failed and what to do, without the DSN."""
+        text = failure.diag.message_primary or str(failure).strip()
+        text = re.sub(r"(?s).*connection to server .*? failed: ", "", text)
+        line = text.partition("\n")[0] or type(failure).__name__
+        for secret in self._secrets:
+            line = line.replace(secret, "***")
+        advice = _ADVICE.get(failure.sqlstate or "", "see `x402-mask doctor`")
+        return LedgerError(f"the ledger's database failed ({line}); {advice}")
+
+    def close(self) -> None:
+        """Close what nobody uses now."""
+        while self._idle:
+            with suppress(IndexError):
+                self._idle.pop().close()
+
+
+def is_lost(raw: Connection, failure: BaseException) -> bool:
+    """Whether *failure* means that the connection is gone, rather than that the server refused."""
+    if not isinstance(failure, psycopg.Error):
+        return False
+    return raw.closed or failure.diag.severity_nonlocalized in ("FATAL", "PANIC")
+
+
+def roll_back(raw: Connection) -> None:
+    """End the open transaction, if there is still one; the pool drops what does not end it."""
+    with suppress(psycopg.Error):
+        if not raw.closed:
+            raw.execute(b"ROLLBACK")
+
+
+def _settings(dsn: str) -> dict[str, Any]:
+    try:
+        return dict(conninfo_to_dict(dsn))
+    except psycopg.Error:
+        pass
+    raise ValueError("dsn is not a PostgreSQL connection string")  # the cause would show it
+
+
+def _identity(settings: dict[str, Any]) -> str:
+    """Names the database, by a hash of all that is not secret."""
+    named = {name: str(settings[name]) for name in _IDENTITY if settings.get(name) is not None}
+    return sha256(dumps(named, sort_keys=True).encode()).hexdigest()[:16]

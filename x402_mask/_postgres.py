@@ -1,0 +1,447 @@
+"""The ledger of a fleet: one PostgreSQL database, shared by any number of hosts.
+
+Same tables and same SQL as the default ledger, in the schema ``x402_mask``.  Writers queue for one
+advisory lock, so caps hold across hosts; readers see one snapshot and wait for nobody.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from contextlib import contextmanager
+from hashlib import sha256
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from x402_mask._head import HeadFile
+from x402_mask._lease import new_owner
+from x402_mask._ledger import (
+    SCHEMA_VERSION,
+    TABLES,
+    WAIT_S,
+    Busy,
+    Ledger,
+    _meta,
+    _set_meta,
+    contended,
+    newer_schema,
+)
+from x402_mask._vault import Vault, data_path, load_key
+from x402_mask.errors import LedgerError
+
+try:
+    from x402_mask import _pg
+except ImportError:  # psycopg comes with an extra; making a ledger says so
+    _pg = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from x402_mask._ledger import Breaker, Db, Proof, Reservation, Reserved, Twin
+
+log = logging.getLogger("x402_mask")
+
+LEASE_S: Final = 20.0
+"""A process that has not renewed its lease for so long is dead to the others."""
+
+BEAT_S: Final = 5.0
+"""How often a process with calls in flight renews its lease."""
+
+_SCHEMA: Final = (
+    TABLES.format(serial="BIGSERIAL PRIMARY KEY", blob="BYTEA")
+    + "CREATE TABLE IF NOT EXISTS owners (owner TEXT PRIMARY KEY, until TIMESTAMPTZ NOT NULL);"
+)
+_LOCK: Final = int.from_bytes(sha256(b"x402_mask ledger").digest()[:8], signed=True)
+_IDLE_MS: Final = 15_000  # a stopped process must not keep the lock from the others
+_KEY_VARIABLE: Final = "X402_MASK_LEDGER_KEY"
+_KEY_BYTES: Final = 32
+
+
+class PostgresLedger(Ledger):
+    """A ledger in a PostgreSQL database, for several hosts with one budget.
+
+    Whether another host's call is still in flight is known by a lease of 20 s on the database's
+    clock, renewed every 5 s.  Every commit is synchronous: what was acknowledged survives the
+    server.  Needs the extra ``x402-mask[postgres]``.
+
+    Args:
+        dsn: a connection string or URL; never shown in a repr, an error or a log.
+        key: 32 bytes (or their hex), the same on every host: encrypts stored proofs and chains the
+            history. By default the environment variable ``X402_MASK_LEDGER_KEY``, else the file
+            ``postgres.key`` in the user's data directory, made when the ledger is new.
+
+    Raises:
+        ImportError: psycopg is not installed.
+        ValueError: *dsn* or *key* cannot be read.
+        LedgerError: from any method: the database cannot be reached, read or written.
+    """
+
+    inline: ClassVar[bool] = False
+
+    def __init__(self, dsn: str, *, key: bytes | str | None = None) -> None:
+        super().__init__()
+        if _pg is None:
+            raise ImportError("a PostgresLedger needs psycopg: pip install 'x402-mask[postgres]'")
+        self._given_key = None if key is None else _read_key(key)
+        self._key: Vault | None = None
+        self._pool = _pg.Pool(dsn, self._prepare)
+        self._head = HeadFile(data_path() / f"postgres-{self._pool.identity}.head")
+        self._writing = threading.Lock()
+        self._heart = _Heart(weakref.ref(self))
+        self._pid = os.getpid()
+
+    def __repr__(self) -> str:
+        return f"PostgresLedger(<{self._pool.identity}>)"
+
+    @property
+    def key_path(self) -> Path:
+        """The file with this ledger's key, where no key was given."""
+        return data_path() / "postgres.key"
+
+    @property
+    def head_file(self) -> HeadFile:
+        """The last entry this host wrote, kept besides the database."""
+        return self._head
+
+    def close(self) -> None:
+        """Close the connections; the ledger opens new ones when it is used again."""
+        if self._pid != os.getpid():
+            return  # inherited: the parent's to close
+        self._heart.stop()
+        self._pool.close()
+        with self._writing:
+            self._head.close()
+
+    # --- transactions
+
+    @contextmanager
+    def _transaction(
+        self,
+        wait_s: float,
+        *,
+        write: bool = True,
+        durable: bool = False,  # noqa: ARG002  # every commit is
+    ) -> Iterator[Db]:
+        if wait_s == 0:
+            raise Busy  # the network is never quick enough for an event loop
+        self._follow_fork()
+        deadline = time.monotonic() + wait_s
+        if write and not self._writing.acquire(timeout=wait_s):
+            raise contended(wait_s)
+        try:
+            opening = _begin_writing(deadline) if write else _READING
+            with self._pool.connection(deadline, wait_s, opening) as raw:
+                try:
+                    yield _pg.Db(raw)
+                    if write:
+                        self._commit(raw, wait_s)
+                    else:
+                        raw.execute(b"COMMIT")
+                except BaseException:
+                    _pg.roll_back(raw)
+                    raise
+            if write:
+                self._head.write()
+        except _pg.Error as exc:
+            raise self._explained(exc, wait_s) from None
+        finally:
+            if write:
+                self._head.forget()
+                self._writing.release()
+
+    def _commit(self, raw: _pg.Connection, wait_s: float) -> None:
+        """Commit; if the connection breaks meanwhile, find out whether that was before or after."""
+        try:
+            answer = raw.execute(b"COMMIT").statusmessage
+        except _pg.Error as failure:
+            if not _pg.is_lost(raw, failure):
+                raise
+            raw.close()
+        else:
+            if answer != "COMMIT":
+                raise LedgerError("the ledger's database did not commit; nothing was written")
+            return
+        if not self._was_committed(wait_s):
+            raise LedgerError(
+                "the ledger's database was lost before it committed; nothing was written"
+            )
+
+    def _was_committed(self, wait_s: float) -> bool:
+        """Whether the last transaction, cut off in its commit, is there.
+
+        Whoever holds the lock knows that the transaction has ended; its last entry of the history
+        is chained by a keyed hash, so that no other transaction can have written the same.
+        """
+        last, deadline = self._head.pending, time.monotonic() + wait_s
+        try:
+            with self._pool.connection(deadline, wait_s, _begin_writing(deadline)) as raw:
+                db = _pg.Db(raw)
+                sql = "SELECT 1 FROM history WHERE seq=? AND mac=?"
+                found = last is not None and db.one(sql, *last) is not None
+                _pg.roll_back(raw)
+        except (LedgerError, _pg.Error):
+            raise LedgerError(
+                "the ledger's database was lost in mid-commit and cannot be asked whether it"
+                " committed; what it did commit counts. Nothing was sent"
+            ) from None
+        return found
+
+    def _explained(self, failure: _pg.Error, wait_s: float) -> LedgerError:
+        if failure.sqlstate == "55P03":
+            return contended(wait_s)
+        return self._pool.explained(failure)
+
+    def _follow_fork(self) -> None:
+        if self._pid == os.getpid():
+            return
+        self._writing = threading.Lock()
+        self._pool.forked()
+        self._heart = _Heart(weakref.ref(self))
+        self._head = HeadFile(self._head.path)
+        self._pid = os.getpid()
+
+    def _moved_head(self, seq: int, mac: bytes) -> None:
+        self._head.moved(seq, mac)
+
+    # --- tables and key
+
+    def _prepare(self, raw: _pg.Connection, deadline: float) -> None:
+        """Make or check the tables; refuse a newer program's, or another key's."""
+        db = _pg.Db(raw)
+        if db.one("SELECT to_regclass('x402_mask.meta')") == (None,):
+            raw.execute(_begin_writing(deadline))
+            self._make_tables(db)
+            raw.execute(b"COMMIT")
+        found = dict(
+            db.all("SELECT name, value FROM x402_mask.meta WHERE name IN ('schema','key')")
+        )
+        version = int(found.get("schema", 0))
+        if version > SCHEMA_VERSION:
+            raise newer_schema("the ledger's database", version)
+        self._key = self._checked_key(found.get("key"))
+        self._meters.clear()  # the database may be another one by now
+
+    def _make_tables(self, db: Db) -> None:
+        if db.one("SELECT to_regclass('x402_mask.meta')") == (None,):
+            self._refuse_to_forget()
+        if db.one("SELECT to_regnamespace('x402_mask')") == (None,):
+            db.run("CREATE SCHEMA x402_mask")
+        for statement in _SCHEMA.split(";"):
+            if statement.strip():
+                db.run(statement)
+        if _meta(db, "key") is None:
+            _set_meta(db, "schema", str(SCHEMA_VERSION))
+            _set_meta(db, "key", self._new_key().key_id)
+
+    def _refuse_to_forget(self) -> None:
+        known = self._head.read()
+        if known is not None:
+            raise LedgerError(
+                f"the ledger's database is empty, but {self._head.path.name} knows of"
+                f" {known[0]} entries: restore it from a backup. To begin again with every cap"
+                f" unused, remove {self._head.path.name}"
+            )
+
+    def _configured_key(self) -> bytes | None:
+        if self._given_key is not None:
+            return self._given_key
+        text = os.environ.get(_KEY_VARIABLE)
+        if not text:
+            return None
+        try:
+            return _read_key(text)
+        except ValueError:
+            raise LedgerError(f"{_KEY_VARIABLE} is not 64 hex digits") from None
+
+    def _new_key(self) -> Vault:
+        key = self._configured_key()
+        if key is None:
+            self._make_folder()
+            key = load_key(self.key_path, create=True)
+        assert key is not None
+        return Vault(key)
+
+    def _make_folder(self) -> None:
+        try:
+            data_path().mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as exc:
+            raise LedgerError(f"cannot make the data directory: {exc.strerror}") from exc
+
+    def _checked_key(self, made_with: str | None) -> Vault:
+        key = self._configured_key() or load_key(self.key_path, create=False)
+        if made_with is None:
+            raise LedgerError("the schema x402_mask of this database is not a ledger of x402_mask")
+        if key is None or Vault(key).key_id != made_with:
+            which = "no key for this ledger is known here" if key is None else "this is another key"
+            raise LedgerError(
+                f"{which}: every host needs the key the ledger was made with, by key=,"
+                f" {_KEY_VARIABLE} or {self.key_path.name} in the data directory"
+            )
+        return Vault(key)
+
+    def _vault(self) -> Vault:
+        if self._key is None:
+            with self._transaction(WAIT_S, write=False):
+                pass  # connecting checks the key
+        assert self._key is not None
+        return self._key
+
+    # --- who is alive
+
+    def reserve(
+        self,
+        want: Reservation,
+        breaker: Breaker | None = None,
+        *,
+        durable: bool = False,
+        wait_s: float = WAIT_S,
+    ) -> Reserved | Twin:
+        """Check every cap and reserve; see :meth:`Ledger.reserve`."""
+        self._stay_alive(wait_s)
+        return super().reserve(want, breaker, durable=durable, wait_s=wait_s)
+
+    def claim(self, payment_id: str, *, now_us: int, wait_s: float = WAIT_S) -> Proof | None:
+        """Take an open proof in hand; see :meth:`Ledger.claim`."""
+        self._stay_alive(wait_s)
+        return super().claim(payment_id, now_us=now_us, wait_s=wait_s)
+
+    def _stay_alive(self, wait_s: float) -> None:
+        """Hold a lease that outlasts this call, and keep it while calls are in flight."""
+        if wait_s == 0:
+            raise Busy
+        self._follow_fork()
+        self._heart.start(wait_s)
+
+    def _renew(self, wait_s: float) -> None:
+        deadline = time.monotonic() + wait_s
+        try:
+            with self._pool.connection(deadline, wait_s, _RENEWING) as raw:
+                _pg.Db(raw).run(
+                    "INSERT INTO owners (owner, until)"
+                    " VALUES (?, clock_timestamp() + make_interval(secs => ?))"
+                    " ON CONFLICT (owner) DO UPDATE SET until=excluded.until",
+                    self._me(),
+                    LEASE_S,
+                )
+                raw.execute(b"COMMIT")
+        except _pg.Error as exc:
+            raise self._explained(exc, wait_s) from None
+
+    def _new_owner(self) -> str:
+        return new_owner()
+
+    def _is_alive(self, db: Db, owner: str) -> bool:
+        sql = "SELECT 1 FROM owners WHERE owner=? AND until > clock_timestamp()"
+        return db.one(sql, owner) is not None
+
+    def _sweep(self, db: Db, now_us: int) -> list[str]:
+        swept = super()._sweep(db, now_us)
+        db.run("DELETE FROM owners WHERE until < clock_timestamp() - make_interval(days => 1)")
+        return swept
+
+
+class _Heart:
+    """Renews a ledger's lease from a thread of its own, as long as the ledger has calls in flight.
+
+    A lease that cannot be renewed runs out: then other processes give the reservations back, and
+    this process's ``hold`` finds them gone and sends nothing.
+    """
+
+    def __init__(self, ledger: weakref.ref[PostgresLedger]) -> None:
+        self._ledger = ledger
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
+        self._renewed = self._needed = -LEASE_S
+
+    def start(self, wait_s: float) -> None:
+        """Renew the lease now, unless it is young, and go on renewing it."""
+        self._needed = time.monotonic()
+        if self._thread is not None and self._needed - self._renewed < LEASE_S / 2:
+            return
+        if not self._lock.acquire(timeout=wait_s):
+            raise contended(wait_s)
+        try:
+            ledger = self._ledger()
+            assert ledger is not None
+            if time.monotonic() - self._renewed > LEASE_S / 2:
+                self._renew(ledger, wait_s)
+            if self._thread is None:
+                self._stopped = threading.Event()
+                self._thread = threading.Thread(
+                    target=self._beat, args=(self._stopped,), name="x402-mask-lease", daemon=True
+                )
+                self._thread.start()
+        finally:
+            self._lock.release()
+
+    def stop(self) -> None:
+        """Stop renewing."""
+        with self._lock:
+            self._stopped.set()
+            self._thread = None
+            self._renewed = -LEASE_S
+
+    def _renew(self, ledger: PostgresLedger, wait_s: float) -> None:
+        before = time.monotonic()
+        ledger._renew(wait_s)  # noqa: SLF001
+        self._renewed = before
+
+    def _beat(self, stopped: threading.Event) -> None:
+        while not stopped.wait(BEAT_S):
+            ledger = self._ledger()
+            if ledger is None or not self._again(ledger, stopped):
+                return
+            del ledger
+
+    def _again(self, ledger: PostgresLedger, stopped: threading.Event) -> bool:
+        with self._lock:
+            if stopped.is_set():
+                return False
+            if not ledger._flying and time.monotonic() - self._needed > LEASE_S:  # noqa: SLF001
+                self._thread = None
+                return False
+        try:
+            self._renew(ledger, BEAT_S)
+        except LedgerError as exc:
+            log.warning("the lease on the ledger could not be renewed: %s", exc)
+        return True
+
+
+def _begin_writing(deadline: float) -> bytes:
+    """Begin, alone among all writers of the database.
+
+    Not a stricter isolation level: its snapshot would be older than the lock.
+    """
+    patience_ms = max(1, int((deadline - time.monotonic()) * 1000))
+    return (
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
+        "SET LOCAL search_path TO x402_mask, pg_temp;"
+        "SET LOCAL synchronous_commit TO on;"
+        f"SET LOCAL idle_in_transaction_session_timeout TO {_IDLE_MS};"
+        f"SET LOCAL lock_timeout TO {patience_ms};"
+        f"SELECT pg_advisory_xact_lock({_LOCK})"
+    ).encode()
+
+
+_READING: Final = (
+    b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;SET LOCAL search_path TO x402_mask, pg_temp"
+)
+_RENEWING: Final = (
+    b"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
+    b"SET LOCAL search_path TO x402_mask, pg_temp;"
+    b"SET LOCAL synchronous_commit TO off"  # a lease lost with the server only ends sooner
+)
+
+
+def _read_key(key: bytes | str) -> bytes:
+    try:
+        found = bytes.fromhex(key.strip()) if isinstance(key, str) else bytes(key)
+    except ValueError:
+        found = b""
+    if len(found) != _KEY_BYTES:
+        raise ValueError("a ledger key is 32 bytes, or 64 hex digits")
+    return found
