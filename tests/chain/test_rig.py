@@ -146,7 +146,7 @@ def test_a_paused_pool_confirms_later(own_chain: Chain) -> None:
     assert chain.balance(payee) == 7
 
 
-def test_a_child_ends_with_its_tests() -> None:
+def test_a_child_ends_with_its_tests(tmp_path: Path) -> None:
     """A killed test process leaves no program behind."""
     code = (
         "import sys, time; from tests.support.process import Child;"
@@ -154,7 +154,12 @@ def test_a_child_ends_with_its_tests() -> None:
         'print(f"pid {os.getpid()}.", flush=True); time.sleep(60)\'], ready=r"pid (\\d+)\\.");'
         "print(child.ready.group(1), flush=True); time.sleep(60)"
     )
-    tests = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
+    tests = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+    )
     assert tests.stdout is not None
     with tests.stdout as out:
         pid = int(out.readline())
@@ -165,6 +170,16 @@ def test_a_child_ends_with_its_tests() -> None:
     while _alive(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _alive(pid)
+
+
+def test_a_child_stopped_at_once_leaves_nothing() -> None:
+    """Whenever the end comes, the program ends with it."""
+    code = "import os, time; print(f'pid {os.getpid()}.', flush=True); time.sleep(60)"
+    for pause in (0.0, 0.002, 0.01, 0.05):
+        with Child([sys.executable, "-I", "-S", "-c", code], ready=r"pid (\d+)\.") as child:
+            pid = int(child.ready.group(1))
+            time.sleep(pause)
+        assert not _alive(pid)
 
 
 def test_a_child_that_fails_is_quoted() -> None:

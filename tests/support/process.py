@@ -18,8 +18,13 @@ from typing import Self
 _GUARDIAN = """
 import os, signal, subprocess, sys, threading
 
+child, ended = None, False
+
 def end(*_):
-    child.terminate()
+    global ended
+    ended = True
+    if child is not None:
+        child.terminate()
 
 def watch():
     os.read(0, 1)
@@ -29,8 +34,10 @@ def watch():
     except subprocess.TimeoutExpired:
         child.kill()
 
-child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
 signal.signal(signal.SIGTERM, end)
+child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+if ended:
+    child.terminate()
 threading.Thread(target=watch, daemon=True).start()
 child.wait()
 """
