@@ -1,0 +1,46 @@
+"""Fixtures of the fault tests."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.fixtures import own_chain, pytest_terminal_summary
+from tests.support.seller import Seller
+
+__all__ = ["own_chain", "pytest_terminal_summary"]
+
+
+@pytest.fixture(autouse=True)
+def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No proxies and no home of whoever runs the tests; no log of the faults that are injected."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.fixture
+def seller() -> Iterator[Seller]:
+    """A seller on loopback; what its scripts raised fails the test."""
+    with Seller() as opened:
+        yield opened
+        assert not opened.errors, opened.errors
+
+
+@pytest.fixture
+def fast_path(tmp_path: Path) -> Iterator[Path]:
+    """A directory in memory, where there is one: thousands of ledgers are synced there for free."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as directory:
+        yield Path(directory)

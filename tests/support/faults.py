@@ -1,0 +1,304 @@
+"""Cutting a paid call at any point of its way, and reading the ledger behind the library's back.
+
+A *point* is a place where a call can be interrupted: before and after every effect that a
+conversation wants done, inside each ledger transaction, before and after each send.  A run without
+a cut tells how many points there are; then the call is made again, cut at each of them in turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import ssl
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from x402_mask import MemoryLedger, SQLiteLedger
+from x402_mask.errors import LedgerError
+
+_METHODS: Final = ("look", "reserve", "hold", "claim", "finish", "release", "note_refusal", "room")
+
+Strike = Callable[[str], None]
+
+
+class Points:
+    """Counts points as they are reached and strikes at the chosen ones (counted from 1)."""
+
+    def __init__(self, *at: int, strike: Strike = lambda name: None) -> None:
+        self.names: list[str] = []
+        self.struck: list[str] = []
+        self.armed = True
+        self._at = frozenset(at)
+        self._strike = strike
+        self._lock = threading.Lock()
+
+    def reach(self, name: str) -> None:
+        """Pass the point *name*, unless it is struck here."""
+        if not self.armed:
+            return
+        with self._lock:
+            self.names.append(name)
+            hit = len(self.names) in self._at
+        if hit:
+            self.struck.append(name)
+            self._strike(name)
+
+
+# --- ways to strike -------------------------------------------------------------------------------
+
+
+class Bug(Exception):
+    """Something nobody foresaw."""
+
+
+def raising(make: Callable[[], BaseException]) -> Strike:
+    """Raise at the point."""
+
+    def strike(name: str) -> None:
+        raise make()
+
+    return strike
+
+
+def fault(name: str) -> None:
+    """Raise what really goes wrong there: the store fails, the connection breaks."""
+    if name.startswith("ledger:") and not name.endswith((":enter", ":leave")):
+        raise LedgerError(f"injected at {name}")
+    if name.startswith("send:"):
+        raise httpx.ReadError(f"injected at {name}")
+    raise Bug(name)
+
+
+def killing(name: str) -> None:
+    """End this process as a power cut would."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+class Cancelling:
+    """Cancel the task that makes the call, from whatever thread the point is in."""
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.task: asyncio.Task[Any] | None = None
+
+    def __call__(self, name: str) -> None:
+        assert self.loop is not None and self.task is not None
+        try:
+            here = asyncio.get_running_loop() is self.loop
+        except RuntimeError:
+            here = False
+        if here:
+            self.task.cancel()
+            return
+        done = threading.Event()
+
+        def cancel() -> None:
+            assert self.task is not None
+            self.task.cancel()
+            done.set()
+
+        self.loop.call_soon_threadsafe(cancel)
+        done.wait(5)
+        time.sleep(0.002)  # let the task see it while this thread still works
+
+
+# --- points in the ledger -------------------------------------------------------------------------
+
+
+class _CutMethods:
+    """Points around each ledger method and inside its transactions."""
+
+    points: Points
+    _doing: threading.local
+
+    def _name(self) -> str:
+        return str(getattr(self._doing, "method", "other"))
+
+    @contextmanager
+    def _transaction(
+        self, wait_s: float, *, write: bool = True, durable: bool = False
+    ) -> Iterator[Any]:
+        with self._committed_or_not(wait_s, write=write, durable=durable) as db:
+            self.points.reach(f"ledger:{self._name()}:begun")
+            yield db
+            self.points.reach(f"ledger:{self._name()}:commit")
+        self.points.reach(f"ledger:{self._name()}:committed")
+
+    def _committed_or_not(self, wait_s: float, *, write: bool, durable: bool) -> Any:
+        return super()._transaction(wait_s, write=write, durable=durable)  # type: ignore[misc]
+
+
+def _cut_method(name: str) -> Callable[..., Any]:
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        outer, self._doing.method = getattr(self._doing, "method", "other"), name
+        try:
+            self.points.reach(f"ledger:{name}:enter")
+            answer = getattr(super(_CutMethods, self), name)(*args, **kwargs)
+            self.points.reach(f"ledger:{name}:leave")
+            return answer
+        finally:
+            self._doing.method = outer
+
+    method.__name__ = name
+    return method
+
+
+for _method in _METHODS:
+    setattr(_CutMethods, _method, _cut_method(_method))
+
+
+class CutSQLite(_CutMethods, SQLiteLedger):
+    """A file ledger with points; not *inline*, async callers use it from threads."""
+
+    def __init__(self, path: Path, points: Points, *, inline: bool = True) -> None:
+        super().__init__(path)
+        self.points = points
+        self.inline = inline  # type: ignore[misc]
+        self._doing = threading.local()
+
+
+class CutMemory(_CutMethods, MemoryLedger):
+    """An in-memory ledger with points."""
+
+    def __init__(self, points: Points) -> None:
+        super().__init__()
+        self.points = points
+        self._doing = threading.local()
+
+
+# --- points on the wire ---------------------------------------------------------------------------
+
+
+NO_TLS: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""For loopback; a context that loads the certificate store costs 30 ms each time."""
+
+
+def _leg(request: httpx.Request) -> str:
+    return "paid" if "payment-signature" in request.headers else "unpaid"
+
+
+class CutTransport(httpx.HTTPTransport):
+    """Sends over real sockets, with points before and after."""
+
+    def __init__(self, points: Points) -> None:
+        super().__init__(trust_env=False, verify=NO_TLS)
+        self.points = points
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send, with a point on either side."""
+        leg = _leg(request)
+        self.points.reach(f"send:{leg}:before")
+        response = super().handle_request(request)
+        try:
+            self.points.reach(f"send:{leg}:after")
+        except BaseException:
+            response.close()
+            raise
+        return response
+
+
+class AsyncCutTransport(httpx.AsyncHTTPTransport):
+    """:class:`CutTransport`, async."""
+
+    def __init__(self, points: Points) -> None:
+        super().__init__(trust_env=False, verify=NO_TLS)
+        self.points = points
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send, with a point on either side; cancellations are felt at once."""
+        leg = _leg(request)
+        self.points.reach(f"send:{leg}:before")
+        await asyncio.sleep(0)
+        response = await super().handle_async_request(request)
+        try:
+            self.points.reach(f"send:{leg}:after")
+            await asyncio.sleep(0)
+        except BaseException:
+            await response.aclose()
+            raise
+        return response
+
+
+# --- points at every effect -----------------------------------------------------------------------
+
+
+@contextmanager
+def effects_cut(points: Points) -> Iterator[None]:
+    """Put a point before and after every effect that a driver performs."""
+    from x402_mask import httpx as adapter
+
+    sync, asynchronous = adapter._SyncSession._perform, adapter._AsyncSession._perform
+
+    def perform(self: Any, effect: Any) -> Any:
+        name = f"effect:{type(effect).__name__}"
+        points.reach(f"{name}:before")
+        answer = sync(self, effect)
+        points.reach(f"{name}:after")
+        return answer
+
+    async def aperform(self: Any, effect: Any) -> Any:
+        name = f"effect:{type(effect).__name__}"
+        points.reach(f"{name}:before")
+        answer = await asynchronous(self, effect)
+        points.reach(f"{name}:after")
+        return answer
+
+    adapter._SyncSession._perform = perform  # type: ignore[method-assign]
+    adapter._AsyncSession._perform = aperform  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        adapter._SyncSession._perform = sync  # type: ignore[method-assign]
+        adapter._AsyncSession._perform = asynchronous  # type: ignore[method-assign]
+
+
+# --- the ledger's file, read without the library --------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Micro-USD on a ledger file, by state."""
+
+    reserved: int
+    held: int
+    settled: int
+    released: int
+    void: int
+
+    @property
+    def counted(self) -> int:
+        """What counts against caps."""
+        return self.reserved + self.held + self.settled
+
+
+def sums(path: Path) -> Sums:
+    """Add up a ledger file with plain SQL."""
+    found = dict(rows(path, "SELECT state, SUM(micro) FROM payments GROUP BY state"))
+    return Sums(*(int(found.get(name, 0)) for name in Sums.__slots__))
+
+
+def rows(path: Path, sql: str) -> list[tuple[Any, ...]]:
+    """Query a ledger file, read-only."""
+    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
+    try:
+        return connection.execute(sql).fetchall()
+    finally:
+        connection.close()
+
+
+# --- small things ---------------------------------------------------------------------------------
+
+
+async def read_all(stream: AsyncIterator[bytes]) -> bytes:
+    """Everything a stream gives."""
+    return b"".join([chunk async for chunk in stream])
