@@ -61,7 +61,7 @@ OTHERS = [
     "https://shop.example@evil.test/p",
     "https://evil.test/https://shop.example",
     "https://evil.test/?https://shop.example",
-    "https://xn--shp-8qa.example/p",
+    "https://xn--shp-1na.example/p",
     "https://shop.example./p",
 ]
 SAME = [
@@ -105,7 +105,6 @@ def test_other_spellings_of_the_shop_are_the_shop(world: World, plug: str, url: 
         "shop.example",
         "https://",
         "*",
-        "https://*",
         "",
     ],
 )
@@ -145,10 +144,12 @@ def test_a_downgrade_by_redirect_is_not_paid_and_sees_no_proof(
         return away if has_proof(request) or not paid else demand()
 
     with client(world, plug, handler) as buyer:
+        outcome: Any = None
         try:
             buyer.get(SHOP + "/start")
         except OriginRefused as error:
-            assert error.at_risk is paid
+            outcome = error
+    assert outcome is None or outcome.at_risk is paid
     assert seen and not any(has_proof(request) for request in seen)
     assert world.signer.calls == int(paid)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import pytest
 
-from tests.hostile.kit import CORE, TRIO, Kind, World, every_kind, receipt
+from tests.hostile.kit import CORE, PAIR, TRIO, Kind, World, attempt, every_kind, receipt
 from tests.support.seller import (
     PROOF_HEADERS,
     Hit,
@@ -18,7 +19,7 @@ from tests.support.seller import (
     settlement,
     v2_header,
 )
-from x402_mask import OriginRefused, PaymentError
+from x402_mask import OriginRefused, PaymentError, PaymentTransport
 
 HTTPX2 = (Kind("httpx2", "sync", "attach"), Kind("httpx2", "asyncio", "client"))
 ROAMING = (*CORE, *HTTPX2, TRIO[1])
@@ -49,7 +50,7 @@ def saw_no_proof(seller: Seller) -> bool:
 
 
 @pytest.mark.parametrize("status", STATUSES)
-@every_kind(*ROAMING)
+@every_kind(*PAIR, *HTTPX2)
 def test_a_stranger_reached_by_a_redirect_is_not_paid(
     world: World, kind: Kind, status: int
 ) -> None:
@@ -96,7 +97,7 @@ def test_a_redirect_within_the_origin_before_payment_is_followed_and_paid_once(
 
 
 @pytest.mark.parametrize("status", STATUSES)
-@every_kind(*ROAMING)
+@every_kind(*PAIR, *HTTPX2)
 def test_a_redirect_after_payment_never_causes_a_second_payment(
     world: World, kind: Kind, status: int
 ) -> None:
@@ -105,18 +106,10 @@ def test_a_redirect_after_payment_never_causes_a_second_payment(
     shop.on("/paid/", paywall(v2_header(offer("1000")), served()))
     url = shop.on("/paid", paywall(v2_header(offer("1000")), paid_redirect("/paid/", status)))
     buyer = world.buyer(kind, follow_redirects=True)
-    outcome = attempt(buyer, url)
+    outcome = attempt(buyer, url, "POST")
     assert len(shop.authorizations()) == 1 and world.signer.calls == 1
     if isinstance(outcome, PaymentError):
         assert outcome.at_risk is True, "money may still move for this call"
-
-
-def attempt(buyer: Any, url: str, method: str = "POST", **kw: Any) -> Any:
-    """The answer, or the error, whichever came."""
-    try:
-        return buyer.call(method, url, **kw)
-    except (PaymentError, buyer.lib.HTTPError) as error:
-        return error
 
 
 @pytest.mark.parametrize("status", STATUSES)
@@ -140,7 +133,7 @@ def test_a_paid_redirect_to_another_shop_leaks_nothing_and_pays_nothing(
     shop, other = world.seller(), world.seller()
     target = other.sells()
     url = shop.on("/paid", paywall(v2_header(offer()), paid_redirect(target)))
-    outcome = attempt(world.buyer(kind, follow_redirects=True), url)
+    outcome = attempt(world.buyer(kind, follow_redirects=True), url, "POST")
     assert len(shop.authorizations()) == 1 and saw_no_proof(other)
     if isinstance(outcome, PaymentError):
         assert outcome.at_risk is True, "the first seller holds a proof"
@@ -165,7 +158,7 @@ def test_a_redirect_loop_after_payment_is_one_payment(world: World, kind: Kind) 
     """Row 24: the paid page redirects to itself for ever."""
     shop = world.seller()
     url = shop.on("/paid", paywall(v2_header(offer()), paid_redirect("/paid")))
-    outcome = attempt(world.buyer(kind, follow_redirects=True), url)
+    outcome = attempt(world.buyer(kind, follow_redirects=True), url, "POST")
     assert outcome is not None
     assert len(shop.authorizations()) == 1 and world.signer.calls == 1
     assert len(shop.hits) <= 50
@@ -177,7 +170,7 @@ def test_a_loop_between_two_shops_is_at_most_one_payment(world: World, kind: Kin
     shop, other = world.seller(), world.seller()
     url = shop.on("/paid", paywall(v2_header(offer()), paid_redirect(other.origin + "/paid")))
     other.on("/paid", paywall(redirect(shop.origin + "/paid"), redirect(shop.origin + "/paid")))
-    attempt(world.buyer(kind, follow_redirects=True), url)
+    attempt(world.buyer(kind, follow_redirects=True), url, "POST")
     assert len(world.authorizations()) == 1 and saw_no_proof(other)
 
 
@@ -202,7 +195,7 @@ def test_payment_headers_of_the_caller_do_not_follow_to_another_origin(
     shop, other = world.seller(), world.seller()
     target = other.on("/free", Reply(body=b"free"))
     start = shop.on("/go", redirect(target))
-    mine = {name: "mine" for name in PROOF_HEADERS}
+    mine = dict.fromkeys(PROOF_HEADERS, "mine")
     buyer = world.buyer(kind, follow_redirects=True)
     response = buyer.get(start, headers={**mine, "X-Other": "kept"})
     assert response.content == b"free"
@@ -233,11 +226,19 @@ def test_the_callers_request_does_not_show_the_proof(world: World, kind: Kind) -
     assert following is None or paid.proof.raw not in str(following.headers.raw)
 
 
+def test_a_transport_makes_its_own_network_and_refuses_other_families(world: World) -> None:
+    """Contract 1: ``inner`` is optional."""
+    shop = world.seller()
+    url = shop.sells()
+    with httpx.Client(transport=PaymentTransport(world.payer())) as client:
+        assert client.get(url).content == b"goods"
+
+
 # --- row 34
 
 
 @pytest.mark.parametrize("name", ["PAYMENT-SIGNATURE", "X-PAYMENT", "X-Payment-Token"])
-@every_kind(*ROAMING)
+@every_kind(*CORE)
 def test_a_proof_the_caller_attached_is_passed_through(world: World, kind: Kind, name: str) -> None:
     """Row 34: no second header, no signature, whatever the seller thinks of it."""
     shop = world.seller()

@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, BinaryIO, Final, Self
 
 from eth_account import Account
@@ -189,37 +190,48 @@ def _recovers(token: Token, message: Json, signature: str) -> bool:
     try:
         signable = encode_typed_data(domain, _TRANSFER, {**message, **numbers})
         signer = Account.recover_message(signable, signature=signature)
-    except Exception:  # noqa: BLE001 - whatever a forged message breaks, it recovers nobody
+    except Exception:
         return False
     return str(signer).lower() == str(message["from"]).lower()
 
 
-def authorization_of(origin: str, proof: Proof) -> Authorization | None:
-    """What this proof lets a seller take: the signature must fit a token we could execute it on."""
+@lru_cache(maxsize=4096)
+def _recovered(raw: str) -> tuple[Token, Json] | None:
+    """The token and message a header's signature is valid for; the same bytes are judged once."""
+    proof = decode_proof("", raw)
     message = proof.authorization
     payload = (proof.document or {}).get("payload")
     signature = payload.get("signature") if isinstance(payload, dict) else None
     if not message or not isinstance(signature, str):
         return None
     claimed = _claimed_token(proof)
-    named = (proof.accepted.get("asset") or "").lower()
+    named = str(proof.accepted.get("asset") or "").lower()
     tokens = sorted(TOKENS, key=lambda token: token.address.lower() != named)
     for token in [*tokens, *([claimed] if claimed else [])]:
         if _recovers(token, message, signature):
-            value = int(message["value"])
-            return Authorization(
-                origin=origin,
-                network=token.network,
-                asset=token.address,
-                payer=str(message["from"]),
-                to=str(message["to"]),
-                value=value,
-                valid_after=int(message["validAfter"]),
-                valid_before=int(message["validBefore"]),
-                nonce=str(message["nonce"]).lower(),
-                usd_micro=-(-value * 10**6 // 10**token.decimals),
-            )
+            return token, message
     return None
+
+
+def authorization_of(origin: str, proof: Proof) -> Authorization | None:
+    """What this proof lets a seller take: the signature must fit a token we could execute it on."""
+    found = _recovered(proof.raw)
+    if found is None:
+        return None
+    token, message = found
+    value = int(message["value"])
+    return Authorization(
+        origin=origin,
+        network=token.network,
+        asset=token.address,
+        payer=str(message["from"]),
+        to=str(message["to"]),
+        value=value,
+        valid_after=int(message["validAfter"]),
+        valid_before=int(message["validBefore"]),
+        nonce=str(message["nonce"]).lower(),
+        usd_micro=-(-value * 10**6 // 10**token.decimals),
+    )
 
 
 # --- requests and replies -------------------------------------------------------------------------
@@ -555,7 +567,7 @@ class Seller:
         try:
             answer = self._scripts.get(hit.path, Reply(status=404, body=b"no such page"))
             reply = play(answer, hit)
-        except Exception as error:  # noqa: BLE001 - the test's teardown reports it
+        except Exception as error:
             self.errors.append(error)
             reply = Reply(status=500, body=b"the seller's script failed")
         self.pause(reply.delay)
@@ -575,13 +587,12 @@ class Seller:
         for piece in pieces:
             if self._closing.is_set():
                 return False
-            if reply.cut is not None:
-                piece = piece[: max(0, reply.cut - sent)]
-            if piece:
-                framed = b"%x\r\n%b\r\n" % (len(piece), piece)
-                connection.sendall(framed if reply.framing == "chunked" else piece)
-            sent += len(piece)
-            self.sent_bytes += len(piece)
+            part = piece if reply.cut is None else piece[: max(0, reply.cut - sent)]
+            if part:
+                framed = b"%x\r\n%b\r\n" % (len(part), part)
+                connection.sendall(framed if reply.framing == "chunked" else part)
+            sent += len(part)
+            self.sent_bytes += len(part)
             if reply.cut is not None and sent >= reply.cut:
                 return False
         if reply.framing == "chunked":
