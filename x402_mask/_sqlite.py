@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _SCHEMA: Final = TABLES.format(serial="INTEGER PRIMARY KEY AUTOINCREMENT", blob="BLOB")
 _PAUSE_S: Final = 0.004
+_PAUSE_MAX_S: Final = 0.05
 
 
 class _Connection:
@@ -106,12 +107,15 @@ class _SQL(Ledger):
     ) -> None:
         if write:
             db.raw.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+        tries = 0
         while not _begun(db.raw, write=write):
+            left = deadline - time.monotonic()
             if wait_s == 0:
                 raise Busy
-            if time.monotonic() >= deadline:
+            if left <= 0:
                 raise contended(wait_s)
-            time.sleep(random.uniform(0.0005, _PAUSE_S))  # noqa: S311  # spreads the writers
+            tries += 1
+            time.sleep(_pause(tries, left))
 
     def _roll_back(self, db: _Connection) -> None:
         try:
@@ -402,6 +406,15 @@ def _begun(raw: sqlite3.Connection, *, write: bool) -> bool:
             raw.execute("ROLLBACK")
         return False
     return True
+
+
+def _pause(tries: int, left_s: float) -> float:
+    """Seconds until the next try: rarer the longer the queue, but often again for the eldest.
+
+    Many waiters that all try often leave no processor to the one that holds the lock.
+    """
+    longest = _PAUSE_S if left_s < WAIT_S / 2 else min(_PAUSE_S * tries, _PAUSE_MAX_S)
+    return random.uniform(_PAUSE_S / 8, longest)  # noqa: S311  # spreads the writers
 
 
 def _insist(db: _Connection, pragma: str, deadline: float) -> Any:
