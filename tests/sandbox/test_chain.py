@@ -11,7 +11,7 @@ from web3 import Web3
 
 from tests.sandbox.buyer import Buyer, receipt
 from tests.sandbox.conftest import Open
-from tests.support.chain import Chain
+from tests.support.chain import USDC, Chain
 from tests.support.fixtures import chain, own_chain, pytest_terminal_summary
 from x402_mask.sandbox import Sandbox
 
@@ -85,6 +85,31 @@ def test_a_settlement_not_mined_in_time_is_pending_and_sent_once(
     assert done.status_code == 200
     assert receipt(done)["transaction"] == receipt(first)["transaction"]
     assert own_chain.balance(shop.pay_to) == 200_000
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("0x60006000fd", "transaction_failed"),
+        ("0x00", "invalid_exact_evm_transfer_event_mismatch"),
+    ],
+    ids=["reverts", "does-nothing"],
+)
+def test_only_a_receipt_with_its_transfer_is_success(
+    own_chain: Chain, market: Open, code: str, reason: str
+) -> None:
+    """The token turns bad between simulation and block."""
+    shop, buyer = market(own_chain, settle_timeout=0.3)
+    proof = buyer.proof(buyer.offer())
+    with own_chain.mining_paused():
+        pending = receipt(buyer.show(proof))
+        own_chain.rpc("anvil_setCode", USDC, code)
+    failed = buyer.show(proof)
+    assert (failed.status_code, failed.json()) == (402, {})
+    told = receipt(failed)
+    assert (told["success"], told["errorReason"]) == (False, reason)
+    assert told["transaction"] == pending["transaction"]
+    assert shop.book.settlements == []
 
 
 def test_one_proof_shown_at_once_is_settled_once(chain: Chain, market: Open) -> None:

@@ -17,8 +17,9 @@ from PIL import Image, ImageDraw
 
 from tests.sandbox.buyer import Buyer, receipt
 from tests.sandbox.conftest import Open
-from x402_mask.sandbox import STATIC, Sandbox
+from x402_mask.sandbox import STATIC, Sandbox, SandboxSettings
 from x402_mask.sandbox.mask import refine
+from x402_mask.sandbox.pictures import Pictures
 
 TRUTH = Path(__file__).with_name("truth.png")
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -185,6 +186,13 @@ def test_the_open_web_can_be_closed(opened: Open) -> None:
     _, buyer = opened(fetch_remote=False)
     buyer.pictures["MaskImageURL"] = "http://127.0.0.1:9/mask.png"
     assert "only reads its own" in buyer.pay().json()["error"]
+
+
+def test_old_results_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("x402_mask.sandbox.pictures.RESULTS_MAX", 2)
+    pictures = Pictures(SandboxSettings())
+    paths = [pictures.keep(bytes([n])) for n in range(3)]
+    assert [pictures.get(path) for path in paths] == [None, b"\x01", b"\x02"]
 
 
 def test_a_huge_picture_is_refused_before_it_is_decoded() -> None:
