@@ -183,23 +183,25 @@ def test_a_reorganised_chain(own_chain: Chain) -> None:
 
 
 def test_a_long_chain(own_chain: Chain) -> None:
-    """A thousand blocks of two seconds before and after: found without the hint."""
+    """Hundreds of blocks of two seconds before and after: found without the hint."""
     chain = own_chain
     payer = chain.account(usdc=500)
-    chain.rpc("anvil_mine", hex(1000), "0x2")
+    for _ in range(3):
+        chain.rpc("anvil_mine", hex(100), "0x2")
     used, unused = sign(chain, payer, 7), sign(chain, payer, 8)
     tx = used.settle(chain)
-    chain.rpc("anvil_mine", hex(1000), "0x2")
+    for _ in range(3):
+        chain.rpc("anvil_mine", hex(100), "0x2")
     with read(chain, margin=12) as reader:
         answer = reader.evidence(used.authorization())
         assert isinstance(answer, Settled) and answer.transaction == tx
         assert isinstance(reader.evidence(unused.authorization()), Unused)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_random_histories(moving_chain: Chain, seed: int) -> None:
     """Whatever happened to each authorization, evidence says what web3 reads from all events."""
-    check_random_history(moving_chain, seed, operations=60)
+    check_random_history(moving_chain, seed, operations=40)
 
 
 # -- random histories ------------------------------------------------------------------------------
