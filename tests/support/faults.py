@@ -8,17 +8,20 @@ a cut tells how many points there are; then the call is made again, cut at each 
 from __future__ import annotations
 
 import asyncio
+import http.client
+import json
 import os
 import signal
 import sqlite3
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import httpx
 
@@ -296,9 +299,75 @@ def rows(path: Path, sql: str) -> list[tuple[Any, ...]]:
         connection.close()
 
 
-# --- small things ---------------------------------------------------------------------------------
+# --- an RPC endpoint that cannot be trusted -------------------------------------------------------
+
+Lie = Callable[[str, list[Any], Any], Any]
+"""Takes method, parameters and the true result; gives the answer, or the bytes of the whole body."""
 
 
-async def read_all(stream: AsyncIterator[bytes]) -> bytes:
-    """Everything a stream gives."""
-    return b"".join([chunk async for chunk in stream])
+class LyingRpc:
+    """A JSON-RPC endpoint that passes calls on to another, and answers what its ``lie`` makes of it."""
+
+    def __init__(self, upstream: str) -> None:
+        self.lie: Lie = lambda method, params, truth: truth
+        self.asked: list[str] = []
+        host, _, port = upstream.removeprefix("http://").partition(":")
+        liar = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            timeout = 20
+            disable_nagle_algorithm = True
+
+            def do_POST(self) -> None:
+                asked = self.rfile.read(int(self.headers["Content-Length"]))
+                body = liar._answer(host, int(port), asked)
+                if body is None:
+                    self.close_connection = True
+                    return
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                with suppress(OSError):
+                    self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
+        self._thread.start()
+
+    def _answer(self, host: str, port: int, asked: bytes) -> bytes | None:
+        connection = http.client.HTTPConnection(host, port, timeout=10)
+        try:
+            connection.request("POST", "/", asked, {"Content-Type": "application/json"})
+            answer = json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+        call = json.loads(asked)
+        self.asked.append(call["method"])
+        lied = self.lie(call["method"], call["params"], answer.get("result"))
+        if lied is None and answer.get("result") is not None:
+            return None
+        if isinstance(lied, bytes):
+            return lied
+        return json.dumps(
+            answer if lied == answer.get("result") else {**answer, "result": lied}
+        ).encode()
+
+    def close(self) -> None:
+        """Stop."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(5)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
