@@ -65,7 +65,7 @@ CREATE TABLE IF NOT EXISTS payees (
 CREATE TABLE IF NOT EXISTS breakers (
   origin TEXT PRIMARY KEY, failures INTEGER NOT NULL, until BIGINT NOT NULL);
 CREATE TABLE IF NOT EXISTS history (
-  seq BIGINT PRIMARY KEY, at BIGINT NOT NULL, payment TEXT, kind TEXT NOT NULL,
+  seq BIGINT NOT NULL PRIMARY KEY, at BIGINT NOT NULL, payment TEXT, kind TEXT NOT NULL,
   data TEXT NOT NULL, mac {blob} NOT NULL);
 """
 
@@ -238,6 +238,9 @@ class Ledger(ABC):
 
     inline: ClassVar[bool] = True
     """Whether an uncontended call is quick enough for an event loop."""
+
+    head_is_whole: ClassVar[bool] = False
+    """Whether every writer keeps the same head file, so that one must be there."""
 
     def __init__(self) -> None:
         self._selves: dict[int, _Self] = {}
@@ -414,6 +417,7 @@ class Ledger(ABC):
 
     def release(self, payment_id: str, note: str, *, now_us: int, wait_s: float = WAIT_S) -> None:
         """Give a reservation back: its proof never left this process."""
+        note = _text(note)
         with self._transaction(wait_s) as db:
             row = self._row(db, payment_id)
             if row.state != "reserved":
@@ -644,6 +648,7 @@ class Ledger(ABC):
         _count(db, want.service, want.at, 0, want.micro)
         after = {name: used + want.micro for name, used in before.items()}
         record = {
+            **want.detail,
             "service": want.service,
             "origin": want.origin,
             "route": want.route,
@@ -656,7 +661,6 @@ class Ledger(ABC):
             "operation": want.operation,
             "caps_before": before,
             "caps_after": after,
-            **want.detail,
         }
         self._write(db, want.at, want.id, "reserved", record)
 
@@ -665,7 +669,8 @@ class Ledger(ABC):
     ) -> bool:
         row = self._row(db, payment_id)
         if row.state == "reserved":  # interrupted before its proof was stored
-            self._move(db, row, "released", now_us, {"note": result.note}, note=result.note)
+            note = _text(result.note)
+            self._move(db, row, "released", now_us, {"note": note}, note=note)
             return False
         state: State = "settled" if result.outcome == "settled" else row.state
         if state not in _MOVES[row.state]:

@@ -167,6 +167,8 @@ class SQLiteLedger(_SQL):
         LedgerError: from any method: the file cannot be opened, read or written.
     """
 
+    head_is_whole: ClassVar[bool] = True
+
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         super().__init__()
         self.path = Path(path) if path is not None else default_path()
