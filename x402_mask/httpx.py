@@ -29,7 +29,7 @@ from x402_mask.errors import PaymentError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
-    from types import TracebackType
+    from types import AsyncGeneratorType, TracebackType
 
     from x402_mask._effects import Effect
     from x402_mask._models import Quote
@@ -121,7 +121,7 @@ class _Session:
         timeout = self.request.extensions.get("timeout")
         return Call(
             method=self.request.method,
-            url=str(self.request.url),
+            url=_url(self.request),
             trip=self.slot.trip,
             key=key,
             wait_s=timeout.get("read") if isinstance(timeout, dict) else None,
@@ -726,7 +726,7 @@ class PaymentAuth(httpx.Auth):
         """Send *request*; pay for it if it must be and may be."""
         if self._prepare is not None:
             self._prepare()
-        return _Closable(self._async_auth_flow(request))
+        return _Closable(cast("Any", self._async_auth_flow(request)))
 
     async def _async_auth_flow(
         self, request: httpx.Request
@@ -768,7 +768,7 @@ class _Closable(AsyncGenerator[httpx.Request, httpx.Response]):
     ``GeneratorExit``; Python sets none for an async one, so it is looked up here.
     """
 
-    def __init__(self, flow: AsyncGenerator[httpx.Request, httpx.Response]) -> None:
+    def __init__(self, flow: AsyncGeneratorType[httpx.Request, httpx.Response]) -> None:
         self._flow = flow
 
     async def asend(self, value: Any) -> httpx.Request:
@@ -779,7 +779,9 @@ class _Closable(AsyncGenerator[httpx.Request, httpx.Response]):
 
     async def aclose(self) -> None:
         failure = sys.exc_info()[1]
-        if failure is not None and getattr(self._flow, "ag_frame", None) is not None:
+        if self._flow.ag_running:
+            return  # it is where the failure happened, and was closed with all that waited for it
+        if failure is not None and self._flow.ag_frame is not None:
             try:
                 await self._flow.athrow(failure)
             except StopAsyncIteration:

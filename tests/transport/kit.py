@@ -120,8 +120,9 @@ def _types(lib: Any) -> tuple[type[Any], type[Any]]:
     class Body(lib.SyncByteStream, lib.AsyncByteStream):  # type: ignore[misc]
         """A response body that tells how much of it was taken and whether it was closed."""
 
-        def __init__(self, chunks: Iterable[Any]) -> None:
+        def __init__(self, chunks: Iterable[Any], waits: bool) -> None:
             self.chunks = chunks
+            self.waits = waits
             self.taken = 0
             self.closed = False
 
@@ -134,7 +135,8 @@ def _types(lib: Any) -> tuple[type[Any], type[Any]]:
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
             for chunk in self.chunks:
-                await anyio.lowlevel.checkpoint()
+                if self.waits:
+                    await anyio.lowlevel.checkpoint()
                 if isinstance(chunk, BaseException):
                     raise chunk
                 self.taken += 1
@@ -188,6 +190,7 @@ class Rig:
         self.legs: list[Leg] = []
         self.bodies: list[Any] = []
         self.events: list[Any] = []
+        self.bodies_wait = True
         self.before_answer: Callable[[Leg], Awaitable[None]] | None = None
         self.wire = _types(self.lib)[1](self)
         self._routes: dict[str, Answer] = {}
@@ -230,7 +233,7 @@ class Rig:
         leg.body = b"".join(leg.chunks)
         reply = play(self._routes.get(leg.url.partition("?")[0], Reply(status=404)), leg)
         chunks = [reply.body] if isinstance(reply.body, bytes) else reply.body
-        body = _types(self.lib)[0](chunks)
+        body = _types(self.lib)[0](chunks, self.bodies_wait)
         self.bodies.append(body)
         headers = list(reply.headers)
         if isinstance(reply.body, bytes) and reply.framing == "length":
