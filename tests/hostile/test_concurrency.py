@@ -29,6 +29,7 @@ from tests.hostile.kit import (
     Kind,
     Signer,
     World,
+    attempt,
     build_client,
     every_kind,
     usd,
@@ -338,6 +339,29 @@ def test_a_wallet_of_hex_text_or_of_bytes_is_the_same_wallet(world: World, kind:
     for wallet in (Text(), real):
         assert world.buyer(kind, world.payer(wallet=wallet)).get(url).status_code == 200
     assert len(seller.authorizations()) == 2
+
+
+@pytest.mark.parametrize("shape", ["v-0-or-1", "high-s"])
+def test_an_odd_signature_is_put_right_or_refused(world: World, kind: Kind, shape: str) -> None:
+    """Row 50: contracts want v of 27 or 28 and a low s; anything else would never settle."""
+    seller = world.seller()
+    order = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+
+    class Odd(Signer):
+        def sign_typed_data(self, domain: Any, types: Any, message: Any) -> bytes:
+            good = super().sign_typed_data(domain, types, message)
+            if shape == "v-0-or-1":
+                return good[:64] + bytes([good[64] - 27])
+            s = order - int.from_bytes(good[32:64], "big")
+            return good[:32] + s.to_bytes(32, "big") + bytes([55 - good[64]])
+
+    outcome = attempt(world.buyer(kind, world.payer(wallet=Odd())), seller.sells())
+    if isinstance(outcome, SignerError):
+        assert seller.proofs() == [] and world.counted() == 0
+        return
+    assert outcome.status_code == 200
+    signature = (seller.proofs()[0].document or {})["payload"]["signature"].removeprefix("0x")
+    assert signature[128:] in {"1b", "1c"} and int(signature[64:128], 16) <= order // 2
 
 
 @every_kind(*(kind for kind in EVERY if kind.colour == "sync" and kind.plug != "auth"))

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.hostile.kit import CORE, PAIR, TRIO, Kind, World, attempt, every_kind, receipt
+from tests.hostile.kit import CORE, EVERY, PAIR, TRIO, Kind, World, attempt, every_kind, receipt
 from tests.support.seller import (
     PROOF_HEADERS,
     Hit,
@@ -15,6 +15,7 @@ from tests.support.seller import (
     Seller,
     offer,
     paywall,
+    sequence,
     served,
     settlement,
     v2_header,
@@ -148,6 +149,56 @@ def test_a_paid_redirect_to_free_content_elsewhere_is_delivered(world: World, ki
     response = world.buyer(kind, follow_redirects=True).post(url)
     assert response.status_code == 200 and response.content == b"file"
     assert len(shop.authorizations()) == 1 and saw_no_proof(store)
+
+
+@every_kind(*(kind for kind in EVERY if kind.plug == "auth" and kind.colour != "trio"))
+def test_an_auth_alone_does_not_pay_a_stranger_either(world: World, kind: Kind) -> None:
+    """Row 22: ``PaymentAuth`` sees only the last answer; it must look where that came from."""
+    shop, stranger = world.seller(), world.seller()
+    start = shop.on("/go", redirect(stranger.sells()))
+    error = world.refused(world.buyer(kind, follow_redirects=True), start, OriginRefused)
+    assert error.response.status_code == 402
+    assert saw_no_proof(stranger) and saw_no_proof(shop)
+
+
+@every_kind(*ROAMING)
+def test_an_offer_paid_before_is_not_paid_ahead_through_another_shop(
+    world: World, kind: Kind
+) -> None:
+    """Row 22: preemption knows the second shop's price; a redirect from the first is no order."""
+    shop, other = world.seller(), world.seller()
+    target = other.sells()
+    start = shop.on("/go", redirect(target))
+    buyer = world.buyer(kind, world.payer(preempt=True), follow_redirects=True)
+    assert buyer.get(target).status_code == 200
+    other.hits.clear()
+    world.refused(buyer, start, OriginRefused, method="GET")
+    assert saw_no_proof(other)
+
+
+@every_kind(*ROAMING)
+def test_a_proof_sent_ahead_does_not_follow_a_redirect(world: World, kind: Kind) -> None:
+    """Row 25: the preempted request is redirected to another listed seller."""
+    shop, other = world.seller(), world.seller()
+    target = other.on("/free", Reply(body=b"free"))
+    paid = sequence(served(), redirect(target))
+    url = shop.on("/paid", paywall(v2_header(offer()), paid))
+    buyer = world.buyer(kind, world.payer(preempt=True), follow_redirects=True)
+    assert buyer.get(url).content == b"goods"
+    assert buyer.get(url).content == b"free"
+    assert len(shop.hits) == 3 and saw_no_proof(other)
+
+
+@every_kind(*ROAMING)
+def test_an_open_operation_is_not_shown_through_another_shop(world: World, kind: Kind) -> None:
+    """Row 22: nor is a proof of an earlier, failed call to the second shop."""
+    shop, other = world.seller(), world.seller()
+    target = other.sells(paid=Reply(status=503))
+    start = shop.on("/go", redirect(target))
+    buyer = world.buyer(kind, follow_redirects=True)
+    assert buyer.get(target).status_code == 503
+    attempt(buyer, start)
+    assert world.signer.calls == 1 and len(other.proofs()) == 1 and saw_no_proof(shop)
 
 
 # --- row 24

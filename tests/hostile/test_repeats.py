@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import logging
 import re
 import threading
 import time
 from collections.abc import Generator
+from contextlib import suppress
+from datetime import timedelta
 from decimal import Decimal
 from importlib import import_module
 from itertools import pairwise
@@ -14,11 +18,14 @@ from typing import Any
 
 import httpx
 import pytest
+import trio
 
 from tests.hostile.kit import (
     ASYNC,
     CORE,
     EVERY,
+    KEY,
+    NO_TLS,
     OTHERS,
     TRIO,
     Buyer,
@@ -26,6 +33,7 @@ from tests.hostile.kit import (
     Kind,
     World,
     attempt,
+    build_client,
     every_kind,
     id_of,
     notes,
@@ -693,3 +701,129 @@ def test_an_empty_v2_error_text_does_not_matter(world: World, kind: Kind) -> Non
     for _ in texts:
         assert buyer.get(url).status_code == 402
     assert one_proof(seller, len(texts))
+
+
+# --- what a caller may do with one request
+
+
+@every_kind(*(kind for kind in EVERY if kind.colour == "sync"))
+@pytest.mark.parametrize("status", [200, 503])
+def test_one_request_object_sent_twice_is_two_calls(world: World, kind: Kind, status: int) -> None:
+    """Row 27 (facts 2.6): the state of the first call must not leak into the second."""
+    seller = world.seller()
+    url = seller.on("/paid", stumbling(served(status=status)))
+    client: Any = build_client(kind, world.payer())
+    request = client.build_request("POST", url, content=b"x")
+    with client:
+        answers = [client.send(request) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [status] * 2
+    assert all(receipt(answer) for answer in answers)
+    assert len(seller.authorizations()) == (2 if status == 200 else 1)
+    assert len(seller.hits) == 4 and all(len(hit.proofs) <= 1 for hit in seller.hits)
+
+
+@every_kind(*EVERY)
+def test_extensions_reused_between_calls_carry_nothing_over(world: World, kind: Kind) -> None:
+    """Row 27: the caller's own dictionaries are not our memory."""
+    seller = world.seller()
+    url = seller.sells()
+    mine: dict[str, Any] = {"operation": "monthly"}
+    shared = {"x402_mask": mine}
+    buyer = world.buyer(kind)
+    ids = {receipt(buyer.get(url, extensions=shared)).payment_id for _ in range(2)}
+    assert len(ids) == 2 == len(seller.authorizations())
+    assert mine == {"operation": "monthly"} and set(shared) == {"x402_mask"}
+
+
+@every_kind(*(kind for kind in EVERY if kind.plug == "attach"))
+def test_attaching_twice_pays_once(world: World, kind: Kind) -> None:
+    """Row 31: a second ``attach`` is refused, ignored, or at least does not pay again."""
+    seller = world.seller()
+    url = seller.on("/paid", v2_header(offer()))
+    mask: Any = import_module("x402_mask" if kind.lib == "httpx" else "x402_mask.httpx2")
+    lib: Any = import_module(kind.lib)
+    payer = world.payer()
+    with suppress(TypeError, ValueError, RuntimeError):
+        if kind.colour == "sync":
+            with mask.attach(mask.attach(lib.Client(verify=NO_TLS), payer), payer) as client:
+                client.get(url)
+        else:
+
+            async def main() -> None:
+                plain = lib.AsyncClient(verify=NO_TLS)
+                async with mask.attach(mask.attach(plain, payer), payer) as client:
+                    await client.get(url)
+
+            trio.run(main) if kind.colour == "trio" else asyncio.run(main())
+    assert len(seller.authorizations()) <= 1 and world.signer.calls <= 1
+
+
+def test_two_calls_at_once_after_a_failure_share_no_proof(world: World, kind: Kind) -> None:
+    """Contract 2: one of them takes up the open proof, the other is a purchase of its own."""
+    seller = world.seller()
+    url = seller.on("/paid", stumbling(Reply(status=503), served(delay=0.2)))
+    buyer = world.buyer(kind)
+    call: dict[str, Any] = {"method": "POST", "url": url, "content": b"x"}
+    buyer.call(**call)
+    answers = buyer.gather([call, call])
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert len(seller.authorizations()) == 2 and len(seller.proofs()) == 3
+    assert world.settled() == usd(2000) and world.held() == 0
+
+
+@every_kind(*EVERY)
+def test_no_log_no_error_and_no_note_shows_a_proof(
+    world: World, kind: Kind, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Row 25: a proof is a bearer secret; debug logs, messages and notes are read by others."""
+    caplog.set_level(logging.DEBUG)
+    seller = world.seller()
+    url = seller.on("/paid", stumbling(Reply(reset=True), Reply(status=500), served()))
+    buyer = world.buyer(kind)
+    error = attempt(buyer, url)
+    assert isinstance(error, buyer.lib.TransportError)
+    shown = [str(error), repr(error), notes(error)]
+    for _ in range(2):
+        response = buyer.get(url)
+        shown += [repr(response), repr(receipt(response)), repr(response.extensions)]
+    refusal = world.refused(buyer, seller.sells(offer(network="eip155:1"), path="/no"))
+    shown += [str(refusal), repr(refusal), repr(vars(refusal)), repr(world.payers[-1])]
+    shown += [repr(payment) for payment in world.payers[-1].payments()]
+    shown += [record.getMessage() for record in caplog.records]
+    proof = seller.proofs()[0]
+    signature = (proof.document or {})["payload"]["signature"].removeprefix("0x")
+    text = "\n".join(shown)
+    assert proof.raw not in text and signature not in text and KEY[2:] not in text
+
+
+# --- clocks and caps
+
+
+def test_a_clock_set_back_frees_no_money(world: World, kind: Kind) -> None:
+    """Contract 4: a payment recorded later than now counts in the current window too."""
+    seller = world.seller()
+    url = seller.sells()
+    clock = Clock(ahead=3 * 86400)
+    payer = world.payer(Cap("0.001", per="day"), Cap("0.005", per=timedelta(hours=1)), clock=clock)
+    buyer = world.buyer(kind, payer)
+    assert buyer.get(url).status_code == 200
+    clock.ahead = 0
+    world.refused(buyer, url, CapExceeded, method="GET")
+
+
+def test_a_price_that_fills_the_cap_exactly_is_paid(world: World, kind: Kind) -> None:
+    """Row 2: up to the cap, and not a micro-dollar more."""
+    seller = world.seller()
+    buyer = world.buyer(kind, world.payer(Cap("0.003", per="total"), Cap("0.002", per="call")))
+    assert buyer.get(seller.sells(offer("2000"))).status_code == 200
+    world.refused(buyer, seller.sells(offer("1001"), path="/more"), CapExceeded)
+    assert buyer.get(seller.sells(offer("1000"), path="/exact")).status_code == 200
+
+
+def test_a_cap_added_later_counts_what_was_spent_before(world: World, kind: Kind) -> None:
+    """Row 2: one ledger is one budget, whatever payer object uses it."""
+    seller = world.seller()
+    url = seller.sells()
+    assert world.buyer(kind, world.payer()).get(url).status_code == 200
+    strict = world.payer(Cap("0.0015", per="total"))
+    world.refused(world.buyer(kind, strict), url, CapExceeded)

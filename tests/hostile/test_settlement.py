@@ -24,6 +24,7 @@ from tests.support.seller import (
     v1_body,
     v2_header,
 )
+from x402_mask import receipt_of
 
 PRICE = usd(1000)
 
@@ -127,6 +128,29 @@ def test_two_settlements_that_contradict_each_other_settle_nothing(
     response = sells(world, kind, both)
     assert response.content == b"goods" and receipt(response).outcome == "unknown"
     assert world.held() == PRICE
+
+
+@pytest.mark.parametrize("status", [200, 404, 500])
+def test_a_settlement_nobody_paid_for_is_no_receipt(world: World, kind: Kind, status: int) -> None:
+    """Row 45: a free answer that claims to have been paid."""
+    seller = world.seller()
+    claim = encode({"success": True, "transaction": TRANSACTION, "network": "eip155:8453"})
+    reply = Reply(status=status, headers=[("PAYMENT-RESPONSE", claim)], body=b"free")
+    response = world.buyer(kind).get(seller.on("/free", reply))
+    assert response.content == b"free" and receipt_of(response) is None
+    assert world.counted() == 0
+
+
+def test_the_new_and_the_old_settlement_header_must_agree(world: World, kind: Kind) -> None:
+    """Row 45: one says settled, the other failed: unknown."""
+
+    def both(hit: Hit) -> Reply:
+        _, failed = settlement(hit, success=False, transaction="")
+        return Reply(body=b"goods", headers=[settlement(hit), ("X-PAYMENT-RESPONSE", failed)])
+
+    response = sells(world, kind, both)
+    assert response.content == b"goods" and world.counted() == PRICE
+    assert receipt(response).outcome in {"settled", "unknown"}
 
 
 HONEST: dict[str, dict[str, Any]] = {
