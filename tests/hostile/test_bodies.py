@@ -405,6 +405,26 @@ def test_a_header_alone_decides_whatever_the_body(world: World, kind: Kind) -> N
     assert seller.sent_bytes < 40 * MIB
 
 
+@pytest.mark.parametrize("body", ["breaks-off", "never-comes"])
+@every_kind(*FEW)
+def test_a_header_decides_although_its_body_fails(world: World, kind: Kind, body: str) -> None:
+    """Row 38: "header alone if present": what happens to the body after it costs no payment."""
+    seller = world.seller()
+    head = v2_header(offer()).headers
+
+    def stall() -> Iterator[bytes]:
+        yield b"x"
+        seller.pause(5)
+
+    def ask(hit: Hit) -> Reply:
+        if body == "breaks-off":
+            return Reply(status=402, headers=head, body=b"x" * 100, length=5000, cut=100)
+        return Reply(status=402, headers=head, body=stall(), framing="chunked")
+
+    url = seller.on("/paid", paywall(ask, served()))
+    assert world.buyer(kind).get(url, timeout=1.0).status_code == 200
+
+
 @pytest.mark.parametrize("broken", ["cut", "short", "reset"])
 def test_a_402_that_breaks_off_is_not_paid(world: World, kind: Kind, broken: str) -> None:
     """Row 38: half a challenge is an error of the network, not an offer."""

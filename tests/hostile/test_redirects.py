@@ -20,7 +20,7 @@ from tests.support.seller import (
     settlement,
     v2_header,
 )
-from x402_mask import OriginRefused, PaymentError, PaymentTransport
+from x402_mask import Cap, OriginRefused, PaymentError, PaymentTransport
 
 HTTPX2 = (Kind("httpx2", "sync", "attach"), Kind("httpx2", "asyncio", "client"))
 ROAMING = (*CORE, *HTTPX2, TRIO[1])
@@ -92,6 +92,21 @@ def test_a_redirect_within_the_origin_before_payment_is_followed_and_paid_once(
     assert len(shop.authorizations()) == 1
     (paid,) = shop.paid_hits()
     assert paid.body.replace(b" ", b"") == b'{"a":1}'
+
+
+@every_kind(*CORE)
+def test_a_redirect_does_not_move_a_call_to_another_budget(world: World, kind: Kind) -> None:
+    """Row 22 and contract 3: the caller's URL names the service, not where the seller sends him."""
+    shop = world.seller()
+    shop.sells(path="/api/tools/other")
+    start = shop.on("/api/tools/mask-refinement", redirect("/api/tools/other"))
+    tight = Cap("0.0015", per="day", service="mask-refinement")
+    payer = world.payer(tight, Cap("1", per="day", service="other"))
+    buyer = world.buyer(kind, payer, follow_redirects=True)
+    outcomes = [attempt(buyer, start, "POST") for _ in range(3)]
+    paid = [one for one in outcomes if not isinstance(one, PaymentError)]
+    assert {receipt(one).service for one in paid} <= {"mask-refinement"}
+    assert len(paid) == len(shop.authorizations()) <= 1
 
 
 # --- row 23
