@@ -10,10 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fixtures import own_chain, pytest_terminal_summary
+from tests.support import fixtures
+from tests.support.fixtures import own_chain
+from tests.support.postgres import postgres, summary
 from tests.support.seller import Seller
 
-__all__ = ["own_chain", "pytest_terminal_summary"]
+__all__ = ["own_chain", "postgres"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say once what could not run."""
+    fixtures.pytest_terminal_summary(terminalreporter)
+    summary(terminalreporter)
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,7 @@ from tests.support.faults import (
     CutSQLite,
     CutTransport,
     Points,
+    cut_postgres,
     effects_cut,
     killing,
 )
@@ -122,7 +123,10 @@ def racing_calls(
 ) -> None:
     """Buy in several threads, each with a client of its own, until the cap refuses."""
     payer = payer_on(SQLiteLedger(path), origin, "0", caps=[cap], breaker_after=None)
+    _race(tell, payer, urls, threads)
 
+
+def _race(tell: Tell, payer: Payer, urls: list[str], threads: int) -> None:
     def buy(number: int) -> Counter[str]:
         outcomes: Counter[str] = Counter()
         with Client(payer, timeout=30, verify=NO_TLS) as client:
@@ -189,3 +193,46 @@ def _async_shoppers(payer: Payer, origin: str, seed: float) -> None:
                 group.create_task(shopper(client, number))
 
     asyncio.run(main())
+
+
+# --- on a fleet's ledger --------------------------------------------------------------------------
+
+KEY_OF_FLEET = b"\x22" * 32
+
+
+def on_fleet(dsn: str, *, lease_s: float | None = None) -> Any:
+    """The fleet's ledger as one host has it, with shorter leases perhaps."""
+    from x402_mask import PostgresLedger, _postgres
+
+    if lease_s is not None:
+        _postgres.LEASE_S, _postgres.BEAT_S = lease_s, lease_s / 5  # type: ignore[misc]
+    return PostgresLedger(dsn, key=KEY_OF_FLEET)
+
+
+def fleet_call(
+    tell: Tell, dsn: str, url: str, origin: str, caps: list[Cap], lease_s: float, options: Any
+) -> None:
+    """Make one call on the fleet's ledger; its status, or the error's name."""
+    ledger = on_fleet(dsn, lease_s=lease_s)
+    with Client(payer_on(ledger, origin, "0", caps=caps), timeout=20, verify=NO_TLS) as client:
+        try:
+            tell(str(client.get(url, **options).status_code))
+        except Exception as error:
+            tell(type(error).__name__)
+
+
+def fleet_killed(
+    tell: Tell, dsn: str, url: str, origin: str, caps: list[Cap], lease_s: float, at: int
+) -> None:
+    """Make one call on the fleet's ledger and be killed at the point *at*."""
+    on_fleet(dsn, lease_s=lease_s).close()
+    points = Points(at, strike=lambda name: (tell(name), killing(name))[1])
+    ledger = cut_postgres(dsn, KEY_OF_FLEET, points)
+    tell(cut_call(payer_on(ledger, origin, "0", caps=caps), "client", url, points))
+
+
+def fleet_racing(
+    tell: Tell, dsn: str, url: str, origin: str, caps: list[Cap], threads: int
+) -> None:
+    """Buy in several threads until the cap refuses."""
+    _race(tell, payer_on(on_fleet(dsn), origin, "0", caps=caps, breaker_after=None), [url], threads)

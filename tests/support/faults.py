@@ -170,6 +170,19 @@ class CutSQLite(_CutMethods, SQLiteLedger):
         self._doing = threading.local()
 
 
+def cut_postgres(dsn: str, key: bytes, points: Points) -> Any:
+    """A fleet's ledger with points; psycopg is imported only here."""
+    from x402_mask import PostgresLedger
+
+    class CutPostgres(_CutMethods, PostgresLedger):
+        pass
+
+    ledger = CutPostgres.__new__(CutPostgres)
+    ledger.points, ledger._doing = points, threading.local()
+    PostgresLedger.__init__(ledger, dsn, key=key)
+    return ledger
+
+
 class CutMemory(_CutMethods, MemoryLedger):
     """An in-memory ledger with points."""
 

@@ -1,0 +1,8 @@
+"""Fixtures of the soak tests: those of the fault tests."""
+
+from __future__ import annotations
+
+from tests.faults.conftest import fast_path, pytest_terminal_summary, quiet, seller
+from tests.support.fixtures import own_chain
+
+__all__ = ["fast_path", "own_chain", "pytest_terminal_summary", "quiet", "seller"]
