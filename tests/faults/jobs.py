@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import resource
+import sys
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,8 @@ from decimal import Decimal
 from pathlib import Path
 from random import Random
 from threading import Thread
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
 # Imported lazily by the library; here at once, so that a forked process need not.
 import anyio._backends._asyncio
@@ -22,6 +25,7 @@ import httpcore  # noqa: F401
 import httpx
 from Crypto.Hash import keccak  # noqa: F401
 
+import x402_mask
 from tests.support.faults import (
     NO_TLS,
     AsyncCutTransport,
@@ -236,3 +240,53 @@ def fleet_racing(
 ) -> None:
     """Buy in several threads until the cap refuses."""
     _race(tell, payer_on(on_fleet(dsn), origin, "0", caps=caps, breaker_after=None), [url], threads)
+
+
+# --- killed at a line -----------------------------------------------------------------------------
+
+
+class Lines:
+    """Counts the lines executed in some of the library's modules, and strikes at one of them."""
+
+    def __init__(self, *modules: str, at: int = 0, strike: Callable[[str], None] = killing) -> None:
+        self.count = 0
+        self.struck = ""
+        self._at, self._strike = at, strike
+        self._files = {str(Path(x402_mask.__file__).with_name(f"{name}.py")) for name in modules}
+
+    def __enter__(self) -> Self:
+        sys.settrace(self._enter)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        sys.settrace(None)
+
+    def _enter(self, frame: FrameType, event: str, arg: Any) -> Any:
+        ours = not self._files or frame.f_code.co_filename in self._files
+        return self._line if ours else None
+
+    def _line(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "line" and not self.struck:
+            self.count += 1
+            if self.count == self._at:
+                place = Path(frame.f_code.co_filename).name
+                self.struck = f"{place}:{frame.f_lineno} {frame.f_code.co_name}"
+                self._strike(self.struck)
+        return self._line
+
+
+def first_call(tell: Tell, path: Path, url: str, origin: str, limit: str, at: int) -> None:
+    """Make the first call on a new ledger; killed at the line *at* of its storage, if any."""
+    payer = payer_on(SQLiteLedger(path), origin, limit)
+    with Client(payer, timeout=5, verify=NO_TLS) as client, Lines(*STORAGE, at=at) as lines:
+        client.get(url)
+    tell(lines.count)
+
+
+STORAGE = ("_sqlite", "_vault", "_head")
+
+
+def cramped_call(tell: Tell, path: Path, url: str, origin: str, limit: str, room: int) -> None:
+    """Make one call where no file may grow beyond *room* bytes: the disk is full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+    plain_call(tell, path, url, origin, limit)
