@@ -164,9 +164,6 @@ class _Replay:
             self.payees[service, payee.lower()] = first
 
     def _move(self, row: dict[str, Any], at: int, kind: str, data: Mapping[str, Any]) -> None:
-        if kind == "reopened":
-            row["delivered"] = 0
-            return
         if kind == "represented":
             return
         row |= {"updated": at, "state": data["state"], "note": data.get("note", "")}
@@ -176,9 +173,7 @@ class _Replay:
         elif kind == "reconciled":
             row |= {"trans": data["transaction"], "seen": 1}
         elif kind != "released":  # the end of a call
-            row["outcome"] = data["outcome"]
-            row["delivered"] |= int(data["delivered"])
-            row["seen"] |= int(data["seen"])
+            row |= {"outcome": data["outcome"], "delivered": int(data["delivered"])}
             row["trans"] = row["trans"] or data["transaction"]
 
 

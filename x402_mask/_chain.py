@@ -464,7 +464,7 @@ def _own(receipt: _Receipt, terms: _Terms) -> list[_Log]:
 
 def _used_in(receipt: _Receipt, terms: _Terms) -> bool:
     use = (_USED, terms.payer, terms.nonce)
-    return receipt.ok and any(log.topics == use for log in _own(receipt, terms))
+    return any(log.topics == use for log in _own(receipt, terms))
 
 
 def _moved(receipt: _Receipt, terms: _Terms) -> bool:

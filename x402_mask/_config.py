@@ -15,7 +15,6 @@ import tomllib
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,6 +39,8 @@ VARIABLES: Final = (
     "X402_MASK_CONFIG",
 )
 """Every variable that is read here."""
+
+_ELSEWHERE: Final = ("X402_MASK_LEDGER_KEY", "X402_MASK_FACILITATOR_KEY")
 
 _FILE_BYTES_MAX: Final = 1 << 20
 _SPAN: Final = re.compile(r"([1-9][0-9]{0,8}) ?([a-z]+)")
@@ -465,16 +466,12 @@ def open_ledger(where: str) -> Ledger:
         return SQLiteLedger(Path(where).expanduser())
     if scheme[1] not in ("postgres", "postgresql"):
         raise ValueError(f"a ledger is a path or a postgresql:// URL, not {scheme[1]}://")
+    from x402_mask._postgres import PostgresLedger  # noqa: PLC0415  # its driver is an extra
+
     try:
-        module = import_module("x402_mask._postgres")  # its driver is an extra
-    except ModuleNotFoundError as exc:
-        if (exc.name or "").partition(".")[0] != "psycopg":
-            raise
-        raise ValueError(
-            "a PostgreSQL ledger needs a driver: pip install 'x402-mask[postgres]'"
-        ) from None
-    made: Ledger = module.PostgresLedger(where)
-    return made
+        return PostgresLedger(where)
+    except ImportError as exc:
+        raise ValueError(str(exc)) from None
 
 
 # --- what each key of the file holds --------------------------------------------------------------
@@ -605,7 +602,7 @@ _READERS: Final[Mapping[str, Callable[[object], Any]]] = {
 def mistaken(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Variables that look like ours and are read by nobody, and what may have been meant."""
     for name in sorted(environ):
-        if name.startswith("X402_MASK_") and name not in VARIABLES:
+        if name.startswith("X402_MASK_") and name not in (*VARIABLES, *_ELSEWHERE):
             close = difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0.85)
             if close:
                 yield name, close[0]

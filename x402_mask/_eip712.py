@@ -36,7 +36,8 @@ _DOMAIN_FIELDS: Final = (
 
 def keccak(data: bytes) -> bytes:
     """Keccak-256, the hash of Ethereum (not NIST SHA-3)."""
-    return _hasher()(digest_bits=256, data=data).digest()
+    digest: bytes = _hasher()(digest_bits=256, data=data).digest()
+    return digest
 
 
 @lru_cache(maxsize=1)

@@ -232,13 +232,9 @@ def _open(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any
             continue
         yield from _check_lapsed(payer, purchase, view)
         choice = yield from _decide(payer, purchase, view)
-        try:
-            reserved = yield from _reserve(payer, call, purchase, choice)
-        except PaymentRefused as refusal:
-            refusal.quote = quote_of(payer, purchase, choice, (), refusal)
-            raise
-        if isinstance(reserved, Row):
-            return (yield from _buy(payer, call, purchase, choice, reserved))
+        verdict = yield from _reserve_and_buy(payer, call, purchase, choice)
+        if verdict is not None:
+            return verdict
 
 
 def _look(payer: Payer, purchase: Purchase) -> Generator[Effect, Any, View]:
@@ -328,11 +324,24 @@ def quote_of(
     )  # fmt: skip
 
 
-def _reserve(
+def _reserve_and_buy(
     payer: Payer, call: Call, purchase: Purchase, choice: Choice
-) -> Generator[Effect, Any, Row | None]:
-    """Reserve against every cap at once; ``None`` if the operation was opened meanwhile."""
-    want = Reservation(
+) -> Generator[Effect, Any, Verdict | None]:
+    """Reserve, sign, present; ``None`` if the operation was opened by another call meanwhile."""
+    want = _reservation(payer, call, purchase, choice)
+    try:
+        if not (yield from _reserve(payer, purchase, want)):
+            return None
+        return (yield from _buy(payer, call, purchase, choice, _row_of(want)))
+    except PaymentRefused as refusal:
+        refusal.quote = quote_of(payer, purchase, choice, (), refusal)
+        raise
+    finally:  # whatever interrupts this, at whichever line: nobody carries the payment any more
+        payer.ledger.put_down(want.id, now_us=want.at)
+
+
+def _reservation(payer: Payer, call: Call, purchase: Purchase, choice: Choice) -> Reservation:
+    return Reservation(
         id="pay_" + secrets.token_hex(16), at=payer.now_us(), service=purchase.service,
         origin=purchase.origin, operation=purchase.operation, keyed=call.key is not None,
         route="x402", micro=choice.micro, amount=choice.offer.amount,
@@ -344,20 +353,20 @@ def _reserve(
             "approved": payer.approve is not None,
         },
     )  # fmt: skip
-    durable = not isinstance(payer.signer, Wallet)
-    try:
-        answer = yield from record(
-            lambda wait_s: payer.ledger.reserve(want, payer.breaker, durable=durable, wait_s=wait_s)
-        )
-    except BaseException:
-        payer.ledger.put_down(want.id, now_us=want.at)
-        raise
+
+
+def _reserve(payer: Payer, purchase: Purchase, want: Reservation) -> Generator[Effect, Any, bool]:
+    """Reserve against every cap at once; ``False`` if the operation was opened meanwhile."""
+    durable = not isinstance(payer.signer, Wallet)  # what signs elsewhere may outlive this host
+    answer = yield from record(
+        lambda wait_s: payer.ledger.reserve(want, payer.breaker, durable=durable, wait_s=wait_s)
+    )
     if isinstance(answer, Twin):
-        return None
+        return False
     payer.emit("reserved", purchase, payment_id=want.id, usd=usd(want.micro))
     if answer.new_payee:
         payer.emit("payee_changed", purchase, payment_id=want.id, detail={"pay_to": want.pay_to})
-    return _row_of(want)
+    return True
 
 
 def _row_of(want: Reservation) -> Row:
@@ -445,8 +454,6 @@ def _release(payer: Payer, payment_id: str, failure: BaseException) -> Generator
         payer.emit("ledger_failed", payment_id=payment_id, detail={"error": str(exc)})
     else:
         payer.emit("released", payment_id=payment_id, detail={"note": note})
-    finally:
-        payer.ledger.put_down(payment_id, now_us=now_us)  # does nothing where it was released
 
 
 def _represent(payer: Payer, call: Call, twin: Twin) -> Generator[Effect, Any, Verdict | None]:
@@ -454,15 +461,14 @@ def _represent(payer: Payer, call: Call, twin: Twin) -> Generator[Effect, Any, V
     row, now_us = twin.row, payer.now_us()
     try:
         proof = yield from record(
-            lambda wait_s: payer.ledger.claim(row.id, now_us=now_us, wait_s=wait_s)
+            lambda wait_s: payer.ledger.claim(row.id, call, now_us=now_us, wait_s=wait_s)
         )
-    except BaseException:
-        payer.ledger.put_down(row.id, now_us=now_us)
-        raise
-    if proof is None:
-        return None
-    payer.emit("represented", row, payment_id=row.id, usd=usd(row.micro))
-    return (yield from _present(payer, call, row, proof))
+        if proof is None:
+            return None
+        payer.emit("represented", row, payment_id=row.id, usd=usd(row.micro))
+        return (yield from _present(payer, call, row, proof))
+    finally:
+        payer.ledger.put_down(row.id, call, now_us=now_us)
 
 
 # --- after the point of no return -----------------------------------------------------------------
@@ -480,23 +486,15 @@ def _present(payer: Payer, call: Call, row: Row, proof: Proof) -> Generator[Effe
         yield from _finish(payer, row, Result(outcome="unknown", delivered=False, note=note))
         failure.add_note(f"x402_mask: payment {row.id} was sent and its outcome is not known")
         raise
-    call.trip.receipt = receipt_for(row, result.outcome, result.transaction)
-    yield from _finish(payer, row, result)
-    yield from _hand_over(payer, row, result)
-    return Verdict(receipt=call.trip.receipt, delivered=result.delivered)
-
-
-def _hand_over(payer: Payer, row: Row, result: Result) -> Generator[Effect, Any, None]:
-    """The last moment for a cancellation: then the answer never reached the caller."""
     try:
-        yield from checkpoint()
+        call.trip.receipt = receipt_for(row, result.outcome, result.transaction)
+        yield from _finish(payer, row, result)
+        yield from checkpoint()  # the last moment for a cancellation
     except BaseException:
-        if result.delivered:
-            now_us = payer.now_us()
-            yield from record(
-                lambda wait_s: payer.ledger.reopen(row.id, now_us=now_us, wait_s=wait_s)
-            )
+        if result.delivered:  # but it never reached the caller
+            yield from record(lambda wait_s: payer.reopen(row.id, wait_s))
         raise
+    return Verdict(receipt=call.trip.receipt, delivered=result.delivered)
 
 
 def _judge(payer: Payer, row: Row, proof: Proof, reply: Reply) -> Generator[Effect, Any, Result]:
@@ -505,16 +503,16 @@ def _judge(payer: Payer, row: Row, proof: Proof, reply: Reply) -> Generator[Effe
     fault = _fault(row, settlement)
     told = settlement.transaction if settlement is not None else None
     note = f"HTTP {reply.status}; {fault}" if fault else f"HTTP {reply.status}"
-    if fault is None and payer.chain_knows(row.network):
-        if (yield from _seen(payer, row, proof, told)):
-            return Result(
-                outcome="settled", delivered=reply.delivered, transaction=told, seen=True, note=note
-            )
-        note += "; the settlement is not seen on chain yet"
-    elif fault is None:
+    agreed = fault is None
+    if agreed and payer.chain_knows(row.network):
+        agreed = yield from _seen(payer, row, proof, told)
+        note = note if agreed else f"{note}; the settlement is not seen on chain yet"
+    if agreed:
         return Result(outcome="settled", delivered=reply.delivered, transaction=told, note=note)
-    outcome = "rejected" if reply.status == 402 else "unknown"
-    return Result(outcome=outcome, delivered=reply.delivered, note=note)  # type: ignore[arg-type]
+    rejected = reply.status == 402
+    return Result(
+        outcome="rejected" if rejected else "unknown", delivered=reply.delivered, note=note
+    )
 
 
 def _seen(payer: Payer, row: Row, proof: Proof, told: str | None) -> Generator[Effect, Any, bool]:
@@ -554,7 +552,6 @@ def _is_hash(text: str | None) -> bool:
 def _finish(payer: Payer, row: Row, result: Result) -> Generator[Effect, Any, None]:
     """Write down the end.  A ledger that fails now costs nobody the answer: money stays held."""
     now_us = payer.now_us()
-    opened = False
     try:
         opened = yield from record(
             lambda wait_s: payer.ledger.finish(
@@ -565,8 +562,6 @@ def _finish(payer: Payer, row: Row, result: Result) -> Generator[Effect, Any, No
         log.exception("the end of payment %s is not recorded, it stays held", row.id)
         payer.emit("ledger_failed", payment_id=row.id, detail={"error": str(exc)})
         return
-    finally:
-        payer.ledger.put_down(row.id, now_us=now_us)  # does nothing where the end was written
     kind = {"unknown": "held"}.get(result.outcome, result.outcome)
     payer.emit(kind, row, payment_id=row.id, usd=usd(row.micro), detail={"note": result.note})
     if opened:

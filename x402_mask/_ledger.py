@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, overload
 
 from x402_mask import _json
@@ -52,7 +52,7 @@ CREATE TABLE IF NOT EXISTS payments (
   nonce TEXT, valid_before BIGINT, header TEXT, proof {blob}, proof_digest TEXT,
   outcome TEXT, trans TEXT, seen INTEGER NOT NULL DEFAULT 0, note TEXT NOT NULL DEFAULT '');
 CREATE INDEX IF NOT EXISTS payments_open ON payments (operation) WHERE delivered = 0;
-CREATE INDEX IF NOT EXISTS payments_reserved ON payments (seq) WHERE state = 'reserved';
+CREATE INDEX IF NOT EXISTS payments_reserved ON payments (flight) WHERE state = 'reserved';
 CREATE INDEX IF NOT EXISTS payments_held ON payments (seq) WHERE state = 'held';
 CREATE TABLE IF NOT EXISTS meters (
   scope TEXT NOT NULL, unit TEXT NOT NULL, PRIMARY KEY (scope, unit));
@@ -204,13 +204,16 @@ class Reserved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """How a call with a proof ended, as far as its caller can tell."""
+    """How a call with a proof ended, as far as its caller can tell.
+
+    ``lost``: what was delivered never reached the caller after all.
+    """
 
     outcome: Outcome
     delivered: bool
     transaction: str | None = None
-    seen: bool = False
     note: str = ""
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,8 +232,12 @@ class _Self:
     """
 
     owner: str
-    flying: set[str] = field(default_factory=set)
+    flying: dict[str, object] = field(default_factory=dict)
     unwritten: dict[str, tuple[Result, int]] = field(default_factory=dict)
+
+
+_selves: dict[tuple[object, int], _Self] = {}
+"""By ledger and process: two objects on one file are one owner, and see each other's calls."""
 
 
 class Ledger(ABC):
@@ -243,7 +250,6 @@ class Ledger(ABC):
     """Whether every writer keeps the same head file, so that one must be there."""
 
     def __init__(self) -> None:
-        self._selves: dict[int, _Self] = {}
         self._meters: set[tuple[str, str]] = set()
 
     # --- what a backend provides
@@ -261,6 +267,11 @@ class Ledger(ABC):
     @abstractmethod
     def _is_alive(self, db: Db, owner: str) -> bool:
         """Whether the process that calls itself *owner* still runs."""
+
+    @property
+    @abstractmethod
+    def _identity(self) -> object:
+        """Equal for ledger objects that are the same ledger."""
 
     @abstractmethod
     def _new_owner(self) -> str:
@@ -312,7 +323,7 @@ class Ledger(ABC):
             rows = self._undelivered(db, want.operation)
             twin = self._twin(db, rows, want.at)
             if twin is not None and (want.keyed or not twin.busy):
-                self._flying.discard(want.id)
+                self._flying.pop(want.id, None)
                 return twin
             _check_breaker(db, want, breaker)
             new_payee = _check_payee(db, want)
@@ -356,8 +367,12 @@ class Ledger(ABC):
                 payment_id,
             )
 
-    def claim(self, payment_id: str, *, now_us: int, wait_s: float = WAIT_S) -> Proof | None:
+    def claim(
+        self, payment_id: str, carrier: object = None, *, now_us: int, wait_s: float = WAIT_S
+    ) -> Proof | None:
         """Take an open proof in hand, to present the same bytes again; ``None`` if too late.
+
+        *carrier* is whoever may later :meth:`put_down` what was claimed.
 
         Raises:
             LedgerError: the stored proof cannot be decrypted.
@@ -370,7 +385,7 @@ class Ledger(ABC):
             value = self._vault().open(bytes(row.proof or b""), row.id)
             db.run("UPDATE payments SET flight=? WHERE id=?", self._me(), row.id)
             self._write(db, now_us, row.id, "represented", {"proof": row.proof_digest})
-            self._flying.add(payment_id)  # if the commit fails the row still names nobody
+            self._flying[payment_id] = carrier  # if the commit fails the row names nobody
         return Proof(
             header=row.header or "", value=value, nonce=row.nonce, valid_before=row.valid_before
         )
@@ -393,27 +408,29 @@ class Ledger(ABC):
         except BaseException as failure:
             if isinstance(failure, LedgerError):
                 self._unwritten[payment_id] = (result, now_us)
-            self._flying.discard(payment_id)
+            self._flying.pop(payment_id, None)
             raise
-        self._flying.discard(payment_id)
+        self._flying.pop(payment_id, None)
         return opened
 
-    def put_down(self, payment_id: str, *, now_us: int) -> None:
-        """This process no longer carries the payment, whatever happened to its row; no I/O.
+    def put_down(self, payment_id: str, carrier: object = None, *, now_us: int) -> None:
+        """*carrier* no longer carries the payment, whatever happened to its row; no I/O.
 
         For the way out after an interruption: what the row should say is written with the next
-        call, and until then an identical call already finds the proof idle, not in flight.
+        call, and until then an identical call already finds the proof idle, not in flight.  Does
+        nothing where the end was written.
         """
-        if payment_id in self._flying:
+        if payment_id in self._flying and self._flying[payment_id] is carrier:
             end = Result(outcome="unknown", delivered=False, note="interrupted")
             self._unwritten.setdefault(payment_id, (end, now_us))
-            self._flying.discard(payment_id)
+            self._flying.pop(payment_id, None)
 
     def reopen(self, payment_id: str, *, now_us: int, wait_s: float = WAIT_S) -> None:
         """The answer that was recorded as delivered never reached its caller after all."""
-        with self._transaction(wait_s) as db:
-            db.run("UPDATE payments SET delivered=0 WHERE id=?", payment_id)
-            self._write(db, now_us, payment_id, "reopened", {})
+        note = "the answer broke off before its caller had it"
+        end, _ = self._unwritten.get(payment_id, (Result(outcome="unknown", delivered=False), 0))
+        self._unwritten[payment_id] = (replace(end, delivered=False, lost=True, note=note), now_us)
+        self._flush(wait_s)
 
     def release(self, payment_id: str, note: str, *, now_us: int, wait_s: float = WAIT_S) -> None:
         """Give a reservation back: its proof never left this process."""
@@ -423,7 +440,7 @@ class Ledger(ABC):
             if row.state != "reserved":
                 raise LedgerError(f"payment {payment_id} is {row.state}, not reserved")
             self._move(db, row, "released", now_us, {"note": note}, note=note)
-        self._flying.discard(payment_id)
+        self._flying.pop(payment_id, None)
 
     def resolve(
         self,
@@ -478,16 +495,22 @@ class Ledger(ABC):
         where, params = _where(service=service, state=state)
         sql = f"SELECT {_COLUMNS} FROM payments{where} ORDER BY seq DESC LIMIT ?"  # noqa: S608
         with self._transaction(wait_s, write=False) as db:
-            return [self._payment(db, Row(*r)) for r in db.all(sql, *params, limit)]
+            known: dict[str, bool] = {}
+            return [self._payment(db, Row(*r), known) for r in db.all(sql, *params, limit)]
 
-    def unresolved(self, *, wait_s: float = WAIT_S) -> list[Row]:
-        """Payments that a chain could tell more about, oldest first."""
+    def unresolved(self, networks: Iterable[str], *, wait_s: float = WAIT_S) -> list[Row]:
+        """Held payments, and settlements on *networks* that no chain confirmed; oldest first."""
+        chains = sorted(networks)
+        settled = (
+            f" OR (state='settled' AND seen=0 AND nonce IS NOT NULL AND network IN"
+            f" ({', '.join('?' * len(chains))}))"
+        )
         sql = (
             f"SELECT {_COLUMNS} FROM payments WHERE state='held'"  # noqa: S608
-            " OR (state='settled' AND seen=0 AND nonce IS NOT NULL) ORDER BY seq"
+            f"{settled if chains else ''} ORDER BY seq"
         )
         with self._transaction(wait_s, write=False) as db:
-            return [Row(*r) for r in db.all(sql)]
+            return [Row(*r) for r in db.all(sql, *chains)]
 
     def sweep(self, *, now_us: int, wait_s: float = WAIT_S) -> list[str]:
         """Release reservations of processes that died before their proof was stored."""
@@ -546,26 +569,31 @@ class Ledger(ABC):
         return self._self().owner
 
     def _self(self) -> _Self:
-        pid = os.getpid()
-        found = self._selves.get(pid)
+        known = (self._identity, os.getpid())
+        found = _selves.get(known)
         if found is None:  # threads that come here together agree on one
-            found = self._selves.setdefault(pid, _Self(self._new_owner()))
+            found = _selves.setdefault(known, _Self(self._new_owner()))
         return found
 
     @property
-    def _flying(self) -> set[str]:
+    def _flying(self) -> dict[str, object]:
+        """Payments that calls of this process carry, and which call carries each."""
         return self._self().flying
 
     @property
     def _unwritten(self) -> dict[str, tuple[Result, int]]:
         return self._self().unwritten
 
-    def _in_flight(self, db: Db, row: Row) -> bool:
+    def _in_flight(self, db: Db, row: Row, known: dict[str, bool] | None = None) -> bool:
+        """Whether a call carries the payment; *known* remembers other owners from row to row."""
         if row.flight is None:
             return False
         if row.flight == self._me():
             return row.id in self._flying
-        return self._is_alive(db, row.flight)
+        known = {} if known is None else known
+        if row.flight not in known:
+            known[row.flight] = self._is_alive(db, row.flight)
+        return known[row.flight]
 
     def _is_paused(self, db: Db) -> bool:
         return bool(_meta(db, "paused"))
@@ -578,11 +606,11 @@ class Ledger(ABC):
         return [Row(*r) for r in db.all(sql, operation)]
 
     def _twin(self, db: Db, rows: Sequence[Row], now_us: int) -> Twin | None:
-        busy = None
+        busy, known = None, dict[str, bool]()
         for row in reversed(rows):
             if row.state != "reserved" and not row.is_open(now_us):
                 continue
-            if self._in_flight(db, row):
+            if self._in_flight(db, row, known):
                 busy = busy or Twin(row=row, busy=True)
             elif row.state != "reserved":
                 return Twin(row=row, busy=False)
@@ -618,12 +646,19 @@ class Ledger(ABC):
         return before
 
     def _sweep(self, db: Db, now_us: int) -> list[str]:
-        sql = f"SELECT {_COLUMNS} FROM payments WHERE state='reserved'"  # noqa: S608
-        dead = [r for r in (Row(*x) for x in db.all(sql)) if not self._in_flight(db, r)]
+        sql = "SELECT DISTINCT flight FROM payments WHERE state='reserved'"
+        owners = [owner for (owner,) in db.all(sql) if not self._is_other(db, owner)]
+        sql = f"SELECT {_COLUMNS} FROM payments WHERE state='reserved' AND flight=?"  # noqa: S608
+        rows = [Row(*found) for owner in owners for found in db.all(sql, owner)]
+        dead = [row for row in rows if row.id not in self._flying]
         for row in dead:
             note = "its process ended before a proof was stored"
             self._move(db, row, "released", now_us, {"note": note}, note=note)
         return [row.id for row in dead]
+
+    def _is_other(self, db: Db, owner: str) -> bool:
+        """Whether *owner* is another process, and runs."""
+        return owner != self._me() and self._is_alive(db, owner)
 
     def _insert(self, db: Db, want: Reservation, before: Mapping[str, int]) -> None:
         db.run(
@@ -676,21 +711,21 @@ class Ledger(ABC):
         if state not in _MOVES[row.state]:
             return False  # reconciled meanwhile: the chain knows better
         note, transaction = _text(result.note), _text(result.transaction)
+        delivered = not result.lost and bool(result.delivered or row.delivered)
+        outcome = (row.outcome or result.outcome) if result.lost else result.outcome
         detail = {
-            "outcome": result.outcome,
-            "delivered": result.delivered,
+            "outcome": outcome,
+            "delivered": delivered,
             "note": note,
             "transaction": transaction,
-            "seen": result.seen,
         }
-        self._move(db, row, state, now_us, detail, note=note, kind=result.outcome)
+        kind = "reopened" if result.lost else outcome
+        self._move(db, row, state, now_us, detail, note=note, kind=kind)
         db.run(
-            "UPDATE payments SET delivered=?, outcome=?, trans=COALESCE(trans, ?), seen=?"
-            " WHERE id=?",
-            int(result.delivered or row.delivered),
-            result.outcome,
+            "UPDATE payments SET delivered=?, outcome=?, trans=COALESCE(trans, ?) WHERE id=?",
+            int(delivered),
+            outcome,
             transaction,
-            int(result.seen or row.seen),
             row.id,
         )
         return _trip(db, row.origin, result, breaker, now_us)
@@ -758,11 +793,11 @@ class Ledger(ABC):
     @contextmanager
     def _carrying(self, payment_id: str) -> Iterator[None]:
         """This process carries the payment, from before others can see its row."""
-        self._flying.add(payment_id)
+        self._flying[payment_id] = None
         try:
             yield
         except BaseException:
-            self._flying.discard(payment_id)
+            self._flying.pop(payment_id, None)
             raise
 
     def _row(self, db: Db, payment_id: str) -> Row:
@@ -775,7 +810,7 @@ class Ledger(ABC):
         found = db.one(f"SELECT {_COLUMNS} FROM payments WHERE id=?", payment_id)  # noqa: S608
         return None if found is None else Row(*found)
 
-    def _payment(self, db: Db, row: Row) -> Payment:
+    def _payment(self, db: Db, row: Row, known: dict[str, bool]) -> Payment:
         return Payment(
             payment_id=row.id,
             state=row.state,
@@ -799,15 +834,15 @@ class Ledger(ABC):
             outcome=row.outcome,
             transaction=row.trans,
             proof_digest=row.proof_digest,
-            note=row.note or self._waits_for(db, row),
+            note=row.note or self._waits_for(db, row, known),
             at=as_datetime(row.at),
             updated_at=as_datetime(row.updated),
         )
 
-    def _waits_for(self, db: Db, row: Row) -> str:
+    def _waits_for(self, db: Db, row: Row, known: dict[str, bool]) -> str:
         if row.state not in ("reserved", "held"):
             return ""
-        if self._in_flight(db, row):
+        if self._in_flight(db, row, known):
             return "in flight"
         if row.state == "reserved":
             return "its process ended before a proof was stored; reconcile releases it"

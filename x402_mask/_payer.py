@@ -16,6 +16,7 @@ from x402_mask._services import Services, parse_origins
 from x402_mask._wallet import as_signer, is_async
 from x402_mask._windows import SECOND, compile_caps
 from x402_mask._wire import shown
+from x402_mask.errors import LedgerError
 
 if TYPE_CHECKING:
     import os
@@ -262,6 +263,11 @@ class Payer:
         except Exception:
             log.exception("on_event failed at %s", kind)
 
+    @property
+    def chains(self) -> frozenset[str]:
+        """The networks that an RPC endpoint was given for."""
+        return frozenset(self._rpc)
+
     def chain_knows(self, network: str | None) -> bool:
         """Whether an RPC endpoint was given for *network*."""
         return network is not None and network in self._rpc
@@ -279,6 +285,13 @@ class Payer:
         from x402_mask._reconcile import seen  # noqa: PLC0415
 
         return seen(self, row, proof, transaction)
+
+    def reopen(self, payment_id: str, wait_s: float) -> None:
+        """What was recorded as delivered never reached the caller: an identical call goes on."""
+        try:
+            self.ledger.reopen(payment_id, now_us=self.now_us(), wait_s=wait_s)
+        except LedgerError:
+            log.exception("payment %s is re-opened with the next call only", payment_id)
 
     def resolve(self, row: Row) -> Resolved:
         """Ask the chain about one payment and write down what it proves."""

@@ -48,6 +48,7 @@ _DEFAULTS: Final = {
 
 _NOT_YET: Final = ("57P03", "53300")  # starting up, or too many connections
 _ADVICE: Final = {
+    "22003": "a counter of this ledger would overflow",
     "25006": "the server is read-only: name the primary in the DSN",
     "42501": "grant this role the schema x402_mask, or CREATE on the database",
     "42P01": "a table of the schema x402_mask is gone: restore it from a backup",

@@ -97,6 +97,10 @@ class PostgresLedger(Ledger):
         return f"PostgresLedger(<{self._pool.identity}>)"
 
     @property
+    def _identity(self) -> object:
+        return self._pool.identity
+
+    @property
     def key_path(self) -> Path:
         """The file with this ledger's key, where no key was given."""
         return data_path() / "postgres.key"
@@ -303,10 +307,12 @@ class PostgresLedger(Ledger):
         self._stay_alive(wait_s)
         return super().reserve(want, breaker, durable=durable, wait_s=wait_s)
 
-    def claim(self, payment_id: str, *, now_us: int, wait_s: float = WAIT_S) -> Proof | None:
+    def claim(
+        self, payment_id: str, carrier: object = None, *, now_us: int, wait_s: float = WAIT_S
+    ) -> Proof | None:
         """Take an open proof in hand; see :meth:`Ledger.claim`."""
         self._stay_alive(wait_s)
-        return super().claim(payment_id, now_us=now_us, wait_s=wait_s)
+        return super().claim(payment_id, carrier, now_us=now_us, wait_s=wait_s)
 
     def _stay_alive(self, wait_s: float) -> None:
         """Hold a lease that outlasts this call, and keep it while calls are in flight."""

@@ -21,7 +21,7 @@ def reconcile(payer: Payer) -> list[Resolved]:
                  detail="its process ended before a proof was stored")
         for found in payer.ledger.sweep(now_us=payer.now_us())
     ]  # fmt: skip
-    for row in payer.ledger.unresolved():
+    for row in payer.ledger.unresolved(payer.chains):
         if payer.chain_knows(row.network):
             done.append(resolve(payer, row))
         elif row.state == "held":

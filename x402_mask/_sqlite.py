@@ -61,7 +61,7 @@ class _SQL(Ledger):
 
     def __init__(self) -> None:
         super().__init__()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # tells whether this thread has it: see _transaction
         self._pid = os.getpid()
         self._db: _Connection | None = None
 
@@ -78,13 +78,13 @@ class _SQL(Ledger):
         deadline = time.monotonic() + wait_s
         if self._pid != os.getpid():
             self._after_fork()
-        if not self._lock.acquire(blocking=wait_s > 0, timeout=wait_s if wait_s > 0 else -1):
-            raise Busy if wait_s == 0 else contended(wait_s)
-        try:
+        try:  # from before the lock is taken: an interruption may come between any two steps
+            if not self._lock.acquire(blocking=wait_s > 0, timeout=wait_s if wait_s > 0 else -1):
+                raise Busy if wait_s == 0 else contended(wait_s)
             db = self._db or self._opened(deadline, wait_s)
             self._db = db
-            self._begin(db, deadline, wait_s, write=write, durable=durable)
             try:
+                self._begin(db, deadline, wait_s, write=write, durable=durable)
                 yield db
                 db.raw.execute("COMMIT")
             except BaseException:
@@ -94,7 +94,8 @@ class _SQL(Ledger):
         except sqlite3.Error as exc:
             raise self._explained(exc) from exc
         finally:
-            self._lock.release()
+            if self._lock._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001  # as threading.Condition does
+                self._lock.release()
 
     def _opened(self, deadline: float, wait_s: float) -> _Connection:
         if wait_s == 0:
@@ -105,6 +106,8 @@ class _SQL(Ledger):
     def _begin(
         self, db: _Connection, deadline: float, wait_s: float, *, write: bool, durable: bool
     ) -> None:
+        if db.raw.in_transaction:  # left by an interruption between two steps
+            db.raw.execute("ROLLBACK")
         if write:
             db.raw.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
         tries = 0
@@ -179,6 +182,10 @@ class SQLiteLedger(_SQL):
 
     def __repr__(self) -> str:
         return f"SQLiteLedger({str(self.path)!r})"
+
+    @property
+    def _identity(self) -> object:
+        return os.path.realpath(self.path)
 
     @property
     def key_path(self) -> Path:
@@ -292,13 +299,13 @@ class SQLiteLedger(_SQL):
             self._lock.release()
 
     def _after_fork(self) -> None:
-        if self._db is not None or (self._lock.locked() and not self._frozen):
+        if self._db is not None or not self._lock.acquire(blocking=False):
             _inherited.append(self._db)  # closing it here would be as bad as using it
             raise LedgerError(
                 "this process was forked while the ledger was in use, and cannot use it; fork"
                 " before the ledger is used, or start workers with the spawn method"
             )
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._frozen = False
         self._pid = os.getpid()
         self._head = HeadFile(self._head.path)
@@ -342,6 +349,10 @@ class MemoryLedger(_SQL):
 
     def __repr__(self) -> str:
         return "MemoryLedger()"
+
+    @property
+    def _identity(self) -> object:
+        return self._key
 
     def _vault(self) -> Vault:
         return self._key

@@ -12,8 +12,9 @@ import httpx2
 from x402_mask import _flow
 from x402_mask._body import Gathered, body_digest, date_of, is_replayable
 from x402_mask._drive import FAMILIES, Abandoned, AsyncPerformer, perform
-from x402_mask._effects import Ask, Fingerprint, ReadBody, Reply
+from x402_mask._effects import Ask, Fingerprint, ReadBody, Record, Reply
 from x402_mask._flow import Call, Trip, Verdict
+from x402_mask._ledger import WAIT_S
 from x402_mask._models import Receipt
 from x402_mask._services import origin_of
 from x402_mask._wire import (
@@ -25,7 +26,7 @@ from x402_mask._wire import (
 from x402_mask.errors import PaymentError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Generator, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
     from types import AsyncGeneratorType, TracebackType
 
     from x402_mask._effects import Effect
@@ -182,9 +183,15 @@ class _Session:
         assert self.response is not None
         return self.gathered.decoded(self.response.headers.get("content-encoding", ""))
 
+    def watch(self, response: httpx2.Response, payment_id: str) -> None:
+        """If reading the paid answer fails, it was not delivered."""
+        raise NotImplementedError
+
     def conclude(self, verdict: Verdict) -> None:
         """Put the verdict on the response that is handed back."""
         assert self.response is not None
+        if verdict.delivered and verdict.receipt is not None:
+            self.watch(self.response, verdict.receipt.payment_id)
         self.slot.over = not self.response.has_redirect_location
         if verdict.receipt is not None:
             self.response.extensions["x402_mask"] = verdict.receipt
@@ -333,6 +340,11 @@ class _SyncSession(_Session):
             exc.response = self.detached()
         self.response.close()
 
+    def watch(self, response: httpx2.Response, payment_id: str) -> None:
+        source = response.stream
+        assert isinstance(source, httpx2.SyncByteStream)
+        response.stream = _Watched(source, lambda: self.payer.reopen(payment_id, WAIT_S))
+
 
 class _AsyncSession(_Session):
     """:class:`_SyncSession`, async."""
@@ -436,6 +448,54 @@ class _AsyncSession(_Session):
 
         with CancelScope(shield=True):
             await self.response.aclose()
+
+    def watch(self, response: httpx2.Response, payment_id: str) -> None:
+        source = response.stream
+        assert isinstance(source, httpx2.AsyncByteStream)
+        lost = Record(lambda wait_s: self.payer.reopen(payment_id, wait_s))
+        response.stream = _AsyncWatched(source, lambda: self._performer.perform(lost))
+
+
+class _Watched(httpx2.SyncByteStream):
+    """The body of a paid answer: one that breaks off was not delivered.
+
+    A caller that stops reading has got what it wanted; that is not a failure.
+    """
+
+    def __init__(self, source: httpx2.SyncByteStream, lost: Callable[[], None]) -> None:
+        self._source, self._lost = source, lost
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._source
+        except GeneratorExit:
+            raise
+        except BaseException:
+            self._lost()
+            raise
+
+    def close(self) -> None:
+        self._source.close()
+
+
+class _AsyncWatched(httpx2.AsyncByteStream):
+    """:class:`_Watched`, async."""
+
+    def __init__(self, source: httpx2.AsyncByteStream, lost: Callable[[], Awaitable[Any]]) -> None:
+        self._source, self._lost = source, lost
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._source:
+                yield chunk
+        except GeneratorExit:
+            raise
+        except BaseException:
+            await self._lost()
+            raise
+
+    async def aclose(self) -> None:
+        await self._source.aclose()
 
 
 class _Rewound(httpx2.SyncByteStream):

@@ -253,8 +253,8 @@ def bounded(response: httpx.Response, limit: int = _QUOTE_BYTES_MAX) -> httpx.Re
         response.close()
     headers = [
         (name, value)
-        for name, value in response.headers.multi_items()
-        if name.lower() not in ("content-encoding", "content-length", "transfer-encoding")
+        for name, value in response.headers.raw  # bytes: a seller may send any
+        if name.lower() not in (b"content-encoding", b"content-length", b"transfer-encoding")
     ]
     return httpx.Response(
         response.status_code, headers=headers, content=bytes(content[:limit]),

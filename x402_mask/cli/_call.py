@@ -172,7 +172,7 @@ def _sent(session: Session, client: httpx.Client, request: httpx.Request) -> htt
 
     try:
         return client.send(request, stream=True)
-    except (httpx.HTTPError, httpx.InvalidURL) as exc:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as exc:  # the last: odd redirects
         raise of_lost_answer(exc, str(request.url), session.money) from exc
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from x402_mask._services import is_loopback
 from x402_mask.cli._faults import USAGE, Failure
 from x402_mask.cli._session import Session, common
 from x402_mask.cli._show import put, say
@@ -70,16 +72,34 @@ def sandbox(session: Session, host: str, port: int, faults: str, **options: Any)
     if faults == "help":
         _list_faults(session, package)
         return
-    settings = _settings(package, faults, **options)
+    settings = _settings(package, faults, fetch_remote=is_loopback(host), **options)
     if session.as_json:
         raise click.UsageError("--json prints one document, and a server prints none")
-    if host not in ("127.0.0.1", "localhost", "::1"):
-        say(f"listening on {host}: other machines can reach it", style="yellow")
-    say(f"X402_MASK_ORIGINS=http://{host}:{port} X402_MASK_CAPS=0.25/call,5/day pays it")
     try:
+        port = port or _free_port(host)
+        _welcome(host, port)
         package.run(host, port, settings)
     except OSError as exc:
         raise Failure(f"cannot listen on {host}:{port}: {exc.strerror or exc}") from exc
+
+
+def _free_port(host: str) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listening:
+        return int(listening.getsockname()[1])
+
+
+def _welcome(host: str, port: int) -> None:
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    if not is_loopback(host):
+        say(
+            f"other machines can reach {host}; pictures are only taken from the sandbox's own",
+            style="yellow",
+        )
+    say(f"a marketplace with play money at {url}; to pay it:")
+    say(f"export X402_MASK_ORIGINS={url} X402_MASK_CAPS=0.25/call,5/day")
+    say("export X402_MASK_LEDGER=play.db X402_MASK_PRIVATE_KEY=0x$(openssl rand -hex 32)")
+    say(f"x402-mask call random-uuid --method GET   # pages: {url}/services")
 
 
 def _settings(package: ModuleType, faults: str, **options: Any) -> Any:
