@@ -207,6 +207,29 @@ def test_a_lie_is_found_out(reader: Ask, true: str, method: str, lie: Lie, said:
         assert answer == case.truth or isinstance(answer, Unknown)
 
 
+@pytest.mark.parametrize("true", ["settled", "canceled"])
+def test_logs_and_receipt_of_a_replaced_block(reader: Ask, true: str) -> None:
+    """They agree with each other, but not with the chain."""
+    case = CASES[true]()
+    with Node(case.chain) as node:
+        other = {"blockHash": LOG["blockHash"]}
+        node.lies["eth_getLogs"] = changed(**other)
+        node.lies["eth_getTransactionReceipt"] = lambda _, truth: (
+            truth | other | {"logs": [log | other for log in truth["logs"]]}
+        )
+        answer = reader(node).evidence(case.a)
+        assert isinstance(answer, Unknown)
+        assert "in a block that was replaced" in answer.reason
+
+
+def test_a_failed_transaction_with_logs_is_not_seen(node: Node, reader: Ask) -> None:
+    tx = node.chain.add(1010, used(A), moved(A))
+    node.lies["eth_getTransactionReceipt"] = changed(status="0x0")
+    answer = reader(node).seen(replace(A, transaction=tx))
+    assert isinstance(answer, Unknown)
+    assert "failed" in answer.reason
+
+
 @pytest.mark.parametrize(
     "method", ["eth_chainId", "eth_blockNumber", "eth_getBlockByNumber", "eth_call", "eth_getLogs"]
 )
