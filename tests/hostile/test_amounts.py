@@ -358,7 +358,7 @@ def test_an_amount_that_is_not_plain_digits_in_range_is_refused(
 
 
 @pytest.mark.parametrize("amount", AMOUNTS.values(), ids=AMOUNTS)
-@every_kind(SYNC[0], ASYNC[1])
+@every_kind(ASYNC[1])
 def test_a_version_1_amount_obeys_the_same_rule(world: World, kind: Kind, amount: object) -> None:
     """Row 9: version 1 has another name for it and no other rule."""
     seller = world.seller()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.hostile.kit import ASYNC, KEY, SYNC, Kind, World, attempt, every_kind, receipt
+from tests.hostile.kit import KEY, SYNC, Kind, World, attempt, every_kind, receipt
 from tests.support.seller import (
     OTHER_PAYEE,
     PAYEE,
@@ -134,7 +134,7 @@ def test_a_payee_that_cannot_be_right_is_refused(world: World, kind: Kind, payee
 
 
 @pytest.mark.parametrize("payee", WRONG_PAYEES.values(), ids=WRONG_PAYEES)
-@every_kind(SYNC[1], ASYNC[0])
+@every_kind(SYNC[1])
 def test_the_payee_rules_hold_in_version_1_and_with_a_list(
     world: World, kind: Kind, payee: object
 ) -> None:

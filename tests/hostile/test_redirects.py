@@ -24,7 +24,7 @@ from x402_mask import Cap, OriginRefused, PaymentError, PaymentTransport
 
 HTTPX2 = (Kind("httpx2", "sync", "attach"), Kind("httpx2", "asyncio", "client"))
 ROAMING = (*CORE, *HTTPX2, TRIO[1])
-STATUSES = [301, 302, 303, 307, 308]
+STATUSES = [302, 303, 307, 308]
 
 
 def redirect(location: str, status: int = 307, **reply: Any) -> Reply:
