@@ -1,0 +1,216 @@
+"""A payer's configuration is checked when it is made; its questions are answered from the ledger."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from tests.core.hand import SHOP, Hand, answered, asked
+from tests.support.seller import PAYEE, USDC, offer
+from x402_mask import Asset, Cap, LedgerError, MemoryLedger, OfferRefused, Payer, Wallet
+from x402_mask._drive import perform
+from x402_mask._effects import Consult, Record, Sleep
+
+WALLET = Wallet.from_key("11" * 32)
+USDC_ASSET = Asset(USDC.network, USDC.address, 6, USDC.name, USDC.version)
+
+
+def made(**options: Any) -> Payer:
+    """A payer with good defaults."""
+    settings: dict[str, Any] = {
+        "wallet": WALLET, "caps": [Cap(1, per="day")], "origins": [SHOP], "ledger": MemoryLedger(),
+    }  # fmt: skip
+    settings.update(options)
+    return Payer(settings.pop("wallet"), **settings)
+
+
+WRONG: list[tuple[type[Exception], dict[str, Any]]] = [
+    (TypeError, {"wallet": "11" * 32}),
+    (TypeError, {"caps": [1]}),
+    (TypeError, {"caps": ["1/day"]}),
+    (ValueError, {"caps": []}),
+    (TypeError, {"origins": SHOP}),
+    (ValueError, {"origins": []}),
+    (ValueError, {"origins": ["http://shop.example"]}),
+    (ValueError, {"networks": []}),
+    (TypeError, {"networks": "eip155:8453"}),
+    (TypeError, {"networks": [8453]}),
+    (ValueError, {"networks": ["solana"]}),
+    (ValueError, {"networks": ["nowhere"]}),
+    (ValueError, {"networks": ["eip155:424242"]}),
+    (ValueError, {"assets": []}),
+    (TypeError, {"assets": [USDC.address]}),
+    (ValueError, {"assets": [USDC_ASSET], "networks": ["eip155:1"]}),
+    (TypeError, {"payees": PAYEE}),
+    (ValueError, {"payees": []}),
+    (ValueError, {"payees": ["merchant"]}),
+    (ValueError, {"payees": ["0x" + "00" * 20]}),
+    (ValueError, {"payees": [PAYEE[:-1] + "d"]}),
+    (ValueError, {"max_validity": timedelta(seconds=9)}),
+    (ValueError, {"prefer": ()}),
+    (ValueError, {"prefer": ("x402", "x402")}),
+    (ValueError, {"prefer": ("cash",)}),
+    (TypeError, {"prefer": "x402"}),
+    (TypeError, {"approve": True}),
+    (TypeError, {"on_event": "log"}),
+    (ValueError, {"on_refusal": "ignore"}),
+    (ValueError, {"resign": "always"}),
+    (ValueError, {"breaker_after": 0}),
+    (ValueError, {"breaker_after": True}),
+    (TypeError, {"rpc": "http://127.0.0.1:9"}),
+    (ValueError, {"services": {"*": "https://a.example/*"}}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), WRONG, ids=[str(i) for i in range(len(WRONG))])
+def test_what_is_not_sound_is_refused(kind: type[Exception], options: dict[str, Any]) -> None:
+    """Nothing is guessed, and nothing is silently ignored."""
+    with pytest.raises(kind):
+        made(**options)
+
+
+def test_unknown_options_are_refused() -> None:
+    """A typing error in a limit must not become no limit."""
+    with pytest.raises(TypeError):
+        made(payee=[PAYEE])
+    with pytest.raises(TypeError):
+        Payer(WALLET, origins=[SHOP])  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        Payer(WALLET, caps=[Cap(1, per="day")])  # type: ignore[call-arg]
+
+
+def test_one_cap_needs_no_list() -> None:
+    """It is what was meant."""
+    assert len(made(caps=Cap(1, per="day")).limits) == 1
+
+
+def test_networks_by_name() -> None:
+    """Version 1 names are taken; a disputed one must be named by name."""
+    assert made(networks=["base"]).policy.networks == {"eip155:8453"}
+    story = Asset("eip155:1514", "0x" + "ab" * 20, 6, "USDC", "2")
+    by_name = made(networks=["story"], assets=[story]).policy
+    by_chain = made(networks=["eip155:1514"], assets=[story]).policy
+    assert "story" in by_name.names and "story" not in by_chain.names
+    hand = Hand(first=asked(offer(network="story", asset="0x" + "ab" * 20, extra=None)))
+    for policy, paid in ((by_name, True), (by_chain, False)):
+        hand.payer.policy = policy
+        if paid:
+            assert hand.call().receipt is not None
+        else:
+            with pytest.raises(OfferRefused, match="different chains"):
+                hand.call()
+
+
+def test_a_payer_says_what_it_is() -> None:
+    """Address, caps and origins; nothing else."""
+    text = repr(made())
+    assert WALLET.address in text and "$1.00/day" in text and SHOP in text
+    assert made(wallet=None).address is None
+
+
+def test_spend_and_payments() -> None:
+    """One row per cap in the order given; payments newest first, filtered by an alias too."""
+    hand = Hand(options={"caps": [Cap(2, per="day"), Cap(1, per="call"), Cap(1, per="day",
+                                  service="aliyun-imageseg-refine-mask")]})  # fmt: skip
+    hand.call()
+    hand.fingerprint, hand.paid = "cd" * 32, answered(settled=False)
+    hand.call()
+    first, call, other = hand.payer.spend()
+    assert (first.settled, first.held, first.left) == (
+        Decimal("0.001"), Decimal("0.001"), Decimal("1.998"),
+    )  # fmt: skip
+    assert (call.settled, call.held, call.left, call.resets_at) == (0, 0, 1, None)
+    assert other.service == "mask-refinement" and other.left == 1
+    assert [row.state for row in hand.payer.payments()] == ["held", "settled"]
+    assert len(hand.payer.payments(state="held")) == len(hand.payer.payments(limit=1)) == 1
+    assert hand.payer.payments(service="aliyun-imageseg-refine-mask") == []
+    assert len(hand.payer.payments(service="https://SHOP.example/")) == 2
+
+
+def test_a_pinned_payee_can_be_accepted() -> None:
+    """Contract 1: refused, named, accepted, paid; a bad address is not."""
+    hand = Hand(options={"payees": "pin"})
+    hand.call()
+    hand.first, hand.fingerprint = asked(offer(payTo="0x" + "77" * 20)), "cd" * 32
+    with pytest.raises(OfferRefused) as caught:
+        hand.call()
+    assert caught.value.reason == "payee"
+    for wrong in ("0x12", "0x" + "00" * 20):
+        with pytest.raises(ValueError, match=r"."):
+            hand.payer.accept_payee(SHOP, wrong)
+    hand.payer.accept_payee(SHOP + "/", "0x" + "77" * 20)
+    assert hand.call().receipt is not None
+
+
+def test_a_payer_is_a_context_and_closes_its_ledger() -> None:
+    """And the ledger opens again when it is used."""
+    closed: list[int] = []
+
+    class Closing(MemoryLedger):
+        def close(self) -> None:
+            closed.append(1)
+
+    with made(ledger=Closing()) as payer:
+        assert payer.spend()
+    assert closed == [1]
+
+
+def test_the_blocking_performer() -> None:
+    """What a sync client does with effects."""
+    assert perform(Record(lambda wait_s: wait_s)) == 5.0
+    assert perform(Consult(max, (1, 2))) == 2
+    assert perform(Sleep(0)) is None
+
+    async def later() -> None: ...
+
+    with pytest.raises(TypeError, match="async client"):
+        perform(Consult(later, ()))
+
+
+def test_a_memory_ledger_does_not_follow_a_fork() -> None:
+    """Two processes would each have the whole budget."""
+    ledger = MemoryLedger()
+    ledger._pid = -1
+    with pytest.raises(LedgerError, match="fork"):
+        ledger.is_paused()
+
+
+IMPORTS = """
+import sys
+import httpx
+before = set(sys.modules)
+import x402_mask
+x402_mask.Client, x402_mask.Wallet, x402_mask.Payer
+print(" ".join(sorted({name.partition(".")[0] for name in set(sys.modules) - before})))
+"""
+HEAVY = {
+    "web3", "eth_account", "eth_utils", "coincurve", "sqlite3", "cryptography", "Crypto", "click",
+    "rich", "httpx2", "psycopg", "anyio", "asyncio", "trio", "platformdirs", "mcp", "starlette",
+    "uvicorn", "numpy", "PIL", "sniffio",
+}  # fmt: skip
+
+
+def test_importing_the_package_is_light() -> None:
+    """No driver, curve, chain or command line is loaded before it is asked for."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS], capture_output=True, text=True, timeout=20, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert "x402_mask" in loaded
+    assert not loaded & HEAVY, f"imported: {sorted(loaded & HEAVY)}"
+
+
+def test_names_that_do_not_exist() -> None:
+    """Lazy names are the ledgers only."""
+    import x402_mask
+
+    assert set(x402_mask._LAZY) == {"MemoryLedger", "SQLiteLedger", "PostgresLedger"}
+    assert x402_mask.SQLiteLedger.__name__ == "SQLiteLedger"
+    with pytest.raises(AttributeError, match="Walet"):
+        x402_mask.Walet  # noqa: B018
+    assert sorted(x402_mask.__all__) == x402_mask.__all__
