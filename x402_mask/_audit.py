@@ -383,7 +383,7 @@ _FIELDS: Final = (
 
 
 def _write_csv(records: Iterable[Mapping[str, Any]], file: IO[str]) -> int:
-    table = csv.DictWriter(file, _FIELDS, lineterminator="\n")
+    table: csv.DictWriter[str] = csv.DictWriter(file, _FIELDS, lineterminator="\n")
     table.writeheader()
     written = 0
     for written, record in enumerate(records, 1):  # noqa: B007

@@ -204,13 +204,14 @@ class Pool:
     def _connected(self, deadline: float) -> Connection:
         """A new connection; a server that was reached before may be starting again: wait for it."""
         while True:
-            failure = None
+            raw, failure, patient = None, None, False
             try:
                 raw = Connection.connect(self._conninfo(), autocommit=True)
             except psycopg.Error as exc:
                 failure, patient = self.explained(exc), self._reached or exc.sqlstate in _NOT_YET
-            if failure is None:
+            if raw is not None:
                 break
+            assert failure is not None
             if not patient or time.monotonic() + _PAUSE_S >= deadline:
                 raise failure  # outside of the handler: the cause would show the DSN
             time.sleep(_PAUSE_S)

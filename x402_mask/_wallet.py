@@ -34,6 +34,7 @@ class Signer(Protocol):
     @property
     def address(self) -> str:
         """The address that its signatures recover to."""
+        ...
 
     def sign_typed_data(self, domain: Any, types: Any, message: Any) -> Any:
         """Sign EIP-712 typed data; may be a coroutine function.
@@ -204,7 +205,7 @@ def as_signer(wallet: object) -> Signer:
     if isinstance(wallet, Wallet):
         return wallet
     if type(wallet).__module__.startswith("eth_account.") and hasattr(wallet, "key"):
-        return Wallet.from_key(bytes(wallet.key))
+        return Wallet.from_key(bytes(getattr(wallet, "key")))  # noqa: B009  # no stubs to check
     address = getattr(wallet, "address", None)
     if not callable(getattr(wallet, "sign_typed_data", None)) or not isinstance(address, str):
         raise TypeError("a wallet has .address and sign_typed_data(domain, types, message)")

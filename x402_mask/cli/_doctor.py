@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from x402_mask._exact import SKEW_IGNORED_S, SKEW_MAX_S
 from x402_mask.cli._answer import bounded, told
 from x402_mask.cli._faults import DONE, FAILED, Failure
 from x402_mask.cli._owner import stop_lines, stops_of
+from x402_mask.cli._parse import parse
 from x402_mask.cli._session import Session, common
 from x402_mask.cli._show import clean, money, put, show
 from x402_mask.errors import LedgerError, PaymentError
@@ -222,10 +222,10 @@ def _rpc_check(network: str, url: str) -> Check:
         with httpx.Client(timeout=_TIMEOUT_S) as client:
             request = client.build_request("POST", url, json=asked)
             response = bounded(client.send(request, stream=True), _RPC_BYTES_MAX)
-            found = int(json.loads(response.content)["result"], 16)
+            found = int(parse(response.content)["result"], 16)
     except httpx.HTTPError as exc:
         return _fail(name, f"{host} cannot be asked: {type(exc).__name__}")
-    except (ValueError, KeyError, TypeError, RecursionError, httpx.InvalidURL):
+    except (ValueError, KeyError, TypeError, httpx.InvalidURL):
         return _fail(name, f"{host} does not answer as an Ethereum RPC endpoint")
     if f"eip155:{found}" != network:
         return _fail(name, f"{host} serves eip155:{found}", "no payment can be proven there")
@@ -265,6 +265,7 @@ def _clock_check(origin: str, date: str | None) -> Check:
 
 def _price_check(session: Session) -> Check:
     """What mask-refinement costs at the first origin; the request is sent without any payment."""
+    url = ""
     try:
         url = f"{session.origin(None)}/api/tools/{_SERVICE}"
         with session.payer() as payer, httpx.Client(timeout=_TIMEOUT_S) as client:
