@@ -419,9 +419,14 @@ def test_an_interrupt_ends_the_question(node: Node, reader: Ask) -> None:
     main = threading.main_thread().ident
     assert main is not None
     timer = threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        made.evidence(A)
-    timer.join(5)
+    # Shells start background jobs with SIGINT ignored, and Python then leaves it so.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            made.evidence(A)
+        timer.join(5)
+    finally:
+        signal.signal(signal.SIGINT, before)
     node.raw = None
     assert isinstance(made.evidence(A), Unused)
