@@ -53,6 +53,7 @@ class HeadFile:
         record = json.dumps({"seq": seq, "mac": mac.hex()}).ljust(_SIZE).encode("ascii")
         try:
             if self._file is None:
+                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0)
                 self._file = os.open(self.path, flags, 0o600)
             os.lseek(self._file, 0, os.SEEK_SET)

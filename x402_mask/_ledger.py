@@ -97,9 +97,11 @@ class Db(Protocol):
 
     def all(self, sql: str, *params: object) -> list[tuple[Any, ...]]:
         """Every row."""
+        ...
 
     def run(self, sql: str, *params: object) -> int:
         """Execute, and tell how many rows changed."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +317,7 @@ class Ledger(ABC):
             Paused, CapExceeded, OfferRefused, PaymentRefused: nothing was reserved.
             LedgerError: the ledger could not record; nothing was reserved.
         """
-        self._know(want.limits, wait_s)
+        self._know(_units(want.limits), wait_s)
         self._flush(wait_s)
         with self._carrying(want.id), self._transaction(wait_s, durable=durable) as db:
             if self._is_paused(db):
@@ -327,8 +329,9 @@ class Ledger(ABC):
                 return twin
             _check_breaker(db, want, breaker)
             new_payee = _check_payee(db, want)
+            meters = self._running(db, want)
             before = self._check_caps(db, want)
-            self._insert(db, want, before)
+            self._insert(db, want, before, meters)
         return Reserved(new_payee=new_payee)
 
     def hold(self, payment_id: str, proof: Proof, *, now_us: int, wait_s: float = WAIT_S) -> None:
@@ -479,9 +482,14 @@ class Ledger(ABC):
 
     def room(self, limits: Sequence[Limit], *, now_us: int, wait_s: float = WAIT_S) -> list[Spend]:
         """How far each limit is used, in the order given."""
-        self._know(limits, wait_s)
-        with self._transaction(wait_s, write=False) as db:
-            return [limit.spend(now_us, _used(db, limit, now_us)) for limit in limits]
+        units = _units(limits)
+        for _ in range(3):
+            self._know(units, wait_s)
+            with self._transaction(wait_s, write=False) as db:
+                if units <= set(db.all("SELECT scope, unit FROM meters")):
+                    return [limit.spend(now_us, _used(db, limit, now_us)) for limit in limits]
+            self._meters.clear()  # another database than a moment ago
+        raise LedgerError("the counters of this ledger do not stay; see `x402-mask doctor`")
 
     def payments(
         self,
@@ -616,9 +624,8 @@ class Ledger(ABC):
                 return Twin(row=row, busy=False)
         return busy
 
-    def _know(self, limits: Iterable[Limit], wait_s: float) -> None:
+    def _know(self, units: set[tuple[str, str]], wait_s: float) -> None:
         """Start the counters that a new cap needs, counting what the ledger already holds."""
-        units = {(x.scope, x.unit) for x in limits if not x.per_call}
         if units <= self._meters:
             return
         with self._transaction(wait_s, write=False) as db:
@@ -635,7 +642,20 @@ class Ledger(ABC):
         for scope, unit in units:
             sql = "INSERT INTO meters (scope, unit) VALUES (?, ?) ON CONFLICT DO NOTHING"
             if db.run(sql, scope, unit):
+                db.run("DELETE FROM counters WHERE scope=? AND unit=?", scope, unit)
                 _backfill(db, scope, unit)
+
+    def _running(self, db: Db, want: Reservation) -> list[tuple[str, str]]:
+        """The counters that count this payment; the caps' are all there, whatever was known before.
+
+        A connection may be a moment old, and its database another one: a restored backup.
+        """
+        meters = _meters(db, want.service)
+        missing = _units(applying(want.limits, want.service)).difference(meters)
+        if not missing:
+            return meters
+        self._start_meters(db, missing)
+        return _meters(db, want.service)
 
     def _check_caps(self, db: Db, want: Reservation) -> dict[str, int]:
         before, full = _measure(db, want)
@@ -660,7 +680,13 @@ class Ledger(ABC):
         """Whether *owner* is another process, and runs."""
         return owner != self._me() and self._is_alive(db, owner)
 
-    def _insert(self, db: Db, want: Reservation, before: Mapping[str, int]) -> None:
+    def _insert(
+        self,
+        db: Db,
+        want: Reservation,
+        before: Mapping[str, int],
+        meters: Sequence[tuple[str, str]],
+    ) -> None:
         db.run(
             "INSERT INTO payments (id, at, updated, state, service, origin, route, micro, amount,"
             " asset, network, payer, pay_to, operation, flight)"
@@ -680,7 +706,7 @@ class Ledger(ABC):
             want.operation,
             self._me(),
         )
-        _count(db, want.service, want.at, 0, want.micro)
+        _count(db, meters, want.at, 0, want.micro)
         after = {name: used + want.micro for name, used in before.items()}
         record = {
             **want.detail,
@@ -757,7 +783,8 @@ class Ledger(ABC):
         settled = (state == "settled") - (row.state == "settled")
         held = (state in ("reserved", "held")) - (row.state in ("reserved", "held"))
         if settled or held:
-            _count(db, row.service, row.at, settled * row.micro, held * row.micro)
+            meters = _meters(db, row.service)
+            _count(db, meters, row.at, settled * row.micro, held * row.micro)
         self._write(db, now_us, row.id, kind or state, {**detail, "state": state})
 
     def _write(
@@ -852,6 +879,16 @@ class Ledger(ABC):
 def contended(wait_s: float) -> LedgerError:
     """Others held the lock for all the time there was."""
     return LedgerError(f"the ledger was locked for {wait_s:g} s; nothing was sent")
+
+
+def reentered() -> LedgerError:
+    """A signal handler or a finalizer came in the middle of a call of its own thread."""
+    return LedgerError("the ledger is in use by this very thread; nothing was sent")
+
+
+def owned(lock: Any) -> bool:
+    """Whether this thread has the ``RLock``; asked as ``threading.Condition`` asks."""
+    return bool(lock._is_owned())  # noqa: SLF001
 
 
 def newer_schema(name: str, version: object) -> LedgerError:
@@ -987,9 +1024,19 @@ def over_cap(
     return None
 
 
-def _count(db: Db, service: str, at: int, settled: int, held: int) -> None:
-    """Add to every counter that counts *service* at the instant *at*."""
-    meters = db.all("SELECT scope, unit FROM meters WHERE scope=? OR scope='*'", service)
+def _units(limits: Iterable[Limit]) -> set[tuple[str, str]]:
+    """Scope and unit of every counter that the limits read."""
+    return {(limit.scope, limit.unit) for limit in limits if not limit.per_call}
+
+
+def _meters(db: Db, service: str) -> list[tuple[str, str]]:
+    """Scope and unit of every counter that counts *service*."""
+    found = db.all("SELECT scope, unit FROM meters WHERE scope=? OR scope='*'", service)
+    return [(scope, unit) for scope, unit in found]
+
+
+def _count(db: Db, meters: Iterable[tuple[str, str]], at: int, settled: int, held: int) -> None:
+    """Add to each of the counters at the instant *at*."""
     for scope, unit in meters:
         _add(db, scope, unit, bucket(unit, at), settled, held)
 

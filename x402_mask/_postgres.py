@@ -27,14 +27,19 @@ from x402_mask._ledger import (
     _set_meta,
     contended,
     newer_schema,
+    owned,
+    reentered,
 )
 from x402_mask._vault import Vault, data_path, load_key
 from x402_mask.errors import LedgerError
 
-try:
+if TYPE_CHECKING:
     from x402_mask import _pg
-except ImportError:  # psycopg comes with an extra; making a ledger says so
-    _pg = None  # type: ignore[assignment]
+else:
+    try:
+        from x402_mask import _pg
+    except ImportError:  # psycopg comes with an extra; making a ledger says so
+        _pg = None
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,7 +94,7 @@ class PostgresLedger(Ledger):
         self._key: Vault | None = None
         self._pool = _pg.Pool(dsn, self._prepare)
         self._head = HeadFile(data_path() / f"postgres-{self._pool.identity}.head")
-        self._writing = threading.Lock()
+        self._writing = threading.RLock()
         self._heart = _Heart(weakref.ref(self))
         self._pid = os.getpid()
 
@@ -132,10 +137,12 @@ class PostgresLedger(Ledger):
         if wait_s == 0:
             raise Busy  # the network is never quick enough for an event loop
         self._follow_fork()
+        if owned(self._writing):
+            raise reentered()
         deadline = time.monotonic() + wait_s
-        if write and not self._writing.acquire(timeout=wait_s):
-            raise contended(wait_s)
-        try:
+        try:  # from before the lock is taken: an interruption may come between any two steps
+            if write and not self._writing.acquire(timeout=wait_s):
+                raise contended(wait_s)
             opening = _begin_writing(deadline) if write else _READING
             with self._pool.connection(deadline, wait_s, opening) as raw:
                 try:
@@ -152,7 +159,7 @@ class PostgresLedger(Ledger):
         except _pg.Error as exc:
             raise self._explained(exc, wait_s) from None
         finally:
-            if write:
+            if owned(self._writing):
                 self._head.forget()
                 self._writing.release()
 
@@ -201,7 +208,7 @@ class PostgresLedger(Ledger):
     def _follow_fork(self) -> None:
         if self._pid == os.getpid():
             return
-        self._writing = threading.Lock()
+        self._writing = threading.RLock()
         self._pool.forked()
         self._heart = _Heart(weakref.ref(self))
         self._head = HeadFile(self._head.path)

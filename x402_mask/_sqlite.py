@@ -25,6 +25,8 @@ from x402_mask._ledger import (
     _set_meta,
     contended,
     newer_schema,
+    owned,
+    reentered,
 )
 from x402_mask._vault import Vault, data_path, load_key, sync_directory
 from x402_mask.errors import LedgerError
@@ -78,6 +80,8 @@ class _SQL(Ledger):
         deadline = time.monotonic() + wait_s
         if self._pid != os.getpid():
             self._after_fork()
+        if owned(self._lock):
+            raise Busy if wait_s == 0 else reentered()
         try:  # from before the lock is taken: an interruption may come between any two steps
             if not self._lock.acquire(blocking=wait_s > 0, timeout=wait_s if wait_s > 0 else -1):
                 raise Busy if wait_s == 0 else contended(wait_s)
@@ -94,7 +98,7 @@ class _SQL(Ledger):
         except sqlite3.Error as exc:
             raise self._explained(exc) from exc
         finally:
-            if self._lock._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001  # as threading.Condition does
+            if owned(self._lock):
                 self._lock.release()
 
     def _opened(self, deadline: float, wait_s: float) -> _Connection:
@@ -288,7 +292,7 @@ class SQLiteLedger(_SQL):
         SQLite keeps its locks per process and file. A child that inherits a connection believes it
         holds the parent's locks, and what it then writes is lost when the parent closes the file.
         """
-        self._frozen = self._lock.acquire(timeout=2 * WAIT_S)
+        self._frozen = not owned(self._lock) and self._lock.acquire(timeout=2 * WAIT_S)
         if self._frozen and self._db is not None:
             self._db.raw.close()
             self._db = None

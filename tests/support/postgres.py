@@ -165,13 +165,15 @@ class Postgres:
 
     def kill(self) -> None:
         """End the server as ``kill -9`` does: no goodbye, no checkpoint."""
-        os.kill(self.pid, signal.SIGKILL)
-        self._reap()
+        self._end(signal.SIGKILL)
 
     def shut_down(self) -> None:
         """End the server the gentle way: connections are cut, what is committed stays."""
+        self._end(signal.SIGINT)
+
+    def _end(self, how: signal.Signals) -> None:
         with suppress(FileNotFoundError, ProcessLookupError):
-            os.kill(self.pid, signal.SIGINT)
+            os.kill(self.pid, how)
         self._reap()
 
     def _reap(self) -> None:
@@ -180,8 +182,8 @@ class Postgres:
             self._child = None
 
     def stop(self) -> None:
-        """End the server, if it runs, and forget its data."""
-        self.shut_down()
+        """End the server, if it runs, and forget its data: no need to write it out first."""
+        self._end(signal.SIGQUIT)
         self._scratch.cleanup()
 
     def __enter__(self) -> Self:

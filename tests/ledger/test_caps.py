@@ -1,0 +1,249 @@
+"""Caps: what counts, in which window, up to the last micro-USD (contract, section 4)."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from tests.ledger.kit import (
+    DAY,
+    HOUR,
+    NOW,
+    SECOND,
+    SERVICE,
+    at,
+    end,
+    held,
+    in_state,
+    limits,
+    refusal,
+    reserved,
+    used,
+    want,
+)  # fmt: skip
+from x402_mask import Cap, CapExceeded, PaymentRefused
+from x402_mask._ledger import Ledger
+from x402_mask._money import MICRO_MAX
+
+ALL: tuple[Any, ...] = ("hour", "day", "month", "total", timedelta(hours=1), timedelta(days=30))
+
+
+@pytest.mark.parametrize("per", ALL, ids=str)
+def test_a_cap_is_used_to_the_last_unit_and_not_one_further(ledger: Ledger, per: Any) -> None:
+    cap = Cap("0.01", per=per)
+    for _ in range(3):
+        reserved(ledger, cap, micro=3333)
+
+    error = refusal(ledger, want(cap, micro=2))
+    assert isinstance(error, CapExceeded)
+    assert (error.reason, error.cap) == ("cap", cap)
+    assert (error.wanted, error.left) == (Decimal("0.000002"), Decimal("0.000001"))
+    reserved(ledger, cap, micro=1)
+    assert used(ledger, cap) == 10_000
+    assert isinstance(refusal(ledger, want(cap, micro=1)), CapExceeded)
+
+
+def test_a_cap_per_call_bounds_one_payment_and_counts_none(ledger: Ledger) -> None:
+    cap = Cap("0.01", per="call")
+    for _ in range(3):
+        reserved(ledger, cap, micro=10_000)
+    error = refusal(ledger, want(cap, micro=10_001))
+    assert isinstance(error, CapExceeded)
+    assert (error.left, error.resets_at) == (Decimal("0.01"), None)
+    assert used(ledger, cap) == 0
+
+
+def test_a_payment_fits_every_cap_that_names_it(ledger: Ledger) -> None:
+    everything, one = Cap("0.01", per="day"), Cap("0.004", per="day", service="a")
+    caps = (everything, one, Cap("0.009", per="hour", service="b"))
+    reserved(ledger, *caps, service="a", micro=4000)
+
+    error = refusal(ledger, want(*caps, service="a", micro=1))
+    assert isinstance(error, CapExceeded)
+    assert error.cap == one
+    reserved(ledger, *caps, service="b", micro=6000)
+    error = refusal(ledger, want(*caps, service="b", micro=1))
+    assert isinstance(error, CapExceeded)
+    assert error.cap == everything
+    assert [used(ledger, cap) for cap in caps] == [10_000, 4000, 6000]
+
+
+def test_spends_come_in_the_order_of_the_caps(ledger: Ledger) -> None:
+    caps = (Cap(1, per="total"), Cap(2, per="call"), Cap(3, per="day", service=SERVICE))
+    reserved(ledger, *caps, micro=700_000)
+    first = ledger.room(limits(*caps), now_us=NOW)
+    again = ledger.room(limits(*reversed(caps)), now_us=NOW)
+    assert [s.per for s in first] == ["total", "call", "day"]
+    assert [s.left for s in first] == [Decimal("0.3"), Decimal(2), Decimal("2.3")]
+    assert [s.service for s in first] == ["*", "*", SERVICE]
+    assert again == list(reversed(first))
+
+
+def test_a_service_that_no_cap_names_is_refused(ledger: Ledger) -> None:
+    error = refusal(ledger, want(Cap(1, per="day", service="other")))
+    assert isinstance(error, PaymentRefused)
+    assert error.reason == "no_cap"
+    assert ledger.payments() == []
+
+
+def test_a_refused_payment_leaves_no_trace_in_any_counter(ledger: Ledger) -> None:
+    caps = (Cap(1, per="total"), Cap("0.001", per="day"))
+    refusal(ledger, want(*caps, micro=1001))
+    assert [used(ledger, cap) for cap in caps] == [0, 0]
+    assert ledger.payments() == []
+    assert ledger.payees() == []
+
+
+def test_held_and_settled_money_counts_and_released_and_void_does_not(ledger: Ledger) -> None:
+    cap = Cap(1, per="day")
+    for state, micro in (
+        ("reserved", 1), ("held", 10), ("settled", 100), ("seen", 1000), ("released", 10_000),
+        ("void", 100_000),
+    ):  # fmt: skip
+        in_state(ledger, state, cap, micro=micro)
+    (spend,) = ledger.room(limits(cap), now_us=NOW)
+    assert (spend.held, spend.settled) == (Decimal("0.000011"), Decimal("0.0011"))
+    assert spend.left == Decimal("0.998889")
+
+
+def test_presenting_again_counts_nothing(ledger: Ledger) -> None:
+    cap = Cap("0.001", per="total")
+    made, _ = held(ledger, cap)
+    ledger.finish(made.id, end("unknown"), now_us=NOW)
+    assert ledger.claim(made.id, now_us=NOW) is not None
+    assert used(ledger, cap) == 1000
+
+
+def test_what_a_cap_can_hold_is_bounded(ledger: Ledger) -> None:
+    """Sums beyond 2**63-1 micro-USD are refused, not wrapped around."""
+    most = Decimal(MICRO_MAX) / SECOND
+    cap = Cap(most, per="day")
+    reserved(ledger, cap, micro=MICRO_MAX)
+    assert used(ledger, cap) == MICRO_MAX
+    assert isinstance(refusal(ledger, want(cap, micro=1)), CapExceeded)
+    two = Cap(most, per="day", service="other")
+    assert "overflow" in str(refusal(ledger, want(two, micro=MICRO_MAX, service="other")))
+    assert used(ledger, two) == 0
+
+
+# --- windows --------------------------------------------------------------------------------------
+
+EDGES = [
+    ("hour", "2026-05-15 12:00", "2026-05-15 12:59:59.999999", True),
+    ("hour", "2026-05-15 12:59:59.999999", "2026-05-15 13:00", False),
+    ("hour", "2026-05-15 23:59:59.999999", "2026-05-16 00:00", False),
+    ("day", "2026-05-15 00:00", "2026-05-15 23:59:59.999999", True),
+    ("day", "2026-05-15 23:59:59.999999", "2026-05-16 00:00", False),
+    ("month", "2026-05-01 00:00", "2026-05-31 23:59:59.999999", True),
+    ("month", "2026-05-31 23:59:59.999999", "2026-06-01 00:00", False),
+    ("month", "2028-02-29 23:59:59.999999", "2028-03-01 00:00", False),
+    ("month", "2026-12-31 23:59:59.999999", "2027-01-01 00:00", False),
+    ("month", "2026-12-01 00:00", "2026-12-31 23:59:59.999999", True),
+    ("total", "2001-01-01 00:00", "2099-12-31 23:59:59", True),
+]
+
+
+@pytest.mark.parametrize(("per", "then", "now", "counts"), EDGES)
+def test_calendar_windows_are_half_open(
+    ledger: Ledger, per: str, then: str, now: str, counts: bool
+) -> None:
+    cap = Cap("0.001", per=per)
+    reserved(ledger, cap, at=at(then))
+    assert used(ledger, cap, at(now)) == (1000 if counts else 0)
+    if counts:
+        assert isinstance(refusal(ledger, want(cap, at=at(now))), CapExceeded)
+    else:
+        reserved(ledger, cap, at=at(now))
+
+
+@pytest.mark.parametrize("back", [1, HOUR, DAY, 40 * DAY], ids=["1us", "hour", "day", "40 days"])
+@pytest.mark.parametrize("per", ALL, ids=str)
+def test_a_clock_that_goes_back_frees_nothing(ledger: Ledger, per: Any, back: int) -> None:
+    """A payment recorded later than now counts in the current window too."""
+    cap, midnight = Cap("0.001", per=per), at("2026-06-01 00:00")
+    reserved(ledger, cap, at=midnight)
+    assert used(ledger, cap, midnight - back) == 1000
+    assert isinstance(refusal(ledger, want(cap, at=midnight - back)), CapExceeded)
+
+
+def test_after_a_jump_back_both_sides_of_the_edge_count(ledger: Ledger) -> None:
+    cap, midnight = Cap("0.002", per="day"), at("2026-05-16 00:00")
+    reserved(ledger, cap, at=midnight - 1)
+    reserved(ledger, cap, at=midnight)
+    assert used(ledger, cap, midnight) == 1000
+    assert used(ledger, cap, midnight - 1) == 2000
+    assert isinstance(refusal(ledger, want(cap, at=midnight - 1)), CapExceeded)
+    reserved(ledger, cap, at=midnight + 1)
+
+
+SPANS = [
+    timedelta(microseconds=100), timedelta(microseconds=199), timedelta(seconds=1),
+    timedelta(seconds=90), timedelta(hours=36), timedelta(days=365, microseconds=7),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("span", SPANS, ids=str)
+@pytest.mark.parametrize("start", [NOW, NOW + 17, NOW + 999_983])
+def test_a_rolling_window_forgets_at_most_a_hundredth_late_and_never_early(
+    ledger: Ledger, span: timedelta, start: int
+) -> None:
+    cap, window = Cap("0.001", per=span), span // timedelta(microseconds=1)
+    reserved(ledger, cap, at=start)
+    for later in (0, 1, window // 2, window - 1, window):
+        assert used(ledger, cap, start + later) == 1000
+    assert used(ledger, cap, start + window + window // 100 + 1) == 0
+
+
+@pytest.mark.parametrize("per", ["hour", "day", "month", timedelta(minutes=7), timedelta(days=3)])
+def test_a_refusal_says_when_there_is_room_again(ledger: Ledger, per: Any) -> None:
+    cap = Cap("0.001", per=per)
+    reserved(ledger, cap)
+    error = refusal(ledger, want(cap))
+    assert isinstance(error, CapExceeded)
+    assert error.resets_at is not None
+    (spend,) = ledger.room(limits(cap), now_us=NOW)
+    assert spend.resets_at == error.resets_at
+    when = at(error.resets_at.replace(tzinfo=None).isoformat())
+    assert when > NOW
+    refusal(ledger, want(cap, at=when - 1))
+    reserved(ledger, cap, at=when)
+
+
+# --- caps that come later -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("service", ["*", SERVICE])
+@pytest.mark.parametrize("per", ALL, ids=str)
+def test_a_cap_added_later_counts_what_the_ledger_holds(
+    ledger: Ledger, per: Any, service: str
+) -> None:
+    """... in its window and for its service, as if it had been there from the start."""
+    for moment in ("2024-02-29 23:00", "2026-04-30 23:59:59.999999", "2026-05-01 00:00",
+                   "2026-05-14 12:00", "2026-05-15 11:59", "2026-05-15 12:29:59"):  # fmt: skip
+        for state in ("reserved", "held", "settled", "released", "void"):
+            in_state(ledger, state, at=at(moment))
+            in_state(ledger, state, at=at(moment), service="another")
+    inside = {"hour": 1, "day": 2, "month": 4, "total": 6}.get(str(per))
+    if inside is None:
+        inside = 2 if per == timedelta(hours=1) else 5
+    services = 2 if service == "*" else 1
+    expected = inside * 3 * services * 1000
+    cap = Cap(Decimal(expected + 1000) / SECOND, per=per, service=service)
+
+    assert used(ledger, cap) == expected
+    reserved(ledger, cap)
+    assert isinstance(refusal(ledger, want(cap)), CapExceeded)
+
+
+def test_a_cap_of_another_process_is_kept_up_by_all(shared: Any) -> None:
+    """Counters are the ledger's, not the process's that first needed them."""
+    first, second = shared.ledger, shared.again()
+    reserved(first, Cap(1, per="day"))
+    cap = Cap("0.002", per=timedelta(hours=2), service=SERVICE)
+    assert used(second, cap) == 1000
+    reserved(first, Cap(1, per="day"))
+    assert used(second, cap) == 2000
+    assert isinstance(refusal(second, want(cap)), CapExceeded)
