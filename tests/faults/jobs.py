@@ -246,13 +246,15 @@ def fleet_racing(
 
 
 class Lines:
-    """Counts the lines executed in some of the library's modules, and strikes at one of them."""
+    """Counts the lines executed in the library, or some of its modules, and strikes at one."""
 
     def __init__(self, *modules: str, at: int = 0, strike: Callable[[str], None] = killing) -> None:
         self.count = 0
         self.struck = ""
         self._at, self._strike = at, strike
-        self._files = {str(Path(x402_mask.__file__).with_name(f"{name}.py")) for name in modules}
+        folder = Path(x402_mask.__file__).parent
+        wanted = [folder / f"{name}.py" for name in modules] if modules else folder.glob("*.py")
+        self._files = {str(file) for file in wanted}
 
     def __enter__(self) -> Self:
         sys.settrace(self._enter)
@@ -262,8 +264,7 @@ class Lines:
         sys.settrace(None)
 
     def _enter(self, frame: FrameType, event: str, arg: Any) -> Any:
-        ours = not self._files or frame.f_code.co_filename in self._files
-        return self._line if ours else None
+        return self._line if frame.f_code.co_filename in self._files else None
 
     def _line(self, frame: FrameType, event: str, arg: Any) -> Any:
         if event == "line" and not self.struck:

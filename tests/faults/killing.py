@@ -184,6 +184,7 @@ def double_signatures(path: Path) -> list[str]:
     """
     open_until: dict[str, dict[str, float]] = defaultdict(dict)
     operation_of: dict[str, str] = {}
+    ends: dict[str, float] = {}
     found = []
     for at, payment, kind, text in query(
         path, "SELECT at, payment, kind, data FROM history ORDER BY seq"
@@ -197,7 +198,10 @@ def double_signatures(path: Path) -> list[str]:
                 if now < until
             ]
         elif kind == "held" and data.get("valid_before"):
-            open_until[operation_of[payment]][payment] = data["valid_before"] + MARGIN_S
+            ends[payment] = data["valid_before"] + MARGIN_S
+            open_until[operation_of[payment]][payment] = ends[payment]
+        elif kind == "reopened":
+            open_until[operation_of[payment]][payment] = ends[payment]
         elif data.get("delivered"):
             open_until[operation_of[payment]].pop(payment, None)
     return found
@@ -232,7 +236,7 @@ def soak(seller: Seller, path: Path, kills: int, seed: int, *, most_s: float) ->
     limit = 0
     for number in range(kills):
         assert time.monotonic() - began < most_s, f"only {number} kills in {most_s} s"
-        limit = (30 + 6 * number) * PRICE
+        limit = (30 + 2 * number) * PRICE  # tight: its owner raises it a little each time
         _one_life(seller, path, chance, limit)
         with books.lock:
             total = books.total
@@ -245,7 +249,7 @@ def _one_life(seller: Seller, path: Path, chance: random.Random, limit: int) -> 
     arguments = (path, seller.origin, chance.random(), limit)
     with Process(jobs.shopping, *arguments) as buyer:
         assert buyer.heard() == "ready"
-        time.sleep(chance.uniform(0.0, 0.25))
+        time.sleep(chance.uniform(0.0, 0.4))
         assert buyer.running, "the buyer ended by itself"
         buyer.kill()
     seller.hits.clear()  # thousands of them; the books remember what matters

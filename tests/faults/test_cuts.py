@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -51,7 +52,10 @@ ANSWERS: dict[str, Callable[[], Answer]] = {
     "failed-once": lambda: sequence(Reply(status=503), served()),
     "lost-once": lambda: sequence(Reply(drop=True), served()),
 }
-HAND_OVER = pytest.mark.xfail(reason="a 2xx that was written down, then lost, is not opened again")
+CLOSING = pytest.mark.xfail(reason="a cancellation in the closing of a body is not noticed")
+ABANDONED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+"""Ctrl-C in the driver itself leaves a conversation to the garbage collector, which complains."""
+
 _numbers = iter(range(1, 1_000_000))
 
 
@@ -85,15 +89,16 @@ class Trial:
         self.points = Points()
         self.outcomes: list[str] = []
 
-    def cut(self, how: str, *at: int) -> None:
-        """Make the first call, cut at these points."""
+    def cut(self, how: str, *at: int, lines: jobs.Lines | None = None) -> None:
+        """Make the first call, cut at these points (or at a line)."""
         strike = strikes(how)
         self.points = Points(*at, strike=strike)
         inline = self.kind != "async-threads"
         self.ledger = CutSQLite(self.path, self.points, inline=inline)
         self.payer = jobs.payer_on(self.ledger, self.seller.origin, CAP)
         cancelling = strike if isinstance(strike, Cancelling) else None
-        outcome = jobs.cut_call(self.payer, self.kind, self.url, self.points, cancelling)
+        with lines or nullcontext():
+            outcome = jobs.cut_call(self.payer, self.kind, self.url, self.points, cancelling)
         self.points.armed = False
         self.outcomes.append(outcome)
 
@@ -191,7 +196,6 @@ def test_what_is_cut(seller: Seller, fast_path: Path) -> None:
         assert len(points_of(seller, fast_path, kind, "delivered")) >= len(names)
 
 
-@HAND_OVER
 @pytest.mark.parametrize(
     ("kind", "how", "by"),
     [
@@ -210,14 +214,13 @@ def test_a_sync_call_cut_anywhere(
     assert not found, "\n".join(found)
 
 
-@HAND_OVER
 @pytest.mark.parametrize(
     ("kind", "how"),
     [
         ("async-client", "fault"),
-        ("async-client", "cancel"),
+        pytest.param("async-client", "cancel", marks=CLOSING),
         ("async-attach", "cancelled-error"),
-        ("async-threads", "cancel"),
+        pytest.param("async-threads", "cancel", marks=CLOSING),
         ("async-threads", "fault"),
     ],
 )
@@ -236,13 +239,36 @@ def test_a_call_that_failed_anyway_cut_anywhere(
     assert not found, "\n".join(found)
 
 
-@HAND_OVER
 @pytest.mark.parametrize("how", ["fault", "interrupt"])
 def test_two_cuts(seller: Seller, fast_path: Path, how: str) -> None:
     """The way out of the first fault is cut as well."""
     count = len(points_of(seller, fast_path, "client", "delivered"))
     pairs = [(n, n + more) for n in range(count // 2, count + 1) for more in range(1, 5)]
     found = run_all(seller, fast_path, "client", how, at=pairs)
+    assert not found, "\n".join(found)
+
+
+def interrupted_at_lines(seller: Seller, directory: Path, kind: str, step: int) -> list[str]:
+    """Ctrl-C at every *step*-th line that a call executes in the library; what went wrong."""
+    found, at = [], 0
+    while True:
+        trial = Trial(seller, directory, kind)
+        trial.cut("fault", lines=(lines := jobs.Lines(at=at, strike=raising(KeyboardInterrupt))))
+        if at and not lines.struck:
+            return found
+        # A line after the end was written: nobody can tell any more that it was not handed over.
+        delivered = any(not payment.open for payment in trial.payer.payments(state="settled"))
+        trial.repeat("same-payer")
+        if wrong := trial.faults(maybe_delivered=delivered):
+            found.append(f"{at} {lines.struck} -> {trial.outcomes}: {'; '.join(wrong)}")
+        at += step
+
+
+@ABANDONED
+@pytest.mark.parametrize("kind", SYNC)
+def test_ctrl_c_at_any_line(seller: Seller, fast_path: Path, kind: str) -> None:
+    """Not only at effects: wherever a signal may strike.  Some lines here, all in the soak."""
+    found = interrupted_at_lines(seller, fast_path, kind, 61)
     assert not found, "\n".join(found)
 
 

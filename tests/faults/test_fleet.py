@@ -31,6 +31,7 @@ from x402_mask import Cap, Client, Payer
 
 psycopg = pytest.importorskip("psycopg")
 LEASE_S = 1.0
+CLOSING = pytest.mark.xfail(reason="a cancellation in the closing of a body is not noticed")
 _numbers = iter(range(1, 1_000_000))
 
 
@@ -165,10 +166,14 @@ def cutter(dsn: str) -> Callable[[str], None]:
     return strike
 
 
-@pytest.mark.xfail(reason="a 2xx that was written down, then lost, is not opened again")
 @pytest.mark.parametrize(
     ("kind", "how"),
-    [("client", "fault"), ("client", "interrupt"), ("async-client", "cancel"), ("client", "cut")],
+    [
+        ("client", "fault"),
+        ("client", "interrupt"),
+        pytest.param("async-client", "cancel", marks=CLOSING),
+        ("client", "cut"),
+    ],
 )
 def test_a_call_cut_anywhere(deal: Opener, kind: str, how: str) -> None:
     """One price, one proof, nothing stuck, whatever the connection or the caller does."""

@@ -60,7 +60,7 @@ def test_killed_while_another_makes_the_ledger(seller: Seller, fast_path: Path) 
 def test_a_disk_that_is_full(seller: Seller, fast_path: Path) -> None:
     """Full at any moment of a call, the making of the ledger included: one price, one proof."""
     url, outcomes = seller.sells(offer("1000")), set()
-    for room in range(4096, 190_000, 12_000):
+    for room in range(4096, 190_000, 24_000):
         path = fast_path / str(room) / "ledger.db"
         before = len(seller.authorizations())
         with Process(jobs.cramped_call, path, url, seller.origin, "0.001", room) as process:

@@ -210,7 +210,6 @@ def test_a_settlement_is_believed_when_it_is_seen(open_deal: Opener, blocks: Blo
     assert states(payer) == [("void", None), ("settled", told[0]), ("settled", told[1])]
 
 
-@pytest.mark.xfail(reason="what was glanced at unconfirmed is never looked at again")
 def test_a_settlement_that_a_reorganisation_takes_back(open_deal: Opener, blocks: Blocks) -> None:
     """Seen at depth 0, then gone: the ledger follows the chain once that is confirmed."""
     snapshots: list[str] = []

@@ -25,7 +25,7 @@ def test_a_thousand_kills(
     report = killing.soak(seller, tmp_path / "ledger.db", 1000, SEED, most_s=1400)
     with capsys.disabled():
         print(f"\n1000 kills: {report}")
-    assert report.distinct > 2000 and report.represented > 300
+    assert report.distinct > 1000 and report.represented > 300
 
 
 @pytest.mark.chain
@@ -59,4 +59,13 @@ def test_every_cut_of_every_kind(
 ) -> None:
     """Each plug point, each fault, each way to go on, each answer of the seller."""
     found = test_cuts.run_all(seller, fast_path, kind, how, by=by, answer=answer)
+    assert not found, "\n".join(found)
+
+
+@test_cuts.ABANDONED
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", test_cuts.SYNC)
+def test_ctrl_c_at_every_line(seller: Seller, fast_path: Path, kind: str) -> None:
+    """Each third line that a paid call executes in the library."""
+    found = test_cuts.interrupted_at_lines(seller, fast_path, kind, 3)
     assert not found, "\n".join(found)

@@ -100,8 +100,8 @@ class Cancelling:
             here = asyncio.get_running_loop() is self.loop
         except RuntimeError:
             here = False
-        if here:
-            self.task.cancel()
+        if here:  # others run, and cancel, only while the task waits for something
+            self.loop.call_soon(self.task.cancel)
             return
         done = threading.Event()
 
