@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from eth_account import Account
 
 from tests.support.seller import Answer, Seller, offer, paywall, served, v2_header
 from x402_mask.cli._app import run
@@ -23,6 +24,11 @@ from x402_mask.sandbox import Sandbox
 KEY = "0x" + "11" * 32
 ADDRESS = "0x19E7E376E7C213B7E7e7e46cc70A5dD086DAff2A"
 TIMEOUT_S = 40.0
+
+
+def quick_keystore(password: str) -> Any:
+    """A V3 keystore of ``KEY`` that takes no second to open."""
+    return Account.encrypt(KEY, password, kdf="pbkdf2", iterations=1000)
 
 
 @dataclass(frozen=True, slots=True)

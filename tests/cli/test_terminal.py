@@ -27,6 +27,7 @@ from tests.support.seller import (
     settlement,
     v2_header,
 )
+from x402_mask.cli._parse import parse
 from x402_mask.cli._show import clean
 
 TITLE = "\x1b]0;owned\x07"
@@ -259,3 +260,17 @@ def test_clean_takes_no_time_over_anything() -> None:
     for text in ("\x1b[" * 500_000, "\x1b]" * 500_000, "\x1b[0" * 300_000, "\x9b;;" * 300_000):
         clean(text, 20_000, lines=True)
     assert time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 50_000, '"\\' + "[" * 500, "NaN", ""])
+def test_parse_refuses_what_could_end_the_process(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse(text)
+
+
+def test_parse_reads_everything_else() -> None:
+    deep = "[" * 200 + "]" * 200
+    assert parse(deep) == json.loads(deep)
+    assert parse('{"a": "[[[[\\"[[[["}') == {"a": '[[[["[[[['}
+    assert parse('"' + "[" * 500 + '"') == "[" * 500
+    assert parse(b'[1.5, null, "\xc3\xa4"]') == [1.5, None, "ä"]

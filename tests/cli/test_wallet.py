@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from eth_account import Account
 
-from tests.cli.conftest import ADDRESS, KEY, Cli, Done, Sells
+from tests.cli.conftest import ADDRESS, KEY, Cli, Done, Sells, quick_keystore
 
 PASSWORD = "correct horse"
 WORDS = "test test test test test test test test test test test junk"
@@ -80,7 +80,7 @@ def test_a_password_is_needed(bare: Cli) -> None:
 
 @pytest.mark.parametrize("text", [KEY, KEY[2:] + "\n", "  " + KEY.upper().replace("X", "x")])
 def test_import_of_a_key(locked: Cli, text: str) -> None:
-    done = locked.alone("wallet", "import", stdin=text)
+    done = locked("wallet", "import", stdin=text)
     assert done.code == 0
     assert ADDRESS in done.text
     assert _key(_home(locked)) == bytes.fromhex(KEY[2:])
@@ -96,7 +96,7 @@ def test_import_of_words(locked: Cli) -> None:
 
 
 def test_import_of_a_keystore(locked: Cli) -> None:
-    (locked.home / "other.json").write_text(json.dumps(Account.encrypt(KEY, PASSWORD)))
+    (locked.home / "other.json").write_text(json.dumps(quick_keystore(PASSWORD)))
     done = locked("wallet", "import", "--keystore", "other.json", "--json")
     assert done.code == 0
     assert done.document["address"] == ADDRESS
@@ -127,7 +127,7 @@ def test_import_of_something_else(
 
 
 def test_import_of_a_keystore_with_the_wrong_password(locked: Cli) -> None:
-    (locked.home / "other.json").write_text(json.dumps(Account.encrypt(KEY, "another")))
+    (locked.home / "other.json").write_text(json.dumps(quick_keystore("another")))
     done = locked("wallet", "import", "--keystore", "other.json")
     assert done.code == 2
     assert "the password is wrong" in done.err
@@ -158,10 +158,11 @@ def test_the_keystore_in_its_usual_place_pays(cli: Cli, sells: Sells) -> None:
     unset = {"X402_MASK_PRIVATE_KEY": None}
     assert cli("call", "thing", "--json", **unset).document["error"]["reason"] == "no_wallet"
     env = {**unset, "X402_MASK_KEYSTORE_PASSWORD": PASSWORD}
-    address = cli("wallet", "new", "--json", **env).document["address"]
+    _home(cli).parent.mkdir(parents=True, exist_ok=True)
+    _home(cli).write_text(json.dumps(quick_keystore(PASSWORD)))
     done = cli("call", "thing", "--json", **env)
     assert done.code == 0
-    assert done.document["receipt"]["payer"] == address
+    assert done.document["receipt"]["payer"] == ADDRESS
     wrong = {**unset, "X402_MASK_KEYSTORE_PASSWORD": "wrong"}
     done = cli("call", "thing", "n=2", **wrong)
     assert done.code == 2

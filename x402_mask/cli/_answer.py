@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from x402_mask.cli._faults import DONE, USAGE, Failure, of_lost_answer, receipt_code
+from x402_mask.cli._parse import parse
 from x402_mask.cli._show import clean, document, money, plain, put, say
 
 if TYPE_CHECKING:
@@ -225,8 +226,8 @@ def told(response: httpx.Response) -> str:
 
 def _error_text(content: bytes) -> str:
     try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
+        found = parse(content)
+    except ValueError:
         return clean(content.decode("utf-8", "replace"), 200)
     if isinstance(found, dict):
         for name in ("message", "error"):
@@ -271,8 +272,8 @@ def _readable(content: bytes) -> str | None:
     if "\0" in text:
         return None
     try:
-        return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
-    except (ValueError, RecursionError):
+        return json.dumps(parse(text), indent=2, ensure_ascii=False)
+    except ValueError:
         return text
 
 
@@ -281,8 +282,8 @@ def _body(content: bytes, response: httpx.Response) -> dict[str, Any]:
     found: dict[str, Any] = {
         "content_type": clean(response.headers.get("content-type", ""), 100) or None
     }
-    with contextlib.suppress(ValueError, RecursionError):
-        parsed = json.loads(content)
+    with contextlib.suppress(ValueError):
+        parsed = parse(content)
         document(parsed)  # numbers that JSON itself does not have stay text
         return {**found, "body": parsed}
     try:

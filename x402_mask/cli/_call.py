@@ -20,6 +20,7 @@ from x402_mask.cli._faults import (
     of_lost_answer,
     quote_document,
 )
+from x402_mask.cli._parse import parse
 from x402_mask.cli._session import Session, common, usd_option
 from x402_mask.cli._show import caps_table, clean, facts, money, put, say, show
 from x402_mask.errors import ApprovalDenied
@@ -95,13 +96,9 @@ def _fields(
 
 def _json_value(name: str, text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
+        return parse(text)
+    except ValueError:
         raise click.BadParameter(f"{clean(name, 60)}:= is not followed by JSON") from None
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(name)
 
 
 def _asking(function: Callable[..., Any]) -> Callable[..., Any]:
