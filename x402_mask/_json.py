@@ -36,7 +36,7 @@ def loads(data: bytes | str) -> Any:
 
 def dumps(value: Any) -> str:
     """Compact JSON in ASCII."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return _encode(value)
 
 
 def as_text(data: bytes | str) -> str:
@@ -114,6 +114,7 @@ def _check_depth(value: Any) -> None:
     raise BadJSON("nested too deeply")
 
 
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _decoder = json.JSONDecoder(
     object_pairs_hook=_object,
     parse_int=_integer,

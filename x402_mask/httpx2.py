@@ -48,6 +48,7 @@ TIMEOUT = httpx2.Timeout(5.0, read=60.0)
 
 _READ_HEADERS = (REQUIRED_HEADER, *SETTLEMENT_HEADERS)
 _SLOT = "x402_mask_trip"
+_KNOWN = {_SLOT, "x402_mask"}
 _AnyClient = TypeVar("_AnyClient", httpx2.Client, httpx2.AsyncClient)
 
 
@@ -63,10 +64,11 @@ def receipt_of(response: httpx2.Response) -> Receipt | None:
 class _Slot:
     """What the requests of one call share: redirects copy extensions, but not what is in them."""
 
-    __slots__ = ("deferred", "over", "proof", "requests", "retry", "trip")
+    __slots__ = ("_trip", "_url", "deferred", "over", "proof", "requests", "retry")
 
     def __init__(self, request: httpx2.Request) -> None:
-        self.trip = Trip(origin=_origin(request))
+        self._url = request.url
+        self._trip: Trip | None = None
         self.requests = [weakref.ref(request)]
         self.retry: weakref.ref[httpx2.Request] | None = None
         self.proof: tuple[str, str] | None = None
@@ -88,6 +90,13 @@ class _Slot:
         slot = cls(request)
         request.extensions[_SLOT] = slot
         return slot
+
+    @property
+    def trip(self) -> Trip:
+        """What the hops share; made when somebody asks for money, which most calls never see."""
+        if self._trip is None:
+            self._trip = Trip(origin=_origin_of(self._url))
+        return self._trip
 
     def knows(self, request: httpx2.Request) -> bool:
         """Whether *request* was already sent in this call."""
@@ -234,8 +243,12 @@ def _in_memory(request: httpx2.Request) -> bool:
 
 def _origin(request: httpx2.Request) -> str:
     """The origin that is asked; empty where it is not http(s), which the transport may refuse."""
+    return _origin_of(request.url)
+
+
+def _origin_of(url: httpx2.URL) -> str:
     try:
-        return origin_of(str(request.url))
+        return origin_of(str(url))
     except ValueError:
         return ""
 
@@ -456,7 +469,18 @@ class _AsyncSession(_Session):
         response.stream = _AsyncWatched(source, lambda: self._performer.perform(lost))
 
 
-class _Watched(httpx2.SyncByteStream):
+class _Around:
+    """A stream in place of another, which still knows what the client asks it for."""
+
+    _source: Any
+
+    @property
+    def elapsed(self) -> Any:
+        """How long the exchange took, in a family that keeps this with the stream."""
+        return getattr(self._source, "elapsed", None)
+
+
+class _Watched(_Around, httpx2.SyncByteStream):
     """The body of a paid answer: one that breaks off was not delivered.
 
     A caller that stops reading has got what it wanted; that is not a failure.
@@ -478,7 +502,7 @@ class _Watched(httpx2.SyncByteStream):
         self._source.close()
 
 
-class _AsyncWatched(httpx2.AsyncByteStream):
+class _AsyncWatched(_Around, httpx2.AsyncByteStream):
     """:class:`_Watched`, async."""
 
     def __init__(self, source: httpx2.AsyncByteStream, lost: Callable[[], Awaitable[Any]]) -> None:
@@ -498,7 +522,7 @@ class _AsyncWatched(httpx2.AsyncByteStream):
         await self._source.aclose()
 
 
-class _Rewound(httpx2.SyncByteStream):
+class _Rewound(_Around, httpx2.SyncByteStream):
     """A stream whose start was read: gives that again, then the rest."""
 
     def __init__(
@@ -514,7 +538,7 @@ class _Rewound(httpx2.SyncByteStream):
         self._source.close()
 
 
-class _AsyncRewound(httpx2.AsyncByteStream):
+class _AsyncRewound(_Around, httpx2.AsyncByteStream):
     """:class:`_Rewound`, async."""
 
     def __init__(
@@ -556,18 +580,31 @@ class PaymentTransport(httpx2.BaseTransport):
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send *request*; pay for it if it must be and may be."""
+        response = None
+        if not self.payer.preempt and not _KNOWN & request.extensions.keys():  # most calls
+            slot = request.extensions[_SLOT] = _Slot(request)
+            response = self.inner.handle_request(request)
+            if response.status_code != 402:
+                slot.over = not response.has_redirect_location
+                return response
+        return self._converse(request, response)
+
+    def _converse(self, request: httpx2.Request, response: httpx2.Response | None) -> httpx2.Response:
+        """Go on from the first *response*, or from the start."""
         if not _origin(request):
-            return self.inner.handle_request(request)
+            return response or self.inner.handle_request(request)
         session = _SyncSession(self.payer, request)
         session.slot.shed(request)
         sent = session.start()
         while sent is not None:
-            try:
-                response = self.inner.handle_request(sent)
-            except BaseException as exc:
-                session.failed(exc)
-                raise
+            if response is None:
+                try:
+                    response = self.inner.handle_request(sent)
+                except BaseException as exc:
+                    session.failed(exc)
+                    raise
             sent = session.received(response, request)
+            response = None
         assert session.response is not None
         return session.response
 
@@ -607,18 +644,33 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send *request*; pay for it if it must be and may be."""
+        response = None
+        if not self.payer.preempt and not _KNOWN & request.extensions.keys():  # most calls
+            slot = request.extensions[_SLOT] = _Slot(request)
+            response = await self.inner.handle_async_request(request)
+            if response.status_code != 402:
+                slot.over = not response.has_redirect_location
+                return response
+        return await self._converse(request, response)
+
+    async def _converse(
+        self, request: httpx2.Request, response: httpx2.Response | None
+    ) -> httpx2.Response:
+        """Go on from the first *response*, or from the start."""
         if not _origin(request):
-            return await self.inner.handle_async_request(request)
+            return response or await self.inner.handle_async_request(request)
         session = _AsyncSession(self.payer, request)
         session.slot.shed(request)
         sent = await session.start()
         while sent is not None:
-            try:
-                response = await self.inner.handle_async_request(sent)
-            except BaseException as exc:
-                await session.failed(exc)
-                raise
+            if response is None:
+                try:
+                    response = await self.inner.handle_async_request(sent)
+                except BaseException as exc:
+                    await session.failed(exc)
+                    raise
             sent = await session.received(response, request)
+            response = None
         assert session.response is not None
         return session.response
 

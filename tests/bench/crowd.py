@@ -1,0 +1,102 @@
+"""Many calls at once in one process: event-loop stalls, throughput, memory."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import resource
+import sys
+import time
+import tracemalloc
+from typing import Any
+
+from tests.bench.rivals import PATH, body, payer
+
+AT_ONCE = 200
+
+
+async def _stalls(stop: asyncio.Event) -> float:
+    """The longest that a task waiting 1 ms had to wait beyond it, in seconds."""
+    worst = 0.0
+    while not stop.is_set():
+        begun = time.perf_counter()
+        await asyncio.sleep(0.001)
+        worst = max(worst, time.perf_counter() - begun - 0.001)
+    return worst
+
+
+async def _round(call: Any, first: int) -> float:
+    begun = time.perf_counter()
+    await asyncio.gather(*(call(first + number) for number in range(AT_ONCE)))
+    return time.perf_counter() - begun
+
+
+async def crowd(url: str) -> dict[str, float]:
+    """Rounds of 200 calls at once, ours and bare in turn."""
+    import httpx
+
+    from x402_mask import AsyncClient
+
+    limits = httpx.Limits(max_connections=50, max_keepalive_connections=50)
+    ours = AsyncClient(payer(url), limits=limits, timeout=60)
+    bare = httpx.AsyncClient(limits=limits, timeout=60)
+
+    async def paid(number: int) -> None:
+        assert (await ours.post(url + PATH, json=body(number))).status_code == 200
+
+    async def two(number: int) -> None:
+        await bare.post(url + PATH, json=body(number))
+        proof = {"X-Bare-Proof": "x" * 1100}
+        assert (await bare.post(url + PATH, json=body(number), headers=proof)).status_code == 200
+
+    times: dict[Any, list[float]] = {paid: [], two: []}
+    stalls: dict[Any, list[float]] = {paid: [], two: []}
+    for turn in range(8):
+        for call in (paid, two) if turn % 2 else (two, paid):
+            stop = asyncio.Event()
+            watch = asyncio.ensure_future(_stalls(stop))
+            await asyncio.sleep(0.01)
+            gc.collect()
+            spent = await _round(call, turn * AT_ONCE)
+            stop.set()
+            stall = await watch
+            if turn:  # the first round opens connections
+                times[call].append(spent)
+                stalls[call].append(stall)
+    return {
+        "throughput": min(times[two]) / min(times[paid]),
+        "stall_ms": sorted(stalls[paid])[len(stalls[paid]) // 2] * 1e3,
+        "stall_bare_ms": sorted(stalls[two])[len(stalls[two]) // 2] * 1e3,
+        "calls_per_s": AT_ONCE / min(times[paid]),
+    }
+
+
+def growth(url: str, calls: int = 10_000) -> dict[str, float]:
+    """Bytes that stay per call, after a thousand to warm up; and the RSS."""
+    from x402_mask import Client
+
+    client = Client(payer(url))
+
+    def run(first: int, number: int) -> None:
+        for at in range(number):
+            client.post(url + PATH, json=body(first + at)).raise_for_status()
+
+    run(0, 1000)
+    gc.collect()
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run(1000, calls - 2000)
+    grown_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - rss
+    tracemalloc.start()
+    run(calls, 200)
+    gc.collect()
+    before = tracemalloc.get_traced_memory()[0]
+    run(calls + 200, 800)
+    gc.collect()
+    after = tracemalloc.get_traced_memory()[0]
+    return {"bytes_per_call": (after - before) / 800, "rss_kib": float(grown_rss)}
+
+
+if __name__ == "__main__":
+    what, url = sys.argv[1], sys.argv[2]
+    print(json.dumps(asyncio.run(crowd(url)) if what == "crowd" else growth(url)))

@@ -1,0 +1,225 @@
+"""The rivals, each in a process of its own: one line in, one call, its nanoseconds out.
+
+Interleaving processes call by call keeps a noisy machine fair: whatever it does, it does to all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+KEY = "0x" + "11" * 32
+PATH = "/api/tools/mask-refinement"
+
+
+def body(number: int) -> dict[str, str]:
+    return {"ImageURL": f"https://example.com/{number}.png", "MaskImageURL": "https://x.y/m.png"}
+
+
+def payer(url: str, **options: Any) -> Any:
+    from x402_mask import Cap, Payer, SQLiteLedger, Wallet
+
+    caps = [Cap("0.25", per="call"), Cap("1000000", per="day")]
+    path = Path(os.environ["X402_BENCH_DIR"]) / f"{os.getpid()}.db"
+    return Payer(
+        Wallet.from_key(KEY), caps=caps, origins=[url], ledger=SQLiteLedger(path), **options
+    )
+
+
+def bare_sync(url: str) -> Callable[[int], None]:
+    import httpx
+
+    client = httpx.Client()
+    proof = {"X-Bare-Proof": "x" * 1100}
+
+    def call(number: int) -> None:
+        assert client.post(url + PATH, json=body(number)).status_code == 402
+        assert client.post(url + PATH, json=body(number), headers=proof).status_code == 200
+
+    return call
+
+
+def ours_sync(url: str, **options: Any) -> Callable[[int], None]:
+    from x402_mask import Client
+
+    client = Client(payer(url, **options))
+
+    def call(number: int) -> None:
+        assert client.post(url + PATH, json=body(number)).status_code == 200
+
+    return call
+
+
+def on_loop(make: Callable[[], Any]) -> Callable[[int], None]:
+    """Run an async client's calls on one loop that stays."""
+    loop = asyncio.new_event_loop()
+    call = make()
+    return lambda number: loop.run_until_complete(call(number))
+
+
+def bare_async(url: str) -> Callable[[int], None]:
+    def make() -> Any:
+        import httpx
+
+        client = httpx.AsyncClient()
+        proof = {"X-Bare-Proof": "x" * 1100}
+
+        async def call(number: int) -> None:
+            assert (await client.post(url + PATH, json=body(number))).status_code == 402
+            paid = await client.post(url + PATH, json=body(number), headers=proof)
+            assert paid.status_code == 200
+
+        return call
+
+    return on_loop(make)
+
+
+def ours_async(url: str, **options: Any) -> Callable[[int], None]:
+    def make() -> Any:
+        from x402_mask import AsyncClient
+
+        client = AsyncClient(payer(url, **options))
+
+        async def call(number: int) -> None:
+            assert (await client.post(url + PATH, json=body(number))).status_code == 200
+
+        return call
+
+    return on_loop(make)
+
+
+def official(url: str) -> Callable[[int], None]:
+    """PyPI x402 2.25.0; without coincurve where ECC_BACKEND_CLASS says so."""
+
+    def make() -> Any:
+        from eth_account import Account
+        from x402 import x402Client
+        from x402.http.clients import x402HttpxClient
+        from x402.mechanisms.evm import EthAccountSigner
+        from x402.mechanisms.evm.exact import register_exact_evm_client
+
+        wallet = EthAccountSigner(Account.from_key(KEY))
+        buyer = register_exact_evm_client(x402Client(), wallet)
+        client = x402HttpxClient(buyer)
+
+        async def call(number: int) -> None:
+            assert (await client.post(url + PATH, json=body(number))).status_code == 200
+
+        return call
+
+    return on_loop(make)
+
+
+def free_bare(url: str) -> Callable[[int], None]:
+    import httpx
+
+    client = httpx.Client()
+    return lambda number: client.post(url + "/free", json=body(number)).raise_for_status() and None
+
+
+def free_ours(url: str) -> Callable[[int], None]:
+    from x402_mask import Client
+
+    client = Client(payer(url))
+    return lambda number: client.post(url + "/free", json=body(number)).raise_for_status() and None
+
+
+def sign_ours(url: str) -> Callable[[int], None]:
+    """One EIP-3009 signature: authorization, payload encoded, self-checked."""
+    from x402_mask._exact import authorize
+    from x402_mask._policy import Choice
+    from x402_mask._registry import EIP3009_ASSETS
+    from x402_mask._wallet import Wallet, checked_signature
+    from x402_mask._wire import proof_header, read_challenge
+    from tests.bench.seller import CHALLENGE, _encoded
+
+    wallet = Wallet.from_key(KEY)
+    challenge = read_challenge([_encoded(CHALLENGE).decode()], None)
+    assert challenge is not None
+    choice = Choice(
+        offer=challenge.offers[0], asset=EIP3009_ASSETS[0], micro=200000, validity_s=300, skipped=()
+    )
+
+    def call(number: int) -> None:
+        signed = authorize(
+            choice, payer=wallet.address, now=1.7e9, seller_now=1.7e9, cap_s=300,
+            nonce=number.to_bytes(32, "big"), backdate=False,
+        )  # fmt: skip
+        digest = signed.digest
+        signature = checked_signature(wallet.sign_digest(digest), digest, wallet.address)
+        proof_header(challenge, choice.offer, signed.payload(signature), "pay_" + "0" * 32)
+
+    return call
+
+
+def sign_eth_account(url: str) -> Callable[[int], None]:
+    """The same message by eth-account with coincurve: no payload, no check."""
+    from eth_account import Account
+
+    from x402_mask._eip712 import TRANSFER_TYPES, asset_domain
+    from x402_mask._registry import EIP3009_ASSETS
+
+    account = Account.from_key(KEY)
+    domain = asset_domain(EIP3009_ASSETS[0])
+
+    def call(number: int) -> None:
+        message = {
+            "from": account.address, "to": "0x209693Bc6afc0C5328bA36FaF03C514EF312287C",
+            "value": 200000, "validAfter": 0, "validBefore": 1700000300,
+            "nonce": number.to_bytes(32, "big"),
+        }  # fmt: skip
+        account.sign_typed_data(domain, TRANSFER_TYPES, message)
+
+    return call
+
+
+def fsync(url: str) -> Callable[[int], None]:
+    """What this machine's disk takes for four kilobytes."""
+    file = os.open(Path(os.environ["X402_BENCH_DIR"]) / "fsync", os.O_CREAT | os.O_WRONLY)
+
+    def call(number: int) -> None:
+        os.pwrite(file, b"x" * 4096, 0)
+        os.fsync(file)
+
+    return call
+
+
+RIVALS: dict[str, Callable[[str], Callable[[int], None]]] = {
+    "two bare requests, sync": bare_sync,
+    "x402_mask, sync": ours_sync,
+    "x402_mask, sync, preempt": lambda url: ours_sync(url, preempt=True),
+    "two bare requests, async": bare_async,
+    "x402_mask, async": ours_async,
+    "x402_mask, async, preempt": lambda url: ours_async(url, preempt=True),
+    "official x402 with coincurve": official,
+    "official x402 as it installs": official,
+    "one bare request": free_bare,
+    "x402_mask, nothing to pay": free_ours,
+    "signature, x402_mask": sign_ours,
+    "signature, eth-account": sign_eth_account,
+    "fsync": fsync,
+}
+"""What each process can be."""
+
+
+def main() -> None:
+    name, url = sys.argv[1], sys.argv[2]
+    call = RIVALS[name](url)
+    number = int.from_bytes(os.urandom(5), "big")
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        number += 1
+        begun = time.perf_counter_ns()
+        call(number)
+        print(time.perf_counter_ns() - begun, flush=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("X402_BENCH_DIR", tempfile.mkdtemp())
+    main()
