@@ -5,9 +5,11 @@ The only module that imports psycopg; :mod:`x402_mask._postgres` loads it when a
 
 from __future__ import annotations
 
+import os
 import re
 import select
 import time
+import weakref
 from collections import deque
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -146,11 +148,12 @@ class Pool:
         self._prepare = prepare
         self._idle: deque[Connection] = deque()
         self.forked()
+        weakref.finalize(self, _close, self._idle, os.getpid())
 
     def forked(self) -> None:
         """Start with no connection; in a child the parent's are neither used nor closed."""
         _inherited.extend(self._idle)
-        self._idle = deque()
+        self._idle.clear()
         self._slots = BoundedSemaphore(_CONNECTIONS_MAX)
         self._opening = Lock()
         self._reached = False
@@ -184,7 +187,7 @@ class Pool:
             raw, fresh = self._some(deadline)
             try:
                 raw.answer_s = min(ANSWER_S, max(0.0, deadline - time.monotonic()) + 2)
-                raw.execute(opening)
+                raw.execute(opening, prepare=False)
             except BaseException as failure:
                 roll_back(raw)
                 self._take_back(raw)
@@ -237,9 +240,13 @@ class Pool:
 
     def close(self) -> None:
         """Close what nobody uses now."""
-        while self._idle:
-            with suppress(IndexError):
-                self._idle.pop().close()
+        _close(self._idle, os.getpid())
+
+
+def _close(idle: deque[Connection], pid: int) -> None:
+    while idle and pid == os.getpid():
+        with suppress(IndexError):
+            idle.pop().close()
 
 
 def is_lost(raw: Connection, failure: BaseException) -> bool:
@@ -253,7 +260,7 @@ def roll_back(raw: Connection) -> None:
     """End the open transaction, if there is still one; the pool drops what does not end it."""
     with suppress(psycopg.Error):
         if not raw.closed:
-            raw.execute(b"ROLLBACK")
+            raw.execute(b"ROLLBACK", prepare=False)
 
 
 def _settings(dsn: str) -> dict[str, Any]:

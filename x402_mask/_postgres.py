@@ -13,7 +13,7 @@ import time
 import weakref
 from contextlib import contextmanager
 from hashlib import sha256
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final, NoReturn
 
 from x402_mask._head import HeadFile
 from x402_mask._lease import new_owner
@@ -101,6 +101,9 @@ class PostgresLedger(Ledger):
     def __repr__(self) -> str:
         return f"PostgresLedger(<{self._pool.identity}>)"
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a PostgresLedger cannot be pickled: make one in each process")
+
     @property
     def _identity(self) -> object:
         return self._pool.identity
@@ -150,7 +153,7 @@ class PostgresLedger(Ledger):
                     if write:
                         self._commit(raw, wait_s)
                     else:
-                        raw.execute(b"COMMIT")
+                        raw.execute(b"COMMIT", prepare=False)
                 except BaseException:
                     _pg.roll_back(raw)
                     raise
@@ -166,7 +169,7 @@ class PostgresLedger(Ledger):
     def _commit(self, raw: _pg.Connection, wait_s: float) -> None:
         """Commit; if the connection breaks meanwhile, find out whether that was before or after."""
         try:
-            answer = raw.execute(b"COMMIT").statusmessage
+            answer = raw.execute(b"COMMIT", prepare=False).statusmessage
         except _pg.Error as failure:
             if not _pg.is_lost(raw, failure):
                 raise
@@ -223,9 +226,9 @@ class PostgresLedger(Ledger):
         """Make or check the tables; refuse a newer program's, or another key's."""
         db = _pg.Db(raw)
         if db.one("SELECT to_regclass('x402_mask.meta')") == (None,):
-            raw.execute(_begin_writing(deadline))
+            raw.execute(_begin_writing(deadline), prepare=False)
             self._make_tables(db)
-            raw.execute(b"COMMIT")
+            raw.execute(b"COMMIT", prepare=False)
         found = dict(
             db.all("SELECT name, value FROM x402_mask.meta WHERE name IN ('schema','key')")
         )
@@ -339,7 +342,7 @@ class PostgresLedger(Ledger):
                     self._me(),
                     LEASE_S,
                 )
-                raw.execute(b"COMMIT")
+                raw.execute(b"COMMIT", prepare=False)
         except _pg.Error as exc:
             raise self._explained(exc, wait_s) from None
 

@@ -1,0 +1,88 @@
+"""A PostgreSQL server whose connection breaks in mid-commit, on either side of the commit."""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal, Self
+
+_NAME = ".s.PGSQL.5432"
+_COMMIT = b"COMMIT\0"
+
+Cut = Literal["before", "after"]
+
+
+class Proxy:
+    """Relays the connections to a server's socket, and cuts one off at its next ``COMMIT``.
+
+    Attributes:
+        cut: ``"before"`` loses the commit, ``"after"`` loses the answer to it; ``None`` neither.
+        down: refuse new connections; set by a cut when ``stays_down``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._server = str(folder / _NAME)
+        self._scratch = tempfile.TemporaryDirectory(prefix="x402-pg-cut-")
+        self.folder = Path(self._scratch.name)
+        self.cut: Cut | None = None
+        self.stays_down = False
+        self.down = False
+        self.cuts = 0
+        self._listening = socket.socket(socket.AF_UNIX)
+        self._listening.bind(str(self.folder / _NAME))
+        self._listening.listen(32)
+        self._open: set[socket.socket] = set()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listening.accept()
+            except OSError:
+                return
+            if self.down:
+                client.close()
+                continue
+            server = socket.socket(socket.AF_UNIX)
+            server.connect(self._server)
+            self._open |= {client, server}
+            dead = threading.Event()
+            for source, target in ((client, server), (server, client)):
+                threading.Thread(
+                    target=self._relay, args=(source, target, dead, source is client), daemon=True
+                ).start()
+
+    def _relay(
+        self, source: socket.socket, target: socket.socket, dead: threading.Event, asks: bool
+    ) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if dead.is_set():
+                    break  # the answer to the commit: it is done, and nobody hears of it
+                if asks and self.cut is not None and data.endswith(_COMMIT):
+                    cut, self.cut = self.cut, None
+                    self.cuts += 1
+                    self.down = self.stays_down
+                    dead.set()
+                    if cut == "before":
+                        break
+                target.sendall(data)
+                if asks and dead.is_set():
+                    return  # the other direction hangs up when the server has answered
+        for side in (source, target):
+            with suppress(OSError):
+                side.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        with suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        for side in self._open:
+            side.close()
+        self._scratch.cleanup()
