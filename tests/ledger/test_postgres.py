@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import logging
 import os
@@ -91,7 +92,7 @@ def test_a_commit_that_never_arrived_is_an_error(proxied: tuple[PostgresLedger, 
     ledger, proxy = proxied
     made = reserved(ledger)
     proxy.cut = "before"
-    with pytest.raises(LedgerError, match="lost before the commit; nothing was sent"):
+    with pytest.raises(LedgerError, match="lost before it committed; nothing was written"):
         ledger.hold(made.id, proof(), now_us=NOW)
     assert proxy.cuts == 1
     assert state_of(ledger, made.id) == "reserved"
@@ -425,19 +426,27 @@ def test_a_reservation_without_a_lease_is_not_made(
     assert ledger.payments() == []
 
 
-def test_a_ledger_that_is_dropped_leaves_no_thread(dsn: str) -> None:
-    import gc
-
+@pytest.mark.usefixtures("short_lease")
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_ledger_that_is_dropped_leaves_no_thread_and_no_connection(
+    dsn: str, admin: Any, closed: bool
+) -> None:
     ledger = PostgresLedger(dsn, key=KEY)
     reserved(ledger)
     heart = ledger._heart._thread
     assert heart is not None
     assert heart.is_alive()
-    ledger.close()
-    heart.join(5)
-    assert not heart.is_alive()
+    if closed:
+        ledger.close()
     del ledger
     gc.collect()
+    heart.join(5)
+    assert not heart.is_alive()
+    sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+    deadline = time.monotonic() + 5
+    while admin.execute(sql).fetchone()[0] > 1 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert admin.execute(sql).fetchone()[0] == 1
 
 
 # --- tables and keys ------------------------------------------------------------------------------
