@@ -222,6 +222,22 @@ def test_logs_and_receipt_of_a_replaced_block(reader: Ask, true: str) -> None:
         assert "in a block that was replaced" in answer.reason
 
 
+@pytest.mark.parametrize("hinted", [False, True])
+def test_state_of_the_head_instead_of_the_confirmed_block(
+    node: Node, reader: Ask, hinted: bool
+) -> None:
+    """A node that ignores which block it was asked about: the margin holds all the same."""
+    node.chain.height = 1012
+    tx = node.chain.add(1010, used(A), moved(A))
+    a = replace(A, transaction=tx if hinted else None)
+    node.lies["eth_call"] = always(YES)
+    answer = reader(node).evidence(a)
+    assert isinstance(answer, Unknown)
+    assert "was not found" in answer.reason
+    node.chain.height = 1015
+    assert isinstance(reader(node).evidence(a), Settled)
+
+
 def test_a_failed_transaction_with_logs_is_not_seen(node: Node, reader: Ask) -> None:
     tx = node.chain.add(1010, used(A), moved(A))
     node.lies["eth_getTransactionReceipt"] = changed(status="0x0")
