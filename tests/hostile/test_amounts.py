@@ -418,6 +418,38 @@ def test_a_disputed_or_unknown_network_name_is_not_guessed(
     )
 
 
+def test_a_disputed_name_needs_more_than_its_network(world: World, kind: Kind) -> None:
+    """Row 10: two packages map ``story`` to different chains; a v1 seller may mean the other one."""
+    seller = world.seller()
+    story = Asset(
+        network="eip155:1514",
+        address="0xF1815bd50389c46847f0Bda824eC8da914045D14",
+        decimals=6,
+        name="Bridged USDC",
+        version="2",
+    )
+    entry = offer_v1(
+        "1000",
+        network="story",
+        asset=story.address,
+        extra={"name": story.name, "version": story.version},
+    )
+    payer = world.payer(networks=["eip155:1514"], assets=[story])
+    url = seller.on("/paid", paywall(v1_body(entry), served()))
+    world.refused(world.buyer(kind, payer), url, OfferRefused)
+
+
+def test_an_asset_outside_the_networks_is_not_a_way_around_them(world: World, kind: Kind) -> None:
+    """Row 10: ``assets`` names tokens, ``networks`` decides."""
+    seller = world.seller()
+    url = seller.sells()
+    try:
+        payer = world.payer(networks=[BASE_SEPOLIA], assets=[usdc_asset()])
+    except ValueError:
+        payer = world.payer(networks=[BASE_SEPOLIA])
+    world.refused(world.buyer(kind, payer), url, OfferRefused)
+
+
 def test_without_a_network_list_the_seller_does_not_choose_the_chain(
     world: World, kind: Kind
 ) -> None:

@@ -201,6 +201,10 @@ BROKEN_HEADERS: dict[str, str] = {
     "empty": "",
     "json-plain": GOOD_TEXT,
     "foreign-bytes": "!" + encode(challenge(offer())),
+    "four-foreign-bytes": "!*.!" + encode(challenge(offer())),
+    "foreign-bytes-inside": encode(challenge(offer()))[:40]
+    + "!!--"
+    + encode(challenge(offer()))[40:],
     "inner-space": encode(challenge(offer()))[:40] + " " + encode(challenge(offer()))[40:],
     "cut": encode(challenge(offer()))[:-30],
     "list": b64(b"[]"),
