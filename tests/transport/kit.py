@@ -10,6 +10,7 @@ of ``tests.support.seller`` and remembers every leg; tests that need sockets ask
 from __future__ import annotations
 
 import itertools
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager
@@ -42,6 +43,8 @@ KEY = "11" * 32
 SHOP = "https://shop.example"
 OTHER = "https://other.example"
 URL = SHOP + "/paid"
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Trusts nobody.  Loading the authorities of the world takes 90 ms a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,8 @@ class Kind:
         return self.colour == "sync"
 
 
+WIRED = frozenset({"verify", "limits", "http1", "http2", "proxy"})
+"""Options of a client that a transport needs to be given itself."""
 LIBS = ("httpx", "httpx2")
 COLOURS = ("sync", "asyncio", "trio")
 PLUGS = ("transport", "client", "auth", "attach")
@@ -289,12 +294,17 @@ class Rig:
         """A client of this kind that pays; ``inner=None`` makes it use sockets."""
         payer = payer or self.payer
         inner = options.pop("inner", self.wire)
+        if inner is None:
+            options.setdefault("verify", NO_TLS)
         made = self._make(payer, inner, options)
         self._clients.append(made)
         return made
 
     def _make(self, payer: Payer, inner: Any, options: dict[str, Any]) -> Any:
         if self.kind.plug == "transport":
+            if inner is None:
+                own = self.lib.HTTPTransport if self.kind.sync else self.lib.AsyncHTTPTransport
+                inner = own(**{name: options.pop(name) for name in WIRED & set(options)})
             return self.plain(transport=self.wrap(payer, inner), **options)
         if inner is not None:
             options["transport"] = inner

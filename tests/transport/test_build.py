@@ -13,7 +13,7 @@ import pytest
 
 import x402_mask
 import x402_mask.httpx2
-from tests.transport.kit import LIBS, SHOP, URL, Kind, Rig, kinds
+from tests.transport.kit import LIBS, NO_TLS, SHOP, URL, Kind, Rig, kinds
 from x402_mask import Cap, MemoryLedger, Payer, Wallet
 
 
@@ -220,7 +220,7 @@ def test_the_private_hooks_of_the_family_are_still_there(lib: str) -> None:
 def test_clients_are_subclasses(lib: str) -> None:
     """What takes an httpx client takes ours."""
     mask, own, payer = mask_of(lib), FAMILY[lib], payer_for()
-    with mask.Client(payer, base_url=SHOP, headers={"a": "b"}) as client:
+    with mask.Client(payer, base_url=SHOP, headers={"a": "b"}, verify=NO_TLS) as client:
         assert isinstance(client, own.Client) and client.base_url.host == "shop.example"
         assert client.headers["a"] == "b"
         assert client.timeout == own.Timeout(5.0, read=60.0)

@@ -29,16 +29,17 @@ def framing(leg: Leg) -> tuple[list[str], list[str]]:
     return leg.values("content-length"), leg.values("transfer-encoding")
 
 
-@pytest.mark.parametrize("body", REPLAYABLE)
 @kinds()
-async def test_a_body_in_memory_is_sent_again_exactly(rig: Rig, body: str) -> None:
+async def test_a_body_in_memory_is_sent_again_exactly(rig: Rig) -> None:
     """Fact 3.1, and one framing header on each leg (3.4)."""
     rig.sells()
-    rig.paid(await rig.post(**REPLAYABLE[body]))
-    first, paid = rig.legs
-    assert first.body == paid.body
-    assert framing(first) == framing(paid) == ([str(len(first.body))], [])
-    assert first.values("content-type") == paid.values("content-type")
+    for body in REPLAYABLE.values():
+        rig.legs.clear()
+        rig.paid(await rig.post(**body))
+        first, paid = rig.legs
+        assert first.body == paid.body
+        assert framing(first) == framing(paid) == ([str(len(first.body))], [])
+        assert first.values("content-type") == paid.values("content-type")
 
 
 def files(tmp_path: Path) -> dict[str, Any]:

@@ -32,12 +32,7 @@ ON_SOCKETS = ("asyncio", "sync", "trio")
 
 def real(rig: Rig, **options: Any) -> Any:
     """A client of this kind on the family's own transport."""
-    if rig.kind.plug != "transport":
-        return rig.make_client(inner=None, **options)
-    limits = {name: options.pop(name) for name in ("verify", "limits", "http1", "http2", "proxy")
-              if name in options}  # fmt: skip
-    own = rig.lib.HTTPTransport if rig.kind.sync else rig.lib.AsyncHTTPTransport
-    return rig.make_client(inner=own(**limits), **options)
+    return rig.make_client(inner=None, **options)
 
 
 # --- pools and leaks
