@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from datetime import timedelta
@@ -14,6 +15,7 @@ from eth_account import Account
 
 from x402_mask import Asset, Cap, Payer, SQLiteLedger, Wallet
 from x402_mask._config import (
+    _READERS,
     Settings,
     from_config,
     from_env,
@@ -363,6 +365,11 @@ def test_every_key_of_a_file(file: Path) -> None:
         "breaker_after": 3,
         "breaker_for": timedelta(seconds=90),
     }
+
+
+def test_a_file_has_a_key_for_each_keyword_of_a_payer() -> None:
+    names = set(inspect.signature(Payer).parameters)
+    assert set(_READERS) == names - {"wallet", "ledger", "approve", "on_event", "clock"}
 
 
 def test_a_payer_from_a_file_and_from_the_environment(

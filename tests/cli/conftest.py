@@ -23,7 +23,7 @@ from x402_mask.sandbox import Sandbox
 
 KEY = "0x" + "11" * 32
 ADDRESS = "0x19E7E376E7C213B7E7e7e46cc70A5dD086DAff2A"
-TIMEOUT_S = 40.0
+TIMEOUT_S = 90.0
 
 
 def quick_keystore(password: str) -> Any:

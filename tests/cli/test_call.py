@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import stat
 from pathlib import Path
 
 import pytest
@@ -213,7 +215,7 @@ def test_time_out_before_anything_was_paid(cli: Cli, seller: Seller) -> None:
 
 def test_interrupted_before_anything_was_paid(cli: Cli, seller: Seller) -> None:
     seller.on("/api/tools/thing", Reply(delay=30))
-    done = cli.interrupted(lambda: seller.wait_for(lambda: seller.hits, 20), "call", "thing")
+    done = cli.interrupted(lambda: seller.wait_for(lambda: seller.hits, 60), "call", "thing")
     assert done.code == 1
     assert "interrupted; nothing was paid" in done.err
 
@@ -398,7 +400,7 @@ def test_failed_and_said_nothing_of_the_money(cli: Cli, sells: Sells) -> None:
 
 def test_interrupted_with_the_proof_under_way(cli: Cli, seller: Seller, sells: Sells) -> None:
     sells(Reply(delay=30))
-    done = cli.interrupted(lambda: seller.wait_for(seller.paid_hits, 20), "call", "thing", "--json")
+    done = cli.interrupted(lambda: seller.wait_for(seller.paid_hits, 60), "call", "thing", "--json")
     assert done.code == 4
     assert done.document["error"]["code"] == "interrupted"
     assert done.document["error"]["at_risk"] is True
@@ -448,6 +450,25 @@ def test_an_output_file_is_replaced_whole_or_not_at_all(cli: Cli, sells: Sells) 
     sells(served(b"new"))
     assert cli("call", "thing", "b=c", "--output", "out").code == 0
     assert (cli.home / "out").read_text() == "new"
+
+
+def test_output_that_is_no_ordinary_file(cli: Cli, sells: Sells) -> None:
+    sells(served(b"new"))
+    (cli.home / "real").write_text("old")
+    (cli.home / "real").chmod(0o640)
+    (cli.home / "link").symlink_to("real")
+    assert cli("call", "thing", "--output", "link").code == 0
+    assert (cli.home / "link").is_symlink()
+    assert (cli.home / "real").read_text() == "new"
+    assert (cli.home / "real").stat().st_mode & 0o777 == 0o640
+    os.mkfifo(cli.home / "pipe")
+    reader = os.open(cli.home / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert cli("call", "thing", "n=2", "--output", "pipe").code == 0
+        assert os.read(reader, 100) == b"new"
+    finally:
+        os.close(reader)
+    assert stat.S_ISFIFO((cli.home / "pipe").stat().st_mode)
 
 
 # --- debug ----------------------------------------------------------------------------------------

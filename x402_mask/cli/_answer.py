@@ -14,7 +14,7 @@ import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from x402_mask.cli._faults import DONE, USAGE, Failure, of_lost_answer, receipt_code
 from x402_mask.cli._parse import parse
@@ -45,12 +45,15 @@ _SUFFIXES: Final = {
 
 
 class Target:
-    """Where ``--output`` goes: a draft beside it, which takes its name when it is whole."""
+    """Where ``--output`` goes: a draft beside it, which takes its name when it is whole.
 
-    def __init__(self, path: Path, draft: Path, descriptor: int) -> None:
+    What is no ordinary file, such as ``/dev/null`` or a pipe, is written to directly.
+    """
+
+    def __init__(self, path: Path, draft: Path | None, file: BinaryIO) -> None:
         self.path = path
         self.draft = draft
-        self._descriptor = descriptor
+        self.file = file
 
     @classmethod
     @contextmanager
@@ -59,28 +62,43 @@ class Target:
         if output is None:
             yield None
             return
-        path = Path(output)
         try:
-            descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+            target = cls._opened(Path(output))
         except OSError as exc:
-            message = f"cannot write {path}: {exc.strerror}; nothing was paid"
+            message = f"cannot write {output}: {exc.strerror}; nothing was paid"
             raise Failure(message, USAGE, code="usage") from exc
         try:
-            yield cls(path, Path(name), descriptor)
+            with target.file:
+                yield target
         finally:
-            Path(name).unlink(missing_ok=True)
+            if target.draft is not None:
+                target.draft.unlink(missing_ok=True)
+
+    @classmethod
+    def _opened(cls, path: Path) -> Target:
+        real = path.resolve()
+        if real.exists() and not real.is_file():
+            return cls(path, None, real.open("wb"))
+        descriptor, name = tempfile.mkstemp(prefix=f".{real.name}.", dir=real.parent)
+        Path(name).chmod(_mode(real))
+        return cls(path, Path(name), os.fdopen(descriptor, "wb"))
 
     def write(self, chunks: Iterator[bytes]) -> int:
         """Write everything, then take the target's name; returns the number of bytes."""
-        size = 0
-        with os.fdopen(self._descriptor, "wb") as file:
-            for chunk in chunks:
-                size += file.write(chunk)
-        mask = os.umask(0)
-        os.umask(mask)
-        self.draft.chmod(0o666 & ~mask)
-        self.draft.replace(self.path)
+        size = sum(self.file.write(chunk) for chunk in chunks)
+        self.file.close()
+        if self.draft is not None:
+            self.draft.replace(self.path.resolve())
         return size
+
+
+def _mode(path: Path) -> int:
+    """The permissions of a file that is replaced, or of any new one."""
+    if path.exists():
+        return path.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 class Answer:
@@ -207,6 +225,8 @@ def paid_line(receipt: Receipt | None) -> str:
     """What was paid, in one line."""
     if receipt is None:
         return "nothing was paid"
+    if receipt.route == "held-token":
+        return f"used a token that was paid for before ({receipt.payment_id})"
     how = {
         "settled": f"settled in {receipt.transaction}" if receipt.transaction else "settled",
         "unknown": "the seller reported no settlement, so it stays held",
