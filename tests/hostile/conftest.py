@@ -10,16 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.kit import CORE, World
+from tests.hostile.kit import CORE, OTHER_PAIR, PAIR, Kind, World
 
 _TEST_SECONDS = 30
+_POLICY = {"amounts", "payees", "validity", "malformed", "settlement", "extensions"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that asks for ``kind`` gets the four usual plug points, a table of cases one of them.
+    """A test that asks for ``kind`` gets the four usual plug points, or fewer.
 
-    The conversation is the same code under every plug point: which one judges a table of bad
-    input goes round by the test's name. What differs by plug point names its kinds itself.
+    The conversation is the same code under every plug point: where a file is about policy a test
+    takes two of them, a table of bad input one; which ones goes round by the test's name. What
+    differs by plug point names its kinds itself.
     """
     named = any(
         "kind" in mark.args[0].split(",")
@@ -27,8 +29,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     )
     if "kind" in metafunc.fixturenames and not named:
         tabled = any(metafunc.definition.iter_markers("parametrize"))
-        one = CORE[len(metafunc.function.__name__) % len(CORE)]
-        metafunc.parametrize("kind", [one] if tabled else CORE, ids=str)
+        turn = len(metafunc.function.__name__)
+        kinds: tuple[Kind, ...] = (
+            (PAIR, OTHER_PAIR)[turn % 2] if _is_about_policy(metafunc) else CORE
+        )
+        if tabled:
+            kinds = (CORE[turn % len(CORE)],)
+        metafunc.parametrize("kind", kinds, ids=str)
+
+
+def _is_about_policy(metafunc: pytest.Metafunc) -> bool:
+    return metafunc.module.__name__.rpartition("_")[2] in _POLICY
 
 
 @pytest.fixture

@@ -106,6 +106,7 @@ CORE = tuple(Kind("httpx", c, p) for p in ("client", "attach") for c in ("sync",
 SYNC = tuple(kind for kind in CORE if kind.colour == "sync")
 ASYNC = tuple(kind for kind in CORE if kind.colour == "asyncio")
 PAIR = (CORE[0], CORE[3])
+OTHER_PAIR = (CORE[1], CORE[2])
 TRIO = (
     Kind("httpx", "trio", "client"),
     Kind("httpx", "trio", "attach"),
@@ -113,11 +114,7 @@ TRIO = (
 )
 OTHERS = (
     *(Kind("httpx", c, p) for p in ("transport", "auth") for c in ("sync", "asyncio")),
-    *(
-        Kind("httpx2", c, p)
-        for p in ("client", "attach", "transport", "auth")
-        for c in ("sync", "asyncio")
-    ),
+    *(Kind("httpx2", c, p) for p in ("client", "attach", "auth") for c in ("sync", "asyncio")),
     *TRIO,
 )
 EVERY = (*CORE, *OTHERS)

@@ -10,7 +10,7 @@ import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -283,7 +283,7 @@ def test_a_402_of_100_mib_is_handed_back_still_streaming(
     assert world.signer.calls == 0
 
 
-@pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 300_000])
+@pytest.mark.parametrize("size", [0, 65_536, 65_537, 300_000])
 @every_kind(*FEW)
 def test_a_402_that_is_no_challenge_is_readable_in_full(
     world: World, kind: Kind, size: int
@@ -315,6 +315,14 @@ def test_a_challenge_larger_than_the_limit_is_handed_back(
     assert world.signer.calls == 0 and len(seller.hits) == 1
 
 
+@cache
+def bomb_of(coding: str) -> bytes:
+    """50 KB that decode to 50 MB and begin like a challenge."""
+    inner = b'{"x402Version":1,"accepts":[],"padding":"' + b"0" * (50 * MIB)
+    bomb = zlib.compress(inner, 9) if coding == "deflate" else gzip.compress(inner)
+    return gzip.compress(bomb) if coding == "gzip, gzip" else bomb
+
+
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "gzip, gzip"])
 @every_kind(*FEW)
 def test_a_compressed_bomb_is_bounded_in_memory_and_time(
@@ -322,14 +330,8 @@ def test_a_compressed_bomb_is_bounded_in_memory_and_time(
 ) -> None:
     """Row 38: 50 KB that decode to 50 MB; never decoded as a whole to find out what it is."""
     seller = world.seller()
-    start = b'{"x402Version":1,"accepts":[],"padding":"'
-    inner = start + b"0" * (50 * MIB)
-    bomb = zlib.compress(inner, 9) if coding == "deflate" else gzip.compress(inner)
-    if coding == "gzip, gzip":
-        bomb = gzip.compress(bomb)
-    del inner
     headers = [("Content-Encoding", coding), ("Content-Type", "application/json")]
-    url = seller.on("/bomb", Reply(status=402, headers=headers, body=bomb))
+    url = seller.on("/bomb", Reply(status=402, headers=headers, body=bomb_of(coding)))
     buyer = world.buyer(kind)
     began = time.monotonic()
 
@@ -393,7 +395,7 @@ def test_a_header_alone_decides_whatever_the_body(world: World, kind: Kind) -> N
     head = v2_header(offer()).headers
     big = Reply(status=402, headers=head, body=endless(seller, 100), framing="chunked")
     coding = [*head, ("Content-Encoding", "gzip")]
-    bomb = Reply(status=402, headers=coding, body=gzip.compress(b"0" * (50 * MIB)))
+    bomb = Reply(status=402, headers=coding, body=bomb_of("gzip"))
     urls = [
         seller.on("/big", paywall(big, served())),
         seller.on("/bomb", paywall(bomb, served())),

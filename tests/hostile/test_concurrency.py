@@ -112,11 +112,11 @@ def spawn(*arguments: str) -> subprocess.Popen[str]:
 
 
 def test_processes_share_the_budget_too(world: World) -> None:
-    """Row 48: three processes, four threads each, one ledger file, money for three calls."""
+    """Row 48: two processes, four threads each, one ledger file, money for three calls."""
     seller = world.seller()
     seller.sells(DOLLAR, paid=served(delay=0.02))
     world.payer(Cap("3", per="day"))
-    crowd = [spawn(seller.origin, str(world.path), KEY, "6") for _ in range(3)]
+    crowd = [spawn(seller.origin, str(world.path), KEY, "8") for _ in range(2)]
     try:
         for one in crowd:
             assert one.stdout is not None and one.stdout.readline().strip() == "ready"
@@ -126,7 +126,7 @@ def test_processes_share_the_budget_too(world: World) -> None:
             one.kill()
             one.wait()
     statuses = " ".join(outcomes).split()
-    assert statuses.count("200") == 3 and statuses.count("0") == 15, outcomes
+    assert statuses.count("200") == 3 and statuses.count("0") == 13, outcomes
     assert len(seller.authorizations()) == 3
 
 

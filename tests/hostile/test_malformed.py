@@ -255,7 +255,7 @@ def test_a_broken_challenge_header_is_one_type_of_error(
 
 
 @pytest.mark.parametrize("value", BROKEN_HEADERS.values(), ids=BROKEN_HEADERS)
-@every_kind(Kind("httpx2", "sync", "transport"))
+@every_kind(Kind("httpx2", "sync", "client"))
 def test_the_twin_family_reads_as_strictly(world: World, kind: Kind, value: str) -> None:
     """Row 43: the same table under httpx2."""
     seller = world.seller()
