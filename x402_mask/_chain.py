@@ -595,7 +595,7 @@ class _View:
         turn = 0
         while low.time <= time and high.number - low.number > _CLOSE_BLOCKS:
             turn += 1
-            middle = await self.header(_guess(low, high, time, halve=turn % 3 == 0))
+            middle = await self.header(_guess(low, high, time, turn))
             self._check_order(low, middle, high)
             low, high = (middle, high) if middle.time <= time else (low, middle)
         return low.number, high.number
@@ -712,13 +712,17 @@ class _View:
         return "" if any(secret in shown for secret in self._endpoint.secrets) else shown
 
 
-def _guess(low: _Header, high: _Header, time: int, *, halve: bool) -> int:
-    """A block strictly between: by even block times, or the middle so that it always ends."""
+def _guess(low: _Header, high: _Header, time: int, turn: int) -> int:
+    """A block strictly between: a little before the likely one, a little after it, the middle.
+
+    Where block times are even, the first two enclose it; the third ends the search where not.
+    """
     width = high.number - low.number
-    if halve:
+    if turn % 3 == 0:
         return low.number + width // 2
-    offset = (time - low.time) * width // (high.time - low.time)
-    return low.number + min(max(offset, 1), width - 1)
+    likely = (time - low.time) * width // (high.time - low.time)
+    aside = _CLOSE_BLOCKS // 2 if turn % 3 == 2 else -_CLOSE_BLOCKS // 2
+    return low.number + min(max(likely + aside, 1), width - 1)
 
 
 async def _exchange(transport: httpx.AsyncBaseTransport, body: bytes, view: _View) -> bytes:

@@ -414,7 +414,13 @@ def _asking(reader: ChainReader) -> Iterator[list[object]]:
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals to threads here")
 def test_an_interrupt_ends_the_question(node: Node, reader: Ask) -> None:
     """Ctrl-C while waiting passes through, and the reader goes on working."""
-    node.raw = hang
+    hung_up = threading.Event()
+
+    def wait(handler: BaseHTTPRequestHandler, content: bytes) -> None:
+        hang(handler, content)
+        hung_up.set()
+
+    node.raw = wait
     made = reader(node, time_out_s=30)
     main = threading.main_thread().ident
     assert main is not None
@@ -428,5 +434,6 @@ def test_an_interrupt_ends_the_question(node: Node, reader: Ask) -> None:
         timer.join(5)
     finally:
         signal.signal(signal.SIGINT, before)
+    assert hung_up.wait(10), "the abandoned calls are ended, not left to time out"
     node.raw = None
     assert isinstance(made.evidence(A), Unused)

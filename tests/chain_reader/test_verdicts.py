@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.chain_reader.conftest import Ask
 from tests.chain_reader.fake import (
     BLOCK_S,
     CANCELED,
+    GENESIS_S,
     NONCE,
     OTHER,
     PAYEE,
@@ -305,6 +307,30 @@ def test_a_long_chain_takes_few_calls(node: Node, reader: Ask) -> None:
     wanted = 60 + 30  # two minutes before, and the validity
     assert len(spans) == 1
     assert wanted < spans[0] <= wanted + 2 * 64
+
+
+@pytest.mark.parametrize(
+    "time_of",
+    [
+        pytest.param(lambda n: GENESIS_S + n // 100, id="a hundred blocks a second"),
+        pytest.param(lambda n: GENESIS_S + n + 10**9 * (n > 9_990_000), id="a pause of decades"),
+        pytest.param(lambda n: GENESIS_S + n**3 // 10**13, id="ever slower"),
+    ],
+)
+def test_uneven_block_times_take_few_calls_too(
+    node: Node, reader: Ask, time_of: Callable[[int], int]
+) -> None:
+    node.chain.height = 10_000_000
+    block = 5_000_000
+    signed = time_of(block)
+    node.lies["eth_getBlockByNumber"] = lambda params, truth: (
+        truth | {"timestamp": hex(time_of(int(params[0], 16)))}
+    )
+    a = replace(A, signed_at=signed, valid_before=signed + 60)
+    tx = settle(node.chain, block + 1, a)
+    answer = reader(node, block_span=1_000_000).evidence(a)
+    assert answer == Settled(transaction=tx, block=block + 1, amount=a.amount)
+    assert len(node.calls) <= 60
 
 
 def _span(wanted: dict[str, str]) -> int:
