@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 READ_S: Final = 10.0
 """Seconds for the first 64 KiB of a 402: a seller that trickles is not waited for."""
 
+DRAIN_S: Final = 1.0
+"""Seconds for a body that only keeps the connection in use, because a header decided."""
+
 _BOUNDARY: Final = re.compile(r'boundary="?([^";,\s]+)', re.IGNORECASE)
 
 
@@ -26,11 +29,11 @@ class Gathered:
 
     __slots__ = ("_deadline", "chunks", "complete", "size")
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = READ_S) -> None:
         self.chunks: list[bytes] = []
         self.size = 0
         self.complete = False
-        self._deadline = time.monotonic() + READ_S
+        self._deadline = time.monotonic() + seconds
 
     def add(self, chunk: bytes) -> bool:
         """Take a chunk; whether to go on reading."""

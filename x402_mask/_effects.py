@@ -42,7 +42,12 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class ReadBody:
-    """Read the 402's body, bounded; answered by bytes, or ``None`` if it is too long."""
+    """Read the 402's body, bounded; answered by bytes, or ``None`` if it is too long.
+
+    ``wanted``: a body that breaks off is an error; else, where a header decides, it is no body.
+    """
+
+    wanted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +95,9 @@ def ask(proof: tuple[str, str] | None = None) -> Generator[Effect, Any, Reply]:
     return reply
 
 
-def read_body() -> Generator[Effect, Any, bytes | None]:
+def read_body(*, wanted: bool) -> Generator[Effect, Any, bytes | None]:
     """Read the 402's body."""
-    body = yield ReadBody()
+    body = yield ReadBody(wanted)
     assert body is None or isinstance(body, bytes)
     return body
 

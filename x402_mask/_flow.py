@@ -75,9 +75,10 @@ _HASH_LENGTH_MAX: Final = 66
 
 @dataclass(slots=True)
 class Trip:
-    """What the hops of one call share, redirects included."""
+    """What the hops of one call share, redirects included: the URL that the caller named."""
 
     origin: str
+    url: str
     receipt: Receipt | None = None
     paid: bool = False
 
@@ -144,8 +145,9 @@ def converse(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict]:
 
 
 def _pay(payer: Payer, call: Call, reply: Reply) -> Generator[Effect, Any, Verdict]:
-    body = yield from read_body()
-    challenge = read_challenge(reply.headers.get(REQUIRED_HEADER, ()), body)
+    header = reply.headers.get(REQUIRED_HEADER, ())
+    body = yield from read_body(wanted=not header)
+    challenge = read_challenge(header, body)
     if challenge is None:
         return Verdict()
     purchase = _purchase(payer, call, reply, challenge)
@@ -177,7 +179,7 @@ def _preempt(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | None]
 
 def _purchase(payer: Payer, call: Call, reply: Reply, challenge: Challenge) -> Purchase:
     """Who asks, and for what; refuses every origin that the owner and the caller did not name."""
-    origin = origin_of(reply.url)
+    origin = _origin(reply.url)
     if origin != call.trip.origin:
         raise OriginRefused(
             f"a redirect led from {call.trip.origin} to {origin}, which asks for money",
@@ -192,7 +194,7 @@ def _purchase(payer: Payer, call: Call, reply: Reply, challenge: Challenge) -> P
         reply=reply,
         method=call.method,
         origin=origin,
-        service=payer.services.name(reply.url),
+        service=payer.services.name(call.trip.url),
         path=urlsplit(reply.url).path,
     )
 
@@ -277,21 +279,35 @@ def _check_lapsed(payer: Payer, purchase: Purchase, view: View) -> Generator[Eff
 # --- deciding -------------------------------------------------------------------------------------
 
 
-def _decide(payer: Payer, purchase: Purchase, view: View) -> Generator[Effect, Any, Choice]:
-    """The offer to pay, allowed by policy and approved by the owner."""
+def _bar(payer: Payer, purchase: Purchase, view: View) -> PaymentRefused | None:
+    """Why nothing at all can be paid now, whatever is offered."""
+    if view.paused:
+        return Paused("this ledger is paused; `x402-mask resume` ends it")
     if payer.signer is None:
-        raise PaymentRefused(
+        return PaymentRefused(
             f"{purchase.service} wants an x402 signature and this payer has no wallet",
             reason="no_wallet",
         )
+    try:
+        seller_clock(payer.now(), purchase.reply.date, strict=payer.strict_clock)
+    except OfferRefused as refusal:
+        return refusal
+    return None
+
+
+def _decide(payer: Payer, purchase: Purchase, view: View) -> Generator[Effect, Any, Choice]:
+    """The offer to pay, allowed by policy and approved by the owner."""
+    bar = _bar(payer, purchase, view)
+    if bar is not None:
+        raise bar
     choice = choose(payer.policy, purchase.challenge, view.payees)
     if payer.preempt:
         payer.memory.learn(purchase.origin, purchase.service, choice)
-    seller_clock(payer.now(), purchase.reply.date, strict=payer.strict_clock)
     if payer.approve is None:
         return choice
     quote = yield from _full_quote(payer, purchase, choice)
     if quote.refusal is not None:
+        quote.refusal.quote = quote
         raise quote.refusal
     if (yield from consult(payer.approve, quote)) is not True:
         message = f"approve() did not approve ${quote.usd} for {quote.service}"
@@ -299,11 +315,13 @@ def _decide(payer: Payer, purchase: Purchase, view: View) -> Generator[Effect, A
     return choice
 
 
-def _full_quote(payer: Payer, purchase: Purchase, choice: Choice) -> Generator[Effect, Any, Quote]:
+def _full_quote(
+    payer: Payer, purchase: Purchase, choice: Choice, bar: PaymentRefused | None = None
+) -> Generator[Effect, Any, Quote]:
     """What paying *choice* would cost, and whether the caps leave room for it now."""
     now_us, limits = payer.now_us(), applying(payer.limits, purchase.service)
     caps = yield from record(lambda wait_s: payer.ledger.room(limits, now_us=now_us, wait_s=wait_s))
-    refusal = over_cap(limits, caps, choice.micro, purchase.service)
+    refusal = bar or over_cap(limits, caps, choice.micro, purchase.service)
     return quote_of(payer, purchase, choice, tuple(caps), refusal)
 
 
@@ -503,8 +521,8 @@ def _judge(payer: Payer, row: Row, proof: Proof, reply: Reply) -> Generator[Effe
     fault = _fault(row, settlement)
     told = settlement.transaction if settlement is not None else None
     note = f"HTTP {reply.status}; {fault}" if fault else f"HTTP {reply.status}"
-    agreed = fault is None
-    if agreed and payer.chain_knows(row.network):
+    agreed = fault is None and reply.status != 402  # a seller that asks again is not believed
+    if fault is None and payer.chain_knows(row.network):
         agreed = yield from _seen(payer, row, proof, told)
         note = note if agreed else f"{note}; the settlement is not seen on chain yet"
     if agreed:
@@ -568,6 +586,13 @@ def _finish(payer: Payer, row: Row, result: Result) -> Generator[Effect, Any, No
         payer.emit("breaker_open", row, payment_id=row.id)
 
 
+def _origin(url: str) -> str:
+    try:
+        return origin_of(url)
+    except ValueError:
+        raise OriginRefused(f"{shown(url)} is not an http(s) URL", reason="not_https") from None
+
+
 def receipt_for(row: Row, outcome: Any, transaction: str | None) -> Receipt:
     """The receipt of the payment in *row*."""
     return Receipt(
@@ -610,8 +635,9 @@ def quote(payer: Payer, call: Call, reply: Reply) -> Generator[Effect, Any, Quot
     """
     if reply.status != 402:
         return None
-    body = yield from read_body()
-    challenge = read_challenge(reply.headers.get(REQUIRED_HEADER, ()), body)
+    header = reply.headers.get(REQUIRED_HEADER, ())
+    body = yield from read_body(wanted=not header)
+    challenge = read_challenge(header, body)
     if challenge is None:
         return None
     try:
@@ -623,12 +649,12 @@ def quote(payer: Payer, call: Call, reply: Reply) -> Generator[Effect, Any, Quot
         choice = choose(payer.policy, challenge, view.payees)
     except PaymentRefused as refusal:
         return _refused_quote(payer, call, reply, refusal)
-    return (yield from _full_quote(payer, purchase, choice))
+    return (yield from _full_quote(payer, purchase, choice, _bar(payer, purchase, view)))
 
 
 def _refused_quote(payer: Payer, call: Call, reply: Reply, refusal: PaymentRefused) -> Quote:
     return Quote(
-        service=payer.services.name(reply.url), origin=origin_of(reply.url), method=call.method,
+        service=payer.services.name(call.trip.url), origin=_origin(reply.url), method=call.method,
         url=reply.url, route=None, usd=None, amount=None, asset=None, network=None, pay_to=None,
         payer=payer.address, refusal=refusal,
     )  # fmt: skip

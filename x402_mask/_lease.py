@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_PIDS: Final = Path("/proc/self/ns/pid")
 
 
 def new_owner() -> str:
@@ -37,11 +38,18 @@ def is_alive(owner: str) -> bool:
 
 @lru_cache(maxsize=1)
 def boot_id() -> str:
-    """Identity of this boot of this host; of the host alone where the system tells no more."""
+    """Identity of this boot of this host; of the host alone where the system tells no more.
+
+    Containers on one host have pids of their own, so the pid namespace is part of it.
+    """
     try:
-        return _BOOT_ID.read_text("ascii").strip()
+        boot = _BOOT_ID.read_text("ascii").strip()
     except OSError:
         return f"{uuid.getnode():x}"
+    try:
+        return f"{boot}-{_PIDS.readlink().name.strip('pid:[]')}"
+    except OSError:
+        return boot
 
 
 def _started(pid: int) -> str:

@@ -16,7 +16,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, ClassVar, Final, NoReturn
 
 from x402_mask._head import HeadFile
-from x402_mask._lease import new_owner
+from x402_mask._lease import boot_id, is_alive, new_owner
 from x402_mask._ledger import (
     SCHEMA_VERSION,
     TABLES,
@@ -350,6 +350,8 @@ class PostgresLedger(Ledger):
         return new_owner()
 
     def _is_alive(self, db: Db, owner: str) -> bool:
+        if owner.startswith(f"{boot_id()}:") and not is_alive(owner):
+            return False  # it ran on this host, so there is no need to wait for its lease
         sql = "SELECT 1 FROM owners WHERE owner=? AND until > clock_timestamp()"
         return db.one(sql, owner) is not None
 

@@ -45,7 +45,6 @@ Stable values of ``PaymentRefused.reason``:
 ``breaker``          too many unknown or rejected payments in a row at this origin
 ``in_flight``        the same operation key is being paid by another call
 ``resign``           the operation's proof has expired and ``resign="never"``
-``proof_unreadable`` an open proof exists that this process cannot decrypt
 ``wait``             approval or signing took so long that the offer ran out
 ==================== ===================================================================
 """

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 import httpx2
 
 from x402_mask import _flow
-from x402_mask._body import Gathered, body_digest, date_of, is_replayable
+from x402_mask._body import DRAIN_S, READ_S, Gathered, body_digest, date_of, is_replayable
 from x402_mask._drive import FAMILIES, Abandoned, AsyncPerformer, perform
 from x402_mask._effects import Ask, Fingerprint, ReadBody, Record, Reply
 from x402_mask._flow import Call, Trip, Verdict
@@ -95,7 +95,7 @@ class _Slot:
     def trip(self) -> Trip:
         """What the hops share; made when somebody asks for money, which most calls never see."""
         if self._trip is None:
-            self._trip = Trip(origin=_origin_of(self._url))
+            self._trip = Trip(origin=_origin_of(self._url), url=str(self._url))
         return self._trip
 
     def knows(self, request: httpx2.Request) -> bool:
@@ -215,7 +215,8 @@ class _Session:
         """
         assert self.response is not None
         headers = self.response.headers.copy()
-        headers.pop("content-encoding", None)
+        for name in ("content-encoding", "content-length", "transfer-encoding"):
+            headers.pop(name, None)  # of what was sent, not of what is here
         raw = b"".join(self.gathered.chunks) if self.gathered is not None else b""
         known = self.body() if self.gathered is not None else None
         copy = httpx2.Response(
@@ -317,25 +318,32 @@ class _SyncSession(_Session):
 
     def _perform(self, effect: Effect) -> Any:
         if isinstance(effect, ReadBody):
-            return self.read()
+            return self.read(wanted=effect.wanted)
         if isinstance(effect, Fingerprint):
             return self.fingerprint()
         assert not isinstance(effect, Ask)
         return perform(effect)
 
-    def read(self) -> bytes | None:
-        """The 402's body, as far as the limit goes; the response can still be read in full."""
+    def read(self, *, wanted: bool) -> bytes | None:
+        """The 402's body, as far as the limit goes; the response can still be read in full.
+
+        Where it is not *wanted*, because a header decides, one that breaks off is no body.
+        """
         response = self.response
         assert response is not None
-        self.gathered = gathered = Gathered()
+        self.gathered = gathered = Gathered(READ_S if wanted else DRAIN_S)
         source = response.stream
         assert isinstance(source, httpx2.SyncByteStream)
         chunks = iter(source)
-        for chunk in chunks:
-            if not gathered.add(chunk):
-                break
-        else:
-            gathered.complete = True
+        try:
+            for chunk in chunks:
+                if not gathered.add(chunk):
+                    break
+            else:
+                gathered.complete = True
+        except httpx2.TransportError:
+            if wanted:
+                raise
         response.stream = _Rewound(gathered.chunks, chunks, source)
         return self.body()
 
@@ -423,25 +431,29 @@ class _AsyncSession(_Session):
 
     async def _perform(self, effect: Effect) -> Any:
         if isinstance(effect, ReadBody):
-            return await self.read()
+            return await self.read(wanted=effect.wanted)
         if isinstance(effect, Fingerprint):
             return self.fingerprint()
         assert not isinstance(effect, Ask)
         return await self._performer.perform(effect)
 
-    async def read(self) -> bytes | None:
+    async def read(self, *, wanted: bool) -> bytes | None:
         """The 402's body, as far as the limit goes; the response can still be read in full."""
         response = self.response
         assert response is not None
-        self.gathered = gathered = Gathered()
+        self.gathered = gathered = Gathered(READ_S if wanted else DRAIN_S)
         source = response.stream
         assert isinstance(source, httpx2.AsyncByteStream)
         chunks = source.__aiter__()
-        async for chunk in chunks:
-            if not gathered.add(chunk):
-                break
-        else:
-            gathered.complete = True
+        try:
+            async for chunk in chunks:
+                if not gathered.add(chunk):
+                    break
+            else:
+                gathered.complete = True
+        except httpx2.TransportError:
+            if wanted:
+                raise
         response.stream = _AsyncRewound(gathered.chunks, chunks, source)
         return self.body()
 
@@ -499,7 +511,11 @@ class _Watched(_Around, httpx2.SyncByteStream):
             raise
 
     def close(self) -> None:
-        self._source.close()
+        try:
+            self._source.close()
+        except BaseException:
+            self._lost()
+            raise
 
 
 class _AsyncWatched(_Around, httpx2.AsyncByteStream):
@@ -519,7 +535,11 @@ class _AsyncWatched(_Around, httpx2.AsyncByteStream):
             raise
 
     async def aclose(self) -> None:
-        await self._source.aclose()
+        try:
+            await self._source.aclose()
+        except BaseException:
+            await self._lost()
+            raise
 
 
 class _Rewound(_Around, httpx2.SyncByteStream):
@@ -597,14 +617,12 @@ class PaymentTransport(httpx2.BaseTransport):
         session.slot.shed(request)
         sent = session.start()
         while sent is not None:
-            if response is None:
-                try:
-                    response = self.inner.handle_request(sent)
-                except BaseException as exc:
-                    session.failed(exc)
-                    raise
-            sent = session.received(response, request)
-            response = None
+            try:
+                answer = self.inner.handle_request(sent) if response is None else response
+            except BaseException as exc:
+                session.failed(exc)
+                raise
+            sent, response = session.received(answer, request), None
         assert session.response is not None
         return session.response
 
@@ -663,14 +681,14 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
         session.slot.shed(request)
         sent = await session.start()
         while sent is not None:
-            if response is None:
-                try:
-                    response = await self.inner.handle_async_request(sent)
-                except BaseException as exc:
-                    await session.failed(exc)
-                    raise
-            sent = await session.received(response, request)
-            response = None
+            try:
+                answer = (
+                    await self.inner.handle_async_request(sent) if response is None else response
+                )
+            except BaseException as exc:
+                await session.failed(exc)
+                raise
+            sent, response = await session.received(answer, request), None
         assert session.response is not None
         return session.response
 
@@ -1047,7 +1065,9 @@ def quote(payer: Payer, asked: httpx2.Request | httpx2.Response) -> Quote | None
         try:
             session = _SyncSession(payer, response.request)
             session.response = response
-            return _judged(payer, response, session.read() if response.status_code == 402 else None)
+            return _judged(
+                payer, response, session.read(wanted=True) if response.status_code == 402 else None
+            )
         finally:
             response.close()
 
@@ -1063,7 +1083,7 @@ async def aquote(payer: Payer, asked: httpx2.Request | httpx2.Response) -> Quote
         try:
             session = _AsyncSession(payer, response.request)
             session.response = response
-            body = await session.read() if response.status_code == 402 else None
+            body = await session.read(wanted=True) if response.status_code == 402 else None
             return await to_thread.run_sync(_judged, payer, response, body)
         finally:
             await response.aclose()
