@@ -362,7 +362,7 @@ def pair() -> Iterator[tuple[Node, Node, ChainReader, ChainReader]]:
 
 
 FUZZ = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
