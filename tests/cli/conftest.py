@@ -26,6 +26,15 @@ ADDRESS = "0x19E7E376E7C213B7E7e7e46cc70A5dD086DAff2A"
 TIMEOUT_S = 90.0
 
 
+# What runs in the background, as tests may, hands down that SIGINT is ignored.
+_LISTENING = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from x402_mask.cli import main
+main(sys.argv[1:])
+"""
+
+
 def quick_keystore(password: str) -> Any:
     """A V3 keystore of ``KEY`` that takes no second to open."""
     return Account.encrypt(KEY, password, kdf="pbkdf2", iterations=1000)
@@ -110,7 +119,7 @@ class Cli:
     def interrupted(self, ready: Callable[[], object], *args: str) -> Done:
         """Run, and press Ctrl-C once *ready* returns."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "x402_mask", *args],
+            [sys.executable, "-c", _LISTENING, *args],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
