@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import statistics
 import threading
@@ -78,10 +77,9 @@ def by_size(folder: Path, sizes: tuple[int, ...], rounds: int = 600) -> dict[int
     times = reserve_times(ledgers, rounds + 50)
     for ledger in ledgers:
         ledger.close()
-        os.unlink(ledger.path)
+        ledger.path.unlink()
     return {
-        size: statistics.median(spent[50:]) * 1e6
-        for size, spent in zip(sizes, times, strict=True)
+        size: statistics.median(spent[50:]) * 1e6 for size, spent in zip(sizes, times, strict=True)
     }
 
 

@@ -132,12 +132,12 @@ def free_ours(url: str) -> Callable[[int], None]:
 
 def sign_ours(url: str) -> Callable[[int], None]:
     """One EIP-3009 signature: authorization, payload encoded, self-checked."""
+    from tests.bench.seller import CHALLENGE, _encoded
     from x402_mask._exact import authorize
     from x402_mask._policy import Choice
     from x402_mask._registry import EIP3009_ASSETS
     from x402_mask._wallet import Wallet, checked_signature
     from x402_mask._wire import proof_header, read_challenge
-    from tests.bench.seller import CHALLENGE, _encoded
 
     wallet = Wallet.from_key(KEY)
     challenge = read_challenge([_encoded(CHALLENGE).decode()], None)
