@@ -48,6 +48,11 @@ class Signer:
         return self.account.sign_typed_data(domain, types, message).signature
 
 
+def a_trip(origin: str = SHOP) -> Trip:
+    """What the hops of a call share."""
+    return Trip(origin=origin, url=origin + "/paid")
+
+
 def asked(*offers: Any, status: int = 402, **more: Any) -> Reply:
     """A 402 with a challenge in its header."""
     header = encode(challenge(*(offers or (offer(),)), **more))
@@ -134,7 +139,7 @@ class Hand:
         """Make a call; its transcript is kept."""
         self.transcript = []
         call = Call(
-            method="GET", url=URL, trip=Trip(origin=SHOP), key=self.key, wait_s=self.wait_s
+            method="GET", url=URL, trip=Trip(origin=SHOP, url=URL), key=self.key, wait_s=self.wait_s
         )  # fmt: skip
         return self.drive(converse(self.payer, dataclasses.replace(call, **changes)), cut)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.core.hand import SHOP, URL, Cut, Hand, Signer, answered, asked, local
+from tests.core.hand import URL, Cut, Hand, Signer, a_trip, answered, asked, local
 from tests.support.seller import offer, v2_body
 from x402_mask import (
     ApprovalDenied,
@@ -27,7 +28,6 @@ from x402_mask import (
 )
 from x402_mask._drive import Abandoned
 from x402_mask._effects import Reply
-from x402_mask._flow import Trip
 
 HEAD = ["ask", "read", "fingerprint", "look"]
 TAIL = ["ask+proof", "finish", "checkpoint"]
@@ -239,18 +239,18 @@ def test_a_redirected_402_and_http_are_refused() -> None:
     """Origins are compared with what the caller named."""
     hand = Hand()
     with pytest.raises(OriginRefused) as caught:
-        hand.call(trip=Trip(origin="https://first.example"))
+        hand.call(trip=a_trip("https://first.example"))
     assert caught.value.reason == "redirected"
     hand = Hand(first=Reply(status=402, url="http://shop.example/paid", headers=asked().headers))
     with pytest.raises(OriginRefused) as caught:
-        hand.call(trip=Trip(origin="http://shop.example"))
+        hand.call(trip=a_trip("http://shop.example"))
     assert caught.value.reason == "not_https"
 
 
 def test_a_call_that_paid_or_brings_a_proof_is_handed_back() -> None:
     """No second payment in one call, and none for who pays by hand."""
     hand = Hand()
-    trip = Trip(origin=SHOP)
+    trip = a_trip()
     first = hand.call(trip=trip)
     again = hand.call(trip=trip)
     assert hand.transcript == ["ask"] and again.receipt == first.receipt
@@ -262,7 +262,7 @@ OUTCOMES: list[tuple[Any, str, str, bool]] = [
     (answered(), "settled", "settled", False),
     (answered(201), "settled", "settled", False),
     (answered(500), "settled", "settled", True),
-    (answered(402), "settled", "settled", True),
+    (answered(402), "held", "rejected", True),
     (answered(settled=False), "held", "unknown", False),
     (answered(404, settled=False), "held", "unknown", True),
     (answered(402, settled=False), "held", "rejected", True),
@@ -435,6 +435,175 @@ def test_an_operation_is_method_url_service_and_body() -> None:
     assert len(hand.authorizations()) == 5
 
 
+# --- preempting
+
+
+PREEMPTED = ["fingerprint", "look", "reserve", "sign", "hold", *TAIL]
+
+
+def preempting(**more: Any) -> Hand:
+    """A buyer that has bought here once."""
+    hand = Hand(options={"preempt": True, **more})
+    assert hand.call().receipt is not None
+    assert hand.transcript[:4] == HEAD, "the first call has to ask"
+    hand.fingerprint = "cd" * 32
+    return hand
+
+
+def test_a_known_price_is_paid_with_the_first_request() -> None:
+    """Contract 2, preemption: the same checks, one round trip less."""
+    hand = preempting(approve=yes)
+    assert hand.call().receipt is not None
+    assert hand.transcript == ["fingerprint", "look", "room", "approve", *PREEMPTED[2:]]
+    assert hand.rows() == [("settled", False, "settled")] * 2
+
+
+def test_a_price_is_known_for_ten_minutes() -> None:
+    """Then it is asked again, and known again."""
+    hand = preempting()
+    hand.clock += 599
+    hand.call()
+    assert hand.transcript == PREEMPTED
+    hand.fingerprint = "ef" * 32
+    hand.clock += 2
+    hand.call()
+    assert hand.transcript == BOUGHT
+
+
+def test_a_preempted_proof_that_is_rejected_is_not_followed_by_another() -> None:
+    """The 402 is handed back; the price is forgotten, for ten minutes nothing is preempted."""
+    hand = preempting()
+    hand.paid = answered(402, settled=False)
+    verdict = hand.call()
+    assert verdict.receipt is not None and verdict.receipt.outcome == "rejected"
+    assert hand.transcript == PREEMPTED and hand.signer.calls == 2
+    hand.paid, hand.fingerprint = answered(), "ef" * 32
+    hand.call()
+    assert hand.transcript == BOUGHT
+    hand.fingerprint = "01" * 32
+    hand.call()
+    assert hand.transcript == BOUGHT, "still within the ten minutes"
+    hand.clock += 601
+    for expected in (BOUGHT, PREEMPTED):
+        hand.fingerprint = str(len(hand.proofs)).zfill(64)
+        hand.call()
+        assert hand.transcript == expected
+
+
+def test_what_policy_refuses_is_not_preempted() -> None:
+    """The call goes on as if nothing was known: the seller is asked, and the refusal is said then."""
+    hand = preempting(caps=[Cap("0.0015", per="total")])
+    with pytest.raises(CapExceeded):
+        hand.call()
+    assert hand.transcript == ["fingerprint", "look", "reserve", *HEAD, "reserve", "note_refusal"]
+    hand.first = other(200)
+    assert hand.call().receipt is None and hand.transcript[-1] == "ask"
+
+
+def test_a_service_that_changes_its_terms_is_not_preempted() -> None:
+    """Ever again by this payer."""
+    hand = preempting()
+    hand.clock += 700
+    hand.first = asked(offer("2000"))
+    for number in range(3):
+        hand.fingerprint = f"{number:064x}"
+        hand.call()
+        assert hand.transcript == BOUGHT
+
+
+def test_preempting_is_for_the_same_method_origin_and_service() -> None:
+    """And not for a call that pays by hand, or has paid."""
+    hand = preempting()
+    hand.call(method="POST")
+    assert hand.transcript == BOUGHT
+    hand.call(has_proof=True)
+    assert hand.transcript == ["ask"]
+    trip = a_trip()
+    trip.paid = True
+    hand.call(trip=trip)
+    assert hand.transcript == ["ask"]
+
+
+# --- races
+
+
+def test_a_claim_that_comes_too_late_looks_again() -> None:
+    """Another call took the open proof between the look and the claim."""
+    hand = Hand(paid=answered(503, settled=False))
+    hand.call()
+    hand.paid = answered()
+    ledger, real = hand.payer.ledger, hand.payer.ledger.claim
+    late = iter([None])
+
+    def claim(*args: Any, **kw: Any) -> Any:
+        return next(late, "none left") and real(*args, **kw)
+
+    ledger.claim = claim  # type: ignore[method-assign]
+    hand.call()
+    assert hand.transcript == [*HEAD, "claim", "look", "claim", *TAIL]
+
+
+def test_a_reservation_that_finds_an_open_twin_shows_that() -> None:
+    """Another call opened the operation between the look and the reservation."""
+    hand = Hand(paid=answered(503, settled=False))
+    hand.call()
+    hand.paid = answered()
+    ledger, real = hand.payer.ledger, hand.payer.ledger.look
+    blind = iter([True])
+
+    def look(*args: Any, **kw: Any) -> Any:
+        view = real(*args, **kw)
+        return dataclasses.replace(view, twin=None) if next(blind, False) else view
+
+    ledger.look = look  # type: ignore[method-assign]
+    hand.call()
+    assert hand.transcript == [*HEAD, "reserve", "look", "claim", *TAIL]
+    assert len(hand.authorizations()) == 1 and hand.signer.calls == 1
+
+
+def test_a_refusal_that_cannot_be_noted_is_said_all_the_same() -> None:
+    """The reason matters more than its record."""
+
+    class Failing(MemoryLedger):
+        def note_refusal(self, *args: Any, **kw: Any) -> None:
+            raise LedgerError("disk full")
+
+    hand = Hand(first=asked(offer("2000000")), options={"ledger": Failing()})
+    with pytest.raises(CapExceeded):
+        hand.call()
+    assert hand.transcript[-1] == "note_refusal" and hand.rows() == []
+
+
+# --- quoting
+
+
+def quoted(hand: Hand) -> Any:
+    """What a call would cost."""
+    from x402_mask._flow import Call, quote
+
+    hand.transcript = []
+    call = Call(method="GET", url=URL, trip=a_trip())
+    return hand.drive(quote(hand.payer, call, hand.first))
+
+
+def test_a_quote_tells_what_paying_would_say() -> None:
+    """And signs, reserves and notes nothing."""
+    assert quoted(Hand(first=other(200))) is None
+    assert quoted(Hand(first=other(402))) is None
+    plain = Hand()
+    assert quoted(plain).allowed and plain.transcript == ["read", "look", "room"]
+    assert plain.rows() == [] and plain.signer.calls == 0
+    for name in ("cap", "no_cap", "offer", "origin", "no wallet"):
+        make, kind, reason, _ = REFUSALS[name]
+        hand = make()
+        found = quoted(hand)
+        assert isinstance(found.refusal, kind) and found.refusal.reason == reason
+        assert not found.allowed and (found.usd is None) == (name in ("offer", "origin"))
+    paused = Hand()
+    paused.payer.pause()
+    assert isinstance(quoted(paused).refusal, Paused)
+
+
 # --- cut at every effect
 
 
@@ -579,7 +748,7 @@ def test_closed_like_a_generator(name: str) -> None:
     hand = set_scene(name)
     from x402_mask._flow import Call, converse
 
-    call = Call(method="GET", url=URL, trip=Trip(origin=SHOP), key=hand.key)
+    call = Call(method="GET", url=URL, trip=a_trip(), key=hand.key)
     flow = converse(hand.payer, call)
     assert next(flow).__class__.__name__ == "Ask"
     flow.close()  # nothing was begun: closing is harmless here

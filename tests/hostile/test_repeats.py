@@ -68,6 +68,8 @@ FORMS: dict[str, Reply] = {
     "version-1": v1_body(offer_v1()),
     "server402": server402_body(offer_server402()),
 }
+CLIENTS = CORE[:2]
+AUTHS = tuple(kind for kind in OTHERS if kind.plug == "auth")
 SILENCE = Reply(delay=3.0, drop=True)
 
 
@@ -86,7 +88,7 @@ def one_proof(seller: Seller, shown: int) -> bool:
 # --- row 27
 
 
-@every_kind(*EVERY)
+@every_kind(*CORE, *AUTHS, *TRIO)
 def test_a_time_out_after_the_proof_then_the_same_bytes(world: World, kind: Kind) -> None:
     """Row 27: ``ReadTimeout`` stays ``ReadTimeout``, names the payment; the next call re-presents."""
     seller = world.seller()
@@ -634,6 +636,7 @@ def overlap(seller: Seller) -> bool:
     return any(b.began < (a.ended or 0) for a, b in pairwise(hits))
 
 
+@every_kind(*CLIENTS)
 def test_calls_that_share_a_key_wait_for_each_other(world: World, kind: Kind) -> None:
     """Contract 2: one operation, one live proof; the later call waits for the earlier."""
     seller = world.seller()
@@ -643,6 +646,7 @@ def test_calls_that_share_a_key_wait_for_each_other(world: World, kind: Kind) ->
     assert not overlap(seller), "two live proofs under one key"
 
 
+@every_kind(*CLIENTS)
 def test_calls_without_a_key_are_separate_purchases(world: World, kind: Kind) -> None:
     """Contract 2: identical calls in flight at the same time are two purchases."""
     seller = world.seller()
@@ -654,6 +658,7 @@ def test_calls_without_a_key_are_separate_purchases(world: World, kind: Kind) ->
     assert overlap(seller)
 
 
+@every_kind(*CLIENTS)
 def test_the_later_call_of_a_key_gives_up_within_its_own_time_out(world: World, kind: Kind) -> None:
     """Contract 2: it waits, but not longer than its caller allowed, and signs nothing meanwhile."""
     seller = world.seller()
@@ -666,6 +671,7 @@ def test_the_later_call_of_a_key_gives_up_within_its_own_time_out(world: World, 
     assert len(seller.authorizations()) == 1 and world.signer.calls == 1
 
 
+@every_kind(*CLIENTS)
 def test_the_later_call_of_a_key_shows_the_bytes_of_a_failed_earlier_one(
     world: World, kind: Kind
 ) -> None:
@@ -758,6 +764,7 @@ def test_attaching_twice_pays_once(world: World, kind: Kind) -> None:
     assert len(seller.authorizations()) <= 1 and world.signer.calls <= 1
 
 
+@every_kind(*CLIENTS)
 def test_two_calls_at_once_after_a_failure_share_no_proof(world: World, kind: Kind) -> None:
     """Contract 2: one of them takes up the open proof, the other is a purchase of its own."""
     seller = world.seller()
