@@ -134,6 +134,7 @@ def test_an_answer_that_was_lost_is_presented_again_and_not_bought_again(
 ) -> None:
     sells(Reply(drop=True))
     assert cli.alone("call", "thing", "a=b").code == 4
+    assert cli.alone("call", "thing", "a=b").code == 4
     sells()
     done = cli.alone("call", "thing", "a=b", "--json")
     assert done.code == 0
