@@ -409,7 +409,7 @@ def test_a_header_alone_decides_whatever_the_body(world: World, kind: Kind) -> N
 
 
 @pytest.mark.parametrize("body", ["breaks-off", "never-comes"])
-@every_kind(*FEW)
+@every_kind(*MEASURED)
 def test_a_header_decides_although_its_body_fails(world: World, kind: Kind, body: str) -> None:
     """Row 38: "header alone if present": what happens to the body after it costs no payment."""
     seller = world.seller()

@@ -789,7 +789,7 @@ def test_no_log_no_error_and_no_note_shows_a_proof(
     buyer = world.buyer(kind)
     error = attempt(buyer, url)
     assert isinstance(error, buyer.lib.TransportError)
-    shown = [str(error), repr(error), notes(error)]
+    shown = [str(error), repr(error), notes(error), str(error.request.headers.raw)]
     for _ in range(2):
         response = buyer.get(url)
         shown += [repr(response), repr(receipt(response)), repr(response.extensions)]
