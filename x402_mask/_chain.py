@@ -66,8 +66,6 @@ _DATA: Final = re.compile(r"0x[0-9a-fA-F]*")
 _QUANTITY: Final = re.compile(r"0x[0-9a-fA-F]{1,64}")
 _NETWORK: Final = re.compile(r"eip155:([1-9][0-9]{0,18})")
 
-_STRINGS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?+', re.DOTALL)
-_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 _T = TypeVar("_T")
 
@@ -745,7 +743,7 @@ async def _exchange(transport: httpx.AsyncBaseTransport, body: bytes, view: _Vie
 
 def _result(content: bytes, call_id: int, method: str, view: _View) -> Any:
     try:
-        answer = _object(_json.loads(_shallow(content)), view)
+        answer = _object(_json.loads(content), view)
     except _json.BadJSON as error:
         raise view.fault(f"RPC answered garbage ({error})") from None
     if answer.get("error") is not None:
@@ -756,27 +754,6 @@ def _result(content: bytes, call_id: int, method: str, view: _View) -> Any:
     if answer.get("jsonrpc") != "2.0" or answer.get("id") != call_id or "result" not in answer:
         raise view.fault("RPC answered something that is no answer to the call")
     return answer["result"]
-
-
-def _shallow(content: bytes) -> bytes:
-    """The same, if its nesting is sane.
-
-    The parser recurses on the C stack, and importing eth-account lifts Python's recursion limit to
-    100 000 (py_ecc does): far past the end of a thread's stack, so depth is judged before parsing.
-
-    Raises:
-        BadJSON: brackets deeper than twice what is read anyway, or unbalanced.
-    """
-    brackets = _STRINGS.sub(b"", content).translate(None, delete=_NO_BRACKETS)
-    for _ in range(_json.DEPTH_MAX):
-        left = brackets.replace(b"[]", b"").replace(b"{}", b"")
-        if len(left) in (0, len(brackets)):
-            brackets = left
-            break
-        brackets = left
-    if brackets:
-        raise _json.BadJSON("nested too deeply, or not closed")
-    return content
 
 
 def _object(raw: object, view: _View) -> dict[str, Any]:

@@ -275,7 +275,7 @@ class Payer:
     def chain(self) -> ChainReader:
         """The reader over the RPC endpoints, made when first needed."""
         if self._chain is None:
-            from x402_mask._chain import ChainReader  # noqa: PLC0415  # imports web3
+            from x402_mask._chain import ChainReader  # noqa: PLC0415
 
             self._chain = ChainReader(self._rpc)
         return self._chain

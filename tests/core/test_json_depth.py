@@ -1,0 +1,57 @@
+"""A stranger's nesting is judged before it is parsed: the parser recurses on the C stack."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from x402_mask import _json
+
+
+@pytest.fixture
+def no_recursion_limit() -> Iterator[None]:
+    """As after importing eth-account, whose dependency lifts the limit for everybody."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)
+    yield
+    sys.setrecursionlimit(before)
+
+
+@pytest.mark.parametrize("bomb", [b"[" * 65_000, b'{"a":' * 13_000, b'[{"":' * 10_000])
+def test_deep_nesting_is_refused_on_a_small_stack(bomb: bytes, no_recursion_limit: None) -> None:
+    """64 KiB of brackets in a thread with 512 KiB of stack: an error, not a crash."""
+    caught: list[str] = []
+
+    def read() -> None:
+        with pytest.raises(_json.BadJSON) as refused:
+            _json.loads(bomb)
+        caught.append(str(refused.value))
+
+    size = threading.stack_size(512 * 1024)
+    try:
+        thread = threading.Thread(target=read)
+        thread.start()
+    finally:
+        threading.stack_size(size)
+    thread.join(30)
+    assert caught == ["nested too deeply, or not closed"]
+
+
+def test_brackets_in_text_do_not_count() -> None:
+    """Only structure nests."""
+    text = '{"a": "' + "[" * 1000 + r"\"{{{\\" + '", "b": [[[]]]}'
+    assert _json.loads(text)["b"] == [[[]]]
+
+
+@pytest.mark.parametrize("depth", [31, 32, 33, 64, 65])
+def test_the_limit_is_what_it_says(depth: int) -> None:
+    """Thirty-two levels below the top are read, no more."""
+    text = "[" * depth + "]" * depth
+    if depth <= _json.DEPTH_MAX + 1:
+        _json.loads(text)
+    else:
+        with pytest.raises(_json.BadJSON):
+            _json.loads(text)
