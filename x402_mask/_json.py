@@ -110,7 +110,7 @@ def _check_brackets(text: str) -> None:
     100 000 (py_ecc does): far past the end of a thread's stack.
     """
     brackets = _NO_BRACKETS.sub("", _STRINGS.sub("", text))
-    for _ in range(DEPTH_MAX):  # each round takes one or two levels off
+    for _ in range(DEPTH_MAX + 1):  # each round takes one or two levels off
         left = brackets.replace("[]", "").replace("{}", "")
         if len(left) in (0, len(brackets)):
             brackets = left
