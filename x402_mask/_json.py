@@ -117,7 +117,7 @@ def _check_brackets(text: str) -> None:
             break
         brackets = left
     if brackets:
-        raise BadJSON("nested too deeply, or not closed")
+        raise BadJSON("nested too deeply" if len(brackets) > DEPTH_MAX else "not JSON")
 
 
 def _check_depth(value: Any) -> None:
