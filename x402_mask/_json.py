@@ -112,12 +112,12 @@ def _check_brackets(text: str) -> None:
     brackets = _NO_BRACKETS.sub("", _STRINGS.sub("", text))
     for _ in range(DEPTH_MAX + 1):  # each round takes one or two levels off
         left = brackets.replace("[]", "").replace("{}", "")
-        if len(left) in (0, len(brackets)):
-            brackets = left
+        if left == brackets:
             break
         brackets = left
+    closed = brackets.count("[") + brackets.count("{") == len(brackets) / 2
     if brackets:
-        raise BadJSON("nested too deeply" if len(brackets) > DEPTH_MAX else "not JSON")
+        raise BadJSON("nested too deeply" if closed or len(brackets) > 99 else "not JSON")
 
 
 def _check_depth(value: Any) -> None:
