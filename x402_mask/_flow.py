@@ -37,7 +37,15 @@ from x402_mask._effects import (
     sleep,
 )
 from x402_mask._exact import authorize, seller_clock
-from x402_mask._ledger import Proof, Reservation, Result, Row, Twin, over_cap
+from x402_mask._ledger import (
+    Proof,
+    Reservation,
+    Result,
+    Row,
+    Twin,
+    new_payment_id,
+    over_cap,
+)
 from x402_mask._models import Quote, Receipt
 from x402_mask._money import usd
 from x402_mask._policy import VALIDITY_MIN_S, Choice, choose
@@ -359,8 +367,9 @@ def _reserve_and_buy(
 
 
 def _reservation(payer: Payer, call: Call, purchase: Purchase, choice: Choice) -> Reservation:
+    now_us = payer.now_us()
     return Reservation(
-        id="pay_" + secrets.token_hex(16), at=payer.now_us(), service=purchase.service,
+        id=new_payment_id(now_us), at=now_us, service=purchase.service,
         origin=purchase.origin, operation=purchase.operation, keyed=call.key is not None,
         route="x402", micro=choice.micro, amount=choice.offer.amount,
         asset=choice.asset.address, network=choice.offer.network, payer=payer.address,

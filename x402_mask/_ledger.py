@@ -11,6 +11,7 @@ Every public method takes ``wait_s``, the seconds it may wait for a contended lo
 from __future__ import annotations
 
 import os
+import secrets
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -43,7 +44,7 @@ EXPIRY_MARGIN_S: Final = 30
 """Seconds past ``validBefore`` for which an operation still counts as open."""
 
 TABLES: Final = """
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL){plain};
 CREATE TABLE IF NOT EXISTS payments (
   seq {serial}, id TEXT NOT NULL UNIQUE, at BIGINT NOT NULL, updated BIGINT NOT NULL,
   state TEXT NOT NULL, service TEXT NOT NULL, origin TEXT NOT NULL, route TEXT NOT NULL,
@@ -54,20 +55,24 @@ CREATE TABLE IF NOT EXISTS payments (
 CREATE INDEX IF NOT EXISTS payments_open ON payments (operation) WHERE delivered = 0;
 CREATE INDEX IF NOT EXISTS payments_reserved ON payments (flight) WHERE state = 'reserved';
 CREATE INDEX IF NOT EXISTS payments_held ON payments (seq) WHERE state = 'held';
+CREATE INDEX IF NOT EXISTS payments_counted ON payments (at, service, state, micro);
 CREATE TABLE IF NOT EXISTS meters (
-  scope TEXT NOT NULL, unit TEXT NOT NULL, PRIMARY KEY (scope, unit));
+  scope TEXT NOT NULL, unit TEXT NOT NULL, PRIMARY KEY (scope, unit)){plain};
 CREATE TABLE IF NOT EXISTS counters (
   scope TEXT NOT NULL, unit TEXT NOT NULL, bucket BIGINT NOT NULL,
-  settled BIGINT NOT NULL, held BIGINT NOT NULL, PRIMARY KEY (scope, unit, bucket));
+  settled BIGINT NOT NULL, held BIGINT NOT NULL, PRIMARY KEY (scope, unit, bucket)){plain};
 CREATE TABLE IF NOT EXISTS payees (
   service TEXT NOT NULL, payee TEXT NOT NULL, trusted INTEGER NOT NULL, at BIGINT NOT NULL,
   PRIMARY KEY (service, payee));
 CREATE TABLE IF NOT EXISTS breakers (
   origin TEXT PRIMARY KEY, failures INTEGER NOT NULL, until BIGINT NOT NULL);
 CREATE TABLE IF NOT EXISTS history (
-  seq BIGINT NOT NULL PRIMARY KEY, at BIGINT NOT NULL, payment TEXT, kind TEXT NOT NULL,
+  seq {key}, at BIGINT NOT NULL, payment TEXT, kind TEXT NOT NULL,
   data TEXT NOT NULL, mac {blob} NOT NULL);
 """
+
+_DAY: Final = 86400 * SECOND
+_STEPS: Final = {"hour": 3600 * SECOND, "day": _DAY}
 
 _MOVES: Final[Mapping[str, frozenset[str]]] = {
     "reserved": frozenset({"held", "released"}),
@@ -876,6 +881,15 @@ class Ledger(ABC):
         return "the seller has not said how it ended; reconcile asks the chain after it expires"
 
 
+def new_payment_id(at_us: int) -> str:
+    """A name that nobody can guess; names of one time are neighbours.
+
+    So a new one finds its place in the index among the last, however many there are: on a ledger of
+    a million payments a reservation under a random name costs 1.3 times that on an empty one.
+    """
+    return f"pay_{at_us // 1000 & 0xFFFF_FFFF_FFFF:012x}{secrets.token_hex(10)}"
+
+
 def contended(wait_s: float) -> LedgerError:
     """Others held the lock for all the time there was."""
     return LedgerError(f"the ledger was locked for {wait_s:g} s; nothing was sent")
@@ -981,15 +995,14 @@ def _trip(db: Db, origin: str, result: Result, breaker: Breaker | None, now_us: 
 def _used(db: Db, limit: Limit, now_us: int) -> Used:
     if limit.per_call:
         return NOTHING
-    rows = db.all(
-        "SELECT bucket, settled, held FROM counters WHERE scope=? AND unit=? AND bucket>=?"
-        " ORDER BY bucket",
+    settled, held, oldest = db.one(
+        "SELECT SUM(settled), SUM(held), MIN(CASE WHEN settled + held > 0 THEN bucket END)"
+        " FROM counters WHERE scope=? AND unit=? AND bucket>=?",
         limit.scope,
         limit.unit,
         limit.first_bucket(now_us),
-    )
-    oldest = next((b for b, settled, held in rows if settled or held), None)
-    return Used(sum(r[1] for r in rows), sum(r[2] for r in rows), oldest)
+    ) or (None, None, None)
+    return Used(int(settled or 0), int(held or 0), oldest)
 
 
 def _measure(db: Db, want: Reservation) -> tuple[dict[str, int], PaymentRefused | None]:
@@ -1057,24 +1070,27 @@ def _add(db: Db, scope: str, unit: str, at: int, settled: int, held: int) -> Non
         raise LedgerError("a counter of this ledger would overflow")
 
 
+_SUMS: Final = (
+    "SUM(CASE WHEN state='settled' THEN micro ELSE 0 END),"
+    " SUM(CASE WHEN state='settled' THEN 0 ELSE micro END)"
+    " FROM payments WHERE state IN ('reserved','held','settled')"
+)
+
+
 def _backfill(db: Db, scope: str, unit: str) -> None:
-    """Fill a new counter from the payments on the ledger; days are the finest step of months."""
-    day = 86400 * SECOND
-    step = {"hour": 3600 * SECOND, "day": day, "month": day, "total": day}.get(unit) or int(unit)
-    service = "" if scope == "*" else " AND service=?"
-    sums: dict[int, list[int]] = {}
-    for slot, settled, held in db.all(
-        "SELECT at / ?, SUM(CASE WHEN state='settled' THEN micro ELSE 0 END),"  # noqa: S608
-        " SUM(CASE WHEN state='settled' THEN 0 ELSE micro END) FROM payments"
-        f" WHERE state IN ('reserved','held','settled'){service} GROUP BY 1",
-        step,
-        *([] if scope == "*" else [scope]),
-    ):
-        total = sums.setdefault(bucket(unit, slot * step), [0, 0])
-        total[0] += int(settled)
-        total[1] += int(held)
-    for at, (settled, held) in sums.items():
-        _add(db, scope, unit, at, settled, held)
+    """Fill a new counter from the payments on the ledger."""
+    sums, mine = (_SUMS, ()) if scope == "*" else (_SUMS + " AND service=?", (scope,))
+    if unit == "month":
+        sql = f"SELECT at / ?, {sums} GROUP BY 1"
+        for day, settled, held in db.all(sql, _DAY, *mine):
+            _add(db, scope, unit, bucket(unit, day * _DAY), int(settled), int(held))
+        return
+    slot, steps = ("0", ()) if unit == "total" else ("at / ?", (_STEPS.get(unit) or int(unit),))
+    db.run(
+        "INSERT INTO counters (scope, unit, bucket, settled, held)"
+        f" SELECT ?, ?, {slot}, {sums} GROUP BY 3",
+        *(scope, unit, *steps, *mine),
+    )
 
 
 @overload

@@ -56,7 +56,7 @@ BEAT_S: Final = 5.0
 """How often a process with calls in flight renews its lease."""
 
 _SCHEMA: Final = (
-    TABLES.format(serial="BIGSERIAL PRIMARY KEY", blob="BYTEA")
+    TABLES.format(serial="BIGSERIAL PRIMARY KEY", key="BIGINT PRIMARY KEY", plain="", blob="BYTEA")
     + "CREATE TABLE IF NOT EXISTS owners (owner TEXT PRIMARY KEY, until TIMESTAMPTZ NOT NULL);"
 )
 _LOCK: Final = int.from_bytes(sha256(b"x402_mask ledger").digest()[:8], signed=True)

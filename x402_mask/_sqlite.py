@@ -34,7 +34,12 @@ from x402_mask.errors import LedgerError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_SCHEMA: Final = TABLES.format(serial="INTEGER PRIMARY KEY AUTOINCREMENT", blob="BLOB")
+_SCHEMA: Final = TABLES.format(
+    serial="INTEGER PRIMARY KEY AUTOINCREMENT",
+    key="INTEGER PRIMARY KEY",
+    plain=" WITHOUT ROWID",
+    blob="BLOB",
+)
 _PAUSE_S: Final = 0.004
 _PAUSE_MAX_S: Final = 0.05
 

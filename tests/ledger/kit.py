@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from x402_mask import Cap, PaymentError
-from x402_mask._ledger import Breaker, Ledger, Proof, Reservation, Result, Twin
+from x402_mask._ledger import (
+    Breaker,
+    Ledger,
+    Proof,
+    Reservation,
+    Result,
+    Twin,
+    new_payment_id,
+)
 from x402_mask._money import usd
 from x402_mask._sqlite import SQLiteLedger
 from x402_mask._windows import Limit, compile_caps
@@ -47,7 +55,7 @@ def want(*caps: Cap, **changed: Any) -> Reservation:
     """A reservation of a tenth of a cent, with *changed* fields."""
     micro = changed.get("micro", 1000)
     plain = Reservation(
-        id="pay_" + secrets.token_hex(8), at=NOW, service=SERVICE, origin=ORIGIN,
+        id=new_payment_id(changed.get("at", NOW)), at=NOW, service=SERVICE, origin=ORIGIN,
         operation=secrets.token_hex(16), keyed=False, route="x402", micro=micro, amount=micro,
         asset="0x" + "aa" * 20, network="eip155:8453", payer="0x" + "bb" * 20, pay_to=PAYEE,
         limits=limits(*(caps or (WIDE,))), pin_payee=False, detail={"method": "POST"},
