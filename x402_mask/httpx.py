@@ -315,8 +315,15 @@ class _SyncSession(_Session):
             raise
         if effect.proof is None:
             return self.request
-        retry = self.paid_request(effect.proof)
-        self._discard()
+        return self._paid(effect.proof)
+
+    def _paid(self, proof: tuple[str, str]) -> httpx.Request:
+        try:
+            retry = self.paid_request(proof)
+            self._discard()
+        except BaseException as exc:
+            self.failed(exc)
+            raise
         return retry
 
     def _perform(self, effect: Effect) -> Any:
@@ -422,7 +429,7 @@ class _AsyncSession(_Session):
             return self.request
         return await self._paid(effect.proof)
 
-    async def _paid(self, proof: tuple[str, str]) -> httpx.Request | None:
+    async def _paid(self, proof: tuple[str, str]) -> httpx.Request:
         try:
             await self._performer.deliver()
             retry = self.paid_request(proof)

@@ -125,9 +125,9 @@ def _types(lib: Any) -> tuple[type[Any], type[Any]]:
     class Body(lib.SyncByteStream, lib.AsyncByteStream):  # type: ignore[misc]
         """A response body that tells how much of it was taken and whether it was closed."""
 
-        def __init__(self, chunks: Iterable[Any], waits: bool) -> None:
+        def __init__(self, chunks: Iterable[Any], rig: Rig) -> None:
             self.chunks = chunks
-            self.waits = waits
+            self.rig = rig
             self.taken = 0
             self.closed = False
 
@@ -140,7 +140,7 @@ def _types(lib: Any) -> tuple[type[Any], type[Any]]:
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
             for chunk in self.chunks:
-                if self.waits:
+                if self.rig.bodies_wait:
                     await anyio.lowlevel.checkpoint()
                 if isinstance(chunk, BaseException):
                     raise chunk
@@ -149,9 +149,12 @@ def _types(lib: Any) -> tuple[type[Any], type[Any]]:
 
         def close(self) -> None:
             self.closed = True
+            number, failure = self.rig.fail_closing
+            if self.rig.bodies.index(self) == number:
+                raise failure
 
         async def aclose(self) -> None:
-            self.closed = True
+            self.close()
 
     class Wire(lib.BaseTransport, lib.AsyncBaseTransport):  # type: ignore[misc]
         """A transport that plays the scripts of a rig."""
@@ -196,6 +199,8 @@ class Rig:
         self.bodies: list[Any] = []
         self.events: list[Any] = []
         self.bodies_wait = True
+        self.fail_closing: tuple[int, BaseException] = (-1, LookupError())
+        self.calm = False
         self.before_answer: Callable[[Leg], Awaitable[None]] | None = None
         self.wire = _types(self.lib)[1](self)
         self._routes: dict[str, Answer] = {}
@@ -238,7 +243,7 @@ class Rig:
         leg.body = b"".join(leg.chunks)
         reply = play(self._routes.get(leg.url.partition("?")[0], Reply(status=404)), leg)
         chunks = [reply.body] if isinstance(reply.body, bytes) else reply.body
-        body = _types(self.lib)[0](chunks, self.bodies_wait)
+        body = _types(self.lib)[0](chunks, self)
         self.bodies.append(body)
         headers = list(reply.headers)
         if isinstance(reply.body, bytes) and reply.framing == "length":
