@@ -60,6 +60,7 @@ EXPECTED: dict[str, Read | str | None] = {
     "v2-body-leading-space.bin": Read("v2", 1, 1000),
     "v1-body.json": Read("v1", 1, 1000),
     "v1-body-extra-text.json": Read("v1", 1, 1000),
+    "v1-body-extra-bad-text.json": Read("v1", 1, 1000, 1, ["domain"] * 3),
     "server402-body.json": Read("server402", 1, 1000),
     "server402-body-legacy-network.json": Read("server402", 1, 1000),
     # offers

@@ -168,8 +168,13 @@ def test_the_blocking_performer() -> None:
 
     async def later() -> None: ...
 
-    with pytest.raises(TypeError, match="async client"):
-        perform(Consult(later, ()))
+    class Awaitable:
+        def __await__(self) -> Any:
+            yield
+
+    for function in (later, Awaitable):
+        with pytest.raises(TypeError, match="async client"):
+            perform(Consult(function, ()))
 
 
 def test_a_memory_ledger_does_not_follow_a_fork() -> None:

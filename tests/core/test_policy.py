@@ -252,6 +252,16 @@ def test_the_sellers_clock_is_followed_within_five_minutes() -> None:
         assert seller_clock(now, now + skew, strict=False) == now
 
 
+def test_clocks_that_leave_no_time_are_refused() -> None:
+    """The seller is ahead by more than the owner lets a signature live."""
+    with pytest.raises(OfferRefused, match="set the clock") as caught:
+        authorize(
+            a_choice(), payer=WALLET.address, now=1000, seller_now=1200, cap_s=100,
+            nonce=b"n" * 32, backdate=False,
+        )  # fmt: skip
+    assert caught.value.reason == "clock"
+
+
 def test_version_1_is_backdated() -> None:
     """PyPI x402: ten minutes."""
     made = authorize(

@@ -176,6 +176,10 @@ REFUSALS: dict[str, tuple[Callable[[], Hand], type[PaymentRefused], str, list[st
         lambda: Hand(options={"approve": lambda quote: False}),
         ApprovalDenied, "approval", [*HEAD, "room", "approve"],
     ),
+    "clock": (
+        lambda: Hand(first=dataclasses.replace(asked(), date=1.0), options={"clock": None}),
+        OfferRefused, "clock", HEAD,
+    ),
     "cap before approval": (
         lambda: Hand(first=asked(offer("2000000")), options={"approve": yes}),
         CapExceeded, "cap", [*HEAD, "room"],
@@ -590,10 +594,12 @@ def test_a_quote_tells_what_paying_would_say() -> None:
     """And signs, reserves and notes nothing."""
     assert quoted(Hand(first=other(200))) is None
     assert quoted(Hand(first=other(402))) is None
+    two = quoted(Hand(first=asked(offer(scheme="upto"), offer())))
+    assert two.skipped == ("offer 0: scheme upto is not spoken",)
     plain = Hand()
     assert quoted(plain).allowed and plain.transcript == ["read", "look", "room"]
     assert plain.rows() == [] and plain.signer.calls == 0
-    for name in ("cap", "no_cap", "offer", "origin", "no wallet"):
+    for name in ("cap", "no_cap", "offer", "origin", "no wallet", "clock"):
         make, kind, reason, _ = REFUSALS[name]
         hand = make()
         found = quoted(hand)
@@ -615,6 +621,7 @@ SCENES: dict[str, Callable[[], Hand]] = {
     "refused": lambda: Hand(first=asked(offer("2000000"))),
     "keyed": lambda: Hand(key="k"),
     "seen": lambda: Hand(options={"rpc": {"eip155:8453": "http://127.0.0.1:9"}}),
+    "failed": lambda: Hand(paid=answered(500, settled=False)),
     "open": lambda: _opened(),  # noqa: PLW0108  # defined below
 }
 
