@@ -845,6 +845,8 @@ class PaymentAuth(httpx.Auth):
             try:
                 response = yield sent
             except BaseException as exc:
+                if sent is not request:
+                    _bare(sent)
                 # httpx closes the flow: the real exception is the context of the GeneratorExit
                 session.failed(exc.__context__ or exc)
                 raise
@@ -882,6 +884,8 @@ class PaymentAuth(httpx.Auth):
                     try:
                         response = yield sent
                     except BaseException as exc:
+                        if sent is not wanted:
+                            _bare(sent)
                         await session.failed(exc)
                         raise
                     _scrub(response, sent, wanted)
@@ -933,11 +937,17 @@ def _scrub(response: httpx.Response, sent: httpx.Request, request: httpx.Request
     """Keep the proof out of what the caller can look at afterwards."""
     if sent is request:
         return
+    _bare(sent)
     if response.request is sent:
         response.request = request
     if response.next_request is not None:
-        for name in PROOF_HEADERS:
-            response.next_request.headers.pop(name, None)
+        _bare(response.next_request)
+
+
+def _bare(request: httpx.Request) -> None:
+    """Take the proof off a request that was sent: errors and histories go on showing it."""
+    for name in PROOF_HEADERS:
+        request.headers.pop(name, None)
 
 
 def attach(client: _AnyClient, payer: Payer) -> _AnyClient:

@@ -842,6 +842,8 @@ class PaymentAuth(httpx2.Auth):
             try:
                 response = yield sent
             except BaseException as exc:
+                if sent is not request:
+                    _bare(sent)
                 # httpx2 closes the flow: the real exception is the context of the GeneratorExit
                 session.failed(exc.__context__ or exc)
                 raise
@@ -879,6 +881,8 @@ class PaymentAuth(httpx2.Auth):
                     try:
                         response = yield sent
                     except BaseException as exc:
+                        if sent is not wanted:
+                            _bare(sent)
                         await session.failed(exc)
                         raise
                     _scrub(response, sent, wanted)
@@ -930,11 +934,17 @@ def _scrub(response: httpx2.Response, sent: httpx2.Request, request: httpx2.Requ
     """Keep the proof out of what the caller can look at afterwards."""
     if sent is request:
         return
+    _bare(sent)
     if response.request is sent:
         response.request = request
     if response.next_request is not None:
-        for name in PROOF_HEADERS:
-            response.next_request.headers.pop(name, None)
+        _bare(response.next_request)
+
+
+def _bare(request: httpx2.Request) -> None:
+    """Take the proof off a request that was sent: errors and histories go on showing it."""
+    for name in PROOF_HEADERS:
+        request.headers.pop(name, None)
 
 
 def attach(client: _AnyClient, payer: Payer) -> _AnyClient:
