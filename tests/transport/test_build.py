@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -253,3 +256,33 @@ async def test_nothing_warns_when_a_client_is_forgotten(rig: Rig, kind: Kind) ->
         warnings.simplefilter("error")
         rig.wrap(rig.payer)
         rig.mask.attach(rig.plain(transport=rig.wire), rig.payer)
+
+
+ALIASED = """
+import httpx2
+httpx2.alias_httpx()
+import httpx
+assert httpx.Client is httpx2.Client
+from tests.transport.kit import Kind, Rig
+rig = Rig(Kind("httpx", "sync", "attach"))
+rig.sells()
+rig.paid(rig.client.get("https://shop.example/paid"))
+from x402_mask import Client, PaymentTransport
+with Client(rig.payer, transport=rig.wire) as client:
+    rig.paid(client.get("https://shop.example/paid"))
+PaymentTransport(rig.payer, httpx2.MockTransport(lambda request: None))
+print(rig.payer.quote(httpx.Response(200, request=httpx.Request("GET", "https://a.example"))))
+"""
+
+
+def test_httpx_may_be_httpx2_in_disguise() -> None:
+    """Fact 1: ``httpx2.alias_httpx()`` makes ``import httpx`` mean httpx2 for a whole process."""
+    done = subprocess.run(
+        [sys.executable, "-c", ALIASED],
+        capture_output=True,
+        text=True,
+        timeout=15,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert (done.returncode, done.stdout) == (0, "None\n"), done.stderr

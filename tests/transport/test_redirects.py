@@ -150,6 +150,26 @@ async def test_the_same_request_sent_twice_is_two_purchases(rig: Rig) -> None:
 
 
 @kinds()
+async def test_the_same_request_sent_again_after_a_failure_shows_the_same_proof(rig: Rig) -> None:
+    """As a retry library does, with the very object that failed."""
+    failures = iter([rig.lib.ReadTimeout("slow"), None])
+
+    def answer(leg: Leg) -> Reply:
+        for failure in failures:
+            if failure is not None:
+                raise failure
+            break
+        return served()(leg)
+
+    rig.sells(paid=answer)
+    request = rig.client.build_request("GET", URL)
+    with pytest.raises(rig.lib.ReadTimeout):
+        await rig.send(request)
+    rig.paid(await rig.send(request))
+    assert len(rig.proofs) == 2 and len(set(rig.proofs)) == 1 and rig.states() == ["settled"]
+
+
+@kinds()
 async def test_a_new_request_for_an_open_operation_shows_the_same_proof(rig: Rig) -> None:
     """Fact 2.7: a caller's retry is a new request; the ledger knows that it is the same call."""
     answers = iter([Reply(status=503), served()])
