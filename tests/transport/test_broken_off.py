@@ -85,6 +85,29 @@ async def test_a_caller_cancelled_while_reading_was_not_served(rig: Rig) -> None
     assert len(set(rig.proofs)) == 1
 
 
+@kinds()
+async def test_a_ledger_that_breaks_while_a_failure_is_written_down(rig: Rig) -> None:
+    """What is worse than the failure is what the caller hears; the money stays held."""
+
+    def broken(*args: Any, **kw: Any) -> Any:
+        raise MemoryError("no ledger")
+
+    def fail(leg: Leg) -> Reply:
+        raise rig.lib.ReadTimeout("slow")
+
+    rig.sells(paid=fail)
+    ledger, real = rig.payer.ledger, rig.payer.ledger.finish
+    ledger.finish = broken  # type: ignore[method-assign]
+    with pytest.raises(MemoryError, match="no ledger"):
+        await rig.get()
+    ledger.finish = real  # type: ignore[method-assign]
+    (row,) = rig.payer.payments()
+    assert row.state == "held" and "in flight" not in row.note
+    rig.sells()
+    assert rig.paid(await rig.get()).payment_id == row.payment_id
+    assert len(set(rig.proofs)) == 1
+
+
 # --- the corners of an async auth flow
 
 

@@ -176,3 +176,44 @@ async def test_an_open_proof_is_shown_again_whatever_the_price_is_now(rig: Rig) 
     assert again.payment_id == receipt.payment_id and again.amount == 1000
     assert len(set(rig.proofs)) == 1
     assert (rig.payer.spend()[0].settled, rig.payer.spend()[0].held) == (again.usd, 0)
+
+
+@kinds()
+async def test_a_known_price_is_paid_with_the_first_request(rig: Rig) -> None:
+    """Preemption: one leg, the same receipt; cookies, bodies and the caller's request as ever."""
+    rig.payer = rig.make_payer(preempt=True)
+    rig.sells()
+    rig.paid(await rig.post(json={"n": 1}))
+    request = rig.client.build_request("POST", URL, json={"n": 2})
+    before = request.headers.raw
+    rig.paid(await rig.send(request))
+    assert [bool(leg.proofs) for leg in rig.legs] == [False, True, True]
+    assert rig.legs[2].body == request.content and request.headers.raw == before
+    assert len(set(rig.proofs)) == 2 and rig.states() == ["settled", "settled"]
+
+
+@kinds()
+async def test_a_body_that_can_be_sent_once_is_not_preempted(rig: Rig) -> None:
+    """It is sent unpaid, whole: the seller may not ask this time."""
+    rig.payer = rig.make_payer(preempt=True)
+    rig.sells()
+    rig.paid(await rig.post(json={"n": 1}))
+    rig.on(URL, Reply(body=b"free today"))
+    response = await rig.post(content=rig.body([b"one", b"two"]))
+    assert response.content == b"free today" and rig.legs[2].body == b"onetwo"
+    assert not rig.legs[2].proofs and len(rig.legs) == 3
+
+
+@kinds()
+async def test_a_preempted_proof_that_is_rejected_is_handed_back(rig: Rig) -> None:
+    """Never followed by a second signature; the 402 can be read in full."""
+    rig.payer = rig.make_payer(preempt=True)
+    rig.sells()
+    rig.paid(await rig.get())
+    rig.on(URL, Reply(status=402, headers=v2_header(offer("5000")).headers, body=b"dearer now"))
+    async with rig.stream("GET", URL + "?n=2") as response:
+        receipt = receipt_of(response)
+        assert receipt is not None and receipt.outcome == "rejected" and receipt.amount == 1000
+        assert b"".join(await rig.chunks(response, "raw")) == b"dearer now"
+    assert len(rig.legs) == 3 and len(set(rig.proofs)) == 2 and rig.all_closed()
+    assert rig.states() == ["held", "settled"]
