@@ -14,7 +14,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import count
@@ -23,9 +23,9 @@ from random import Random
 from typing import Any
 
 import httpx
-from web3.exceptions import ContractLogicError
+from eth_account.signers.local import LocalAccount
 
-from tests.support.chain import NETWORK, USDC, Chain
+from tests.support.chain import DOMAIN, NETWORK, USDC, Chain
 from tests.support.faults import (
     Bug,
     Cancelling,
@@ -50,6 +50,7 @@ ORIGIN = "http://127.0.0.1:9"
 BATCH = 50
 MARGIN_BLOCKS = 12
 _TRANSFER_CALL = "0xcf092995"  # transferWithAuthorization(..., bytes signature)
+_CANCEL_CALL = "0xb7b72899"  # cancelAuthorization(address,bytes32,bytes)
 _USED = "0x98de503528ee59b575ef0c0a2576a82497bfc029a5685b209e9ec333479b10a5"
 _MOVED = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef"
 
@@ -116,6 +117,21 @@ class Blocks:
         )
         sender = self.chain._admin
         call = {"from": sender, "to": USDC, "data": data, "gas": "0x30d40"}
+        return str(self.rpc("eth_sendTransaction", call))
+
+    def cancel(self, account: LocalAccount, nonce: str) -> str:
+        """Send the payer's own cancellation of *nonce*; fails on chain if it was used before."""
+        message = {"authorizer": account.address, "nonce": bytes.fromhex(nonce[2:])}
+        types = {
+            "CancelAuthorization": [
+                {"name": "authorizer", "type": "address"},
+                {"name": "nonce", "type": "bytes32"},
+            ]
+        }
+        signed = account.sign_typed_data(DOMAIN, types, message).signature
+        words = f"{int(account.address, 16):064x}{nonce[2:]}{3 * 32:064x}{65:064x}"
+        data = _CANCEL_CALL + words + signed.hex().ljust(192, "0")
+        call = {"from": self.chain._admin, "to": USDC, "data": data, "gas": "0x30d40"}
         return str(self.rpc("eth_sendTransaction", call))
 
     def logs(self, topics: Sequence[str | None], first: int = 0) -> list[dict[str, Any]]:
@@ -198,6 +214,8 @@ class Stall:
         self.deeds: list[Deed] = []
         self.seen: dict[str, Proof] = {}
         self.moods: Counter[str] = Counter()
+        self.last_second: set[str] = set()
+        self.too_late: set[str] = set()
         self.last_transaction = "0x" + "ab" * 32
         self.last_failed = "0x" + "cd" * 32
 
@@ -357,9 +375,12 @@ class Stall:
         ]
         for at in sorted({at for at, _ in timed}):
             self.blocks.until(at)
+            # If time has passed already, "late" is as good as "too late".
+            tried = self.last_second if at > self.blocks.now else self.too_late
             for its, deed in timed:
                 if its == at:
-                    self.blocks.submit(deed.proof)
+                    kept = self.too_late if deed.when == "too-late" else tried
+                    kept.add(self.blocks.submit(deed.proof))
             self.blocks.mine()
 
 
@@ -428,8 +449,7 @@ class Buyer:
         self._begin()
 
     def _cancel(self, nonce: str) -> None:
-        with self.blocks.mined_at_once() as chain, suppress(ContractLogicError):
-            chain.cancel_authorization(self.account, nonce)  # a used one cannot be cancelled
+        self.blocks.cancel(self.account, nonce)
 
     def call(self, operation: int, amount: int, *, cut: bool) -> bool:
         """Make one call, cut at a random point perhaps; whether a 2xx came back."""
@@ -506,6 +526,8 @@ class Report:
     settled: int
     moved: int
     proofs_seen: int
+    settled_late: int
+    cancelled: int
     blocks: int
     seconds: float
     moods: dict[str, int]
@@ -554,7 +576,7 @@ def _settle_down(buyer: Buyer) -> None:
     """After the sellers did what they would, and past every expiry: nothing is left unknown."""
     blocks = buyer.blocks
     buyer.stall.keep_promises()
-    early = buyer.payer.reconcile()
+    early = buyer.payer.reconcile() if buyer.chance.random() < 0.2 else []
     blocks.until(blocks.now + 200)
     blocks.mine(MARGIN_BLOCKS + 2)
     done = buyer.payer.reconcile()
@@ -576,6 +598,8 @@ def _compare(buyer: Buyer, operations: int, seconds: float) -> Report:
     blocks, address = buyer.blocks, buyer.account.address.lower()
     word = "0x" + "0" * 24 + address[2:]
     used = {log["topics"][2]: log["transactionHash"] for log in blocks.logs([_USED, word])}
+    late = len(buyer.stall.last_second & set(used.values()))
+    assert not buyer.stall.too_late & set(used.values()), "taken by the chain too late"
     moves = [int(log["data"], 16) for log in blocks.logs([_MOVED, word])]
     sql = "SELECT id, state, amount, nonce, trans, micro FROM payments"
     states: Counter[str] = Counter()
@@ -589,6 +613,8 @@ def _compare(buyer: Buyer, operations: int, seconds: float) -> Report:
         else:
             assert state in ("void", "released") and nonce not in used, (payment, state)
     assert not used, "the chain moved money that the ledger does not know"
+    sql = "SELECT COUNT(*) FROM payments WHERE note='cancelled on chain'"
+    (cancelled,) = rows(buyer.path, sql)[0]
     balance = blocks.chain.balance(buyer.account.address)
     assert settled == sum(moves) == 10**12 - balance
     spend = buyer.payer.spend()[0]
@@ -596,6 +622,6 @@ def _compare(buyer: Buyer, operations: int, seconds: float) -> Report:
     return Report(
         operations=operations, calls=buyer.calls, cuts=buyer.cuts, restarts=buyer.restarts,
         payments=states.total(), states=dict(states), settled=settled, moved=sum(moves),
-        proofs_seen=len(buyer.stall.seen), blocks=blocks.chain.block(),
+        proofs_seen=len(buyer.stall.seen), settled_late=late, cancelled=cancelled, blocks=blocks.chain.block(),
         seconds=round(seconds, 1), moods=dict(buyer.stall.moods),
     )  # fmt: skip

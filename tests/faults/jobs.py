@@ -204,20 +204,27 @@ def _async_shoppers(payer: Payer, origin: str, seed: float) -> None:
 KEY_OF_FLEET = b"\x22" * 32
 
 
-def on_fleet(dsn: str, *, lease_s: float | None = None) -> Any:
-    """The fleet's ledger as one host has it, with shorter leases perhaps."""
-    from x402_mask import PostgresLedger, _postgres
+def on_fleet(dsn: str, *, elsewhere_s: float | None = None) -> Any:
+    """The fleet's ledger; perhaps as a process on another host has it, with leases so long."""
+    from x402_mask import PostgresLedger, _lease, _postgres
 
-    if lease_s is not None:
-        _postgres.LEASE_S, _postgres.BEAT_S = lease_s, lease_s / 5  # type: ignore[misc]
+    if elsewhere_s is not None:
+        _postgres.LEASE_S, _postgres.BEAT_S = elsewhere_s, elsewhere_s / 5  # type: ignore[misc]
+        _lease.boot_id = _postgres.boot_id = lambda: "another-host"  # type: ignore[assignment]
     return PostgresLedger(dsn, key=KEY_OF_FLEET)
 
 
 def fleet_call(
-    tell: Tell, dsn: str, url: str, origin: str, caps: list[Cap], lease_s: float, options: Any
+    tell: Tell,
+    dsn: str,
+    url: str,
+    origin: str,
+    caps: list[Cap],
+    elsewhere_s: float | None,
+    options: Any,
 ) -> None:
     """Make one call on the fleet's ledger; its status, or the error's name."""
-    ledger = on_fleet(dsn, lease_s=lease_s)
+    ledger = on_fleet(dsn, elsewhere_s=elsewhere_s)
     with Client(payer_on(ledger, origin, "0", caps=caps), timeout=20, verify=NO_TLS) as client:
         try:
             tell(str(client.get(url, **options).status_code))
@@ -226,10 +233,10 @@ def fleet_call(
 
 
 def fleet_killed(
-    tell: Tell, dsn: str, url: str, origin: str, caps: list[Cap], lease_s: float, at: int
+    tell: Tell, dsn: str, url: str, origin: str, caps: list[Cap], elsewhere_s: float | None, at: int
 ) -> None:
     """Make one call on the fleet's ledger and be killed at the point *at*."""
-    on_fleet(dsn, lease_s=lease_s).close()
+    on_fleet(dsn, elsewhere_s=elsewhere_s).close()
     points = Points(at, strike=lambda name: (tell(name), killing(name))[1])
     ledger = cut_postgres(dsn, KEY_OF_FLEET, points)
     tell(cut_call(payer_on(ledger, origin, "0", caps=caps), "client", url, points))

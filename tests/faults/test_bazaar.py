@@ -18,3 +18,4 @@ def test_the_ledger_equals_the_chain(own_chain: Chain, fast_path: Path) -> None:
     print(report)
     assert report.settled > 0 and report.cuts > 20 and report.restarts > 5
     assert set(report.states) == {"settled", "void", "released"}
+    assert report.settled_late > 3 and report.cancelled > 1

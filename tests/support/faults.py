@@ -170,12 +170,35 @@ class CutSQLite(_CutMethods, SQLiteLedger):
         self._doing = threading.local()
 
 
+class Deaf:
+    """A database connection that breaks before it hears the answer."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
+
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        """Let the server do it, then break."""
+        import psycopg
+
+        self._raw.execute(*args, **kwargs)
+        self._raw.close()
+        raise psycopg.OperationalError("injected: the answer was lost")
+
+
 def cut_postgres(dsn: str, key: bytes, points: Points) -> Any:
     """A fleet's ledger with points; psycopg is imported only here."""
     from x402_mask import PostgresLedger
 
     class CutPostgres(_CutMethods, PostgresLedger):
-        pass
+        lose_answer = False
+        """Whether the answer to the next COMMIT is lost, after the server has committed."""
+
+        def _commit(self, raw: Any, wait_s: float) -> None:
+            lost, self.lose_answer = self.lose_answer, False
+            super()._commit(Deaf(raw) if lost else raw, wait_s)
 
     ledger = CutPostgres.__new__(CutPostgres)
     ledger.points, ledger._doing = points, threading.local()
