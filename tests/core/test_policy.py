@@ -109,6 +109,34 @@ def test_the_cheapest_that_is_acceptable_in_any_order(
     assert (exact_cost(other.offer), other.micro) == (exact_cost(chosen.offer), chosen.micro)
 
 
+CENT = 10**16
+"""Atomic units of a cent, in a token of 18 decimals."""
+
+
+@pytest.mark.parametrize(
+    ("usdc", "wide", "taken"),
+    [
+        ("10000", CENT - 1, "wide"),
+        ("10000", CENT + 1, "usdc"),
+        ("10000", CENT, "first"),
+        ("1", 10**11, "wide"),
+        ("999999", 1, "wide"),
+        ("1", 10**18, "usdc"),
+    ],
+)
+def test_tokens_of_different_decimals_are_compared_as_money(
+    usdc: str, wide: int, taken: str
+) -> None:
+    """Row 3: never as bare digits, and exactly, where both round to the same micro-USD."""
+    for listed in ((USDC, WIDE_USD), (WIDE_USD, USDC)):
+        amounts = {USDC.address: usdc, WIDE_USD.address: str(wide)}
+        chosen = choose(
+            POLICY, challenged(*[offer(amounts[one.address], token=one) for one in listed]), {}
+        )
+        expected = {"usdc": USDC, "wide": WIDE_USD, "first": listed[0]}[taken]
+        assert chosen.asset.address == expected.address
+
+
 @given(st.lists(entries, min_size=1, max_size=6), st.integers(0, 5))
 def test_an_offer_more_never_makes_it_dearer(listed: list[Any], at: int) -> None:
     """Dropping what is not taken changes nothing."""

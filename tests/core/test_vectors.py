@@ -197,6 +197,15 @@ def test_the_general_encoder_agrees_with_eth_account(domain: Any, order: Any) ->
     assert typed_data_digest(domain, with_domain, order) == typed_data_digest(domain, TREE, order)
 
 
+def test_referenced_types_are_sorted() -> None:
+    """EIP-712, ``encodeType``: the primary type first, the others by name."""
+    names = ["Zebra", "Apple", "Mango", "Beta", "Yak", "Cello", "Xylo"]
+    types = {"Main": [{"name": n.lower(), "type": n} for n in names]}
+    types |= {n: [{"name": "v", "type": "uint8"}] for n in names}
+    message = {n.lower(): {"v": at} for at, n in enumerate(names)}
+    assert typed_data_digest({"name": "x"}, types, message) == theirs({"name": "x"}, types, message)
+
+
 @given(keys, st.binary(min_size=32, max_size=32))
 def test_signatures_are_those_of_eth_account(key: bytes, digest: bytes) -> None:
     """Deterministic (RFC 6979), low s, v 27 or 28."""
