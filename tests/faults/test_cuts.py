@@ -243,7 +243,7 @@ def test_a_call_that_failed_anyway_cut_anywhere(
 def test_two_cuts(seller: Seller, fast_path: Path, how: str) -> None:
     """The way out of the first fault is cut as well."""
     count = len(points_of(seller, fast_path, "client", "delivered"))
-    pairs = [(n, n + more) for n in range(count // 2, count + 1) for more in range(1, 4)]
+    pairs = [(n, n + more) for n in range(count // 2, count + 1, 2) for more in range(1, 4)]
     found = run_all(seller, fast_path, "client", how, at=pairs)
     assert not found, "\n".join(found)
 

@@ -185,7 +185,6 @@ def cutter(dsn: str) -> Callable[[str], None]:
     ("kind", "how"),
     [
         ("client", "fault"),
-        ("client", "interrupt"),
         ("async-client", "cancel"),
         ("client", "cut"),
     ],
@@ -238,10 +237,10 @@ def test_the_answer_to_a_commit_is_lost(deal: Opener) -> None:
 
 
 def test_a_host_killed_anywhere(deal: Opener) -> None:
-    """SIGKILL at every third point; when its lease has ended another host goes on."""
+    """SIGKILL at every fifth point; when its lease has ended another host goes on."""
     names = cut(deal(), "fault", "client")[0].names
     waiting = []
-    for at in range(1, len(names) + 1, 3):
+    for at in range(1, len(names) + 1, 5):
         one = deal()
         arguments = (one.dsn, one.url, one.seller.origin, one.caps, LEASE_S, at)
         with Process(jobs.fleet_killed, *arguments) as victim:
