@@ -110,7 +110,10 @@ class _SQL(Ledger):
         if wait_s == 0:
             raise Busy  # opening touches the disk: not on an event loop
         self._meters.clear()  # the file may be another one by now
-        return self._open(deadline)
+        db = self._open(deadline)
+        disposal = weakref.finalize(self, _dispose, db.raw, os.getpid())
+        disposal.atexit = False
+        return db
 
     def _begin(
         self, db: _Connection, deadline: float, wait_s: float, *, write: bool, durable: bool
@@ -378,6 +381,12 @@ class MemoryLedger(_SQL):
 
     def close(self) -> None:
         """Does nothing: what is in memory is the ledger."""
+
+
+def _dispose(raw: sqlite3.Connection, pid: int) -> None:
+    """Close the connection of a ledger that was dropped, unless a fork inherited it."""
+    if pid == os.getpid():
+        raw.close()
 
 
 def default_path() -> Path:
