@@ -661,23 +661,22 @@ ERRORS: list[Callable[[], BaseException]] = [
 ]
 FAILING = {("unanswered", 8), ("refused", 5)}
 """Effects that fail by themselves: there is no "after"."""
-CUTS = [
-    pytest.param(name, number, make, after, id=f"{name}-{number}-{make().__class__.__name__}"
-                 + "-after" * after)
-    for name in SCENES
-    for number in range(1, length(name) + 1)
-    for make in ERRORS
-    for after in (False, True)
-    if not (after and (name, number) in FAILING)
-]  # fmt: skip
+CUTS = [(name, number) for name in SCENES for number in range(1, length(name) + 1)]
 
 
-@pytest.mark.parametrize(("name", "number", "make", "after"), CUTS)
-def test_cut(name: str, number: int, make: Callable[[], BaseException], after: bool) -> None:
+@pytest.mark.parametrize(("name", "number"), CUTS)
+def test_cut(name: str, number: int) -> None:
     """Whatever happens, and wherever: no money is lost, none is spent twice."""
+    for make in ERRORS:
+        cut_once(name, number, make(), after=False)
+        if (name, number) not in FAILING:
+            cut_once(name, number, make(), after=True)
+
+
+def cut_once(name: str, number: int, error: BaseException, *, after: bool) -> None:
+    """One call that fails at its n-th effect, instead of it or right after."""
     hand = set_scene(name)
     before = len(hand.proofs)
-    error = make()
     raised: BaseException | None = None
     try:
         hand.call(Cut(number, error, after))

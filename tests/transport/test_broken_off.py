@@ -45,6 +45,23 @@ async def test_an_answer_that_the_caller_leaves_half_read_was_delivered(rig: Rig
     assert len(set(rig.proofs)) == 2
 
 
+@kinds(colours=["sync", "asyncio"])
+async def test_an_answer_that_the_caller_stops_reading_was_delivered(rig: Rig) -> None:
+    """In the middle of its iteration: that is not a failure."""
+    rig.sells(paid=served([b"one", b"two"], framing="chunked"))
+    async with rig.stream("GET") as response:
+        if rig.kind.sync:
+            chunks = response.iter_raw()
+            assert next(chunks) == b"one"
+            chunks.close()
+        else:
+            later = response.aiter_raw()
+            assert await anext(later) == b"one"
+            await later.aclose()
+    assert [(row.state, row.open) for row in rig.payer.payments()] == [("settled", False)]
+    assert rig.all_closed()
+
+
 @pytest.mark.parametrize("number", [0, 1])
 @kinds()
 async def test_a_402_or_an_answer_that_cannot_be_closed(rig: Rig, number: int) -> None:
