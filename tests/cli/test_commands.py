@@ -429,6 +429,7 @@ def test_a_reader_that_left(shopper: Cli, marketplace: Sandbox) -> None:
             os.close(into)
         assert done.code == expected, done
         assert "Exception ignored" not in done.err
+        assert "internal error" not in done.err
 
 
 def test_the_sandbox_of_these_tests_is_alive(marketplace: Sandbox) -> None:
