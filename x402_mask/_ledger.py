@@ -15,7 +15,8 @@ import secrets
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, overload
+from itertools import chain
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar, overload
 
 from x402_mask import _json
 from x402_mask._models import Payment
@@ -39,6 +40,8 @@ WAIT_S: Final = 5.0
 5 s fails none of 384 reservations (worst wait 0.64 s) where 0.5 s fails 12."""
 
 _TEXT_MAX: Final = 1000
+_PART: Final = 100
+T = TypeVar("T")
 
 EXPIRY_MARGIN_S: Final = 30
 """Seconds past ``validBefore`` for which an operation still counts as open."""
@@ -492,7 +495,8 @@ class Ledger(ABC):
             self._know(units, wait_s)
             with self._transaction(wait_s, write=False) as db:
                 if units <= set(db.all("SELECT scope, unit FROM meters")):
-                    return [limit.spend(now_us, _used(db, limit, now_us)) for limit in limits]
+                    used = _used(db, limits, now_us)
+                    return [x.spend(now_us, u) for x, u in zip(limits, used, strict=True)]
             self._meters.clear()  # another database than a moment ago
         raise LedgerError("the counters of this ledger do not stay; see `x402-mask doctor`")
 
@@ -992,23 +996,33 @@ def _trip(db: Db, origin: str, result: Result, breaker: Breaker | None, now_us: 
     return True
 
 
-def _used(db: Db, limit: Limit, now_us: int) -> Used:
-    if limit.per_call:
-        return NOTHING
-    settled, held, oldest = db.one(
-        "SELECT SUM(settled), SUM(held), MIN(CASE WHEN settled + held > 0 THEN bucket END)"
-        " FROM counters WHERE scope=? AND unit=? AND bucket>=?",
-        limit.scope,
-        limit.unit,
-        limit.first_bucket(now_us),
-    ) or (None, None, None)
-    return Used(int(settled or 0), int(held or 0), oldest)
+_WINDOW: Final = (
+    "SELECT {}, SUM(settled), SUM(held), MIN(CASE WHEN settled + held > 0 THEN bucket END)"
+    " FROM counters WHERE scope=? AND unit=? AND bucket>=?"
+)
+
+
+def _used(db: Db, limits: Sequence[Limit], now_us: int) -> list[Used]:
+    """What each limit's window holds, asked at once."""
+    found: dict[int, Used] = {}
+    for some in _parts([(n, limit) for n, limit in enumerate(limits) if not limit.per_call]):
+        sql = " UNION ALL ".join(_WINDOW.format(n) for n, _ in some)
+        params = [(x.scope, x.unit, x.first_bucket(now_us)) for _, x in some]
+        for n, settled, held, oldest in db.all(sql, *chain.from_iterable(params)):
+            found[n] = Used(int(settled or 0), int(held or 0), oldest)
+    return [found.get(n, NOTHING) for n in range(len(limits))]
+
+
+def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """A few at a time: the length of a statement is bounded."""
+    for start in range(0, len(items), _PART):
+        yield items[start : start + _PART]
 
 
 def _measure(db: Db, want: Reservation) -> tuple[dict[str, int], PaymentRefused | None]:
     """What each cap holds before this payment, and the refusal of the first that is too full."""
     limits = applying(want.limits, want.service)
-    used = [_used(db, limit, want.at) for limit in limits]
+    used = _used(db, limits, want.at)
     before = {str(limit.cap): u.total for limit, u in zip(limits, used, strict=True)}
     spends = [limit.spend(want.at, u) for limit, u in zip(limits, used, strict=True)]
     return before, over_cap(limits, spends, want.micro, want.service)
@@ -1048,26 +1062,24 @@ def _meters(db: Db, service: str) -> list[tuple[str, str]]:
     return [(scope, unit) for scope, unit in found]
 
 
-def _count(db: Db, meters: Iterable[tuple[str, str]], at: int, settled: int, held: int) -> None:
+def _count(db: Db, meters: Sequence[tuple[str, str]], at: int, settled: int, held: int) -> None:
     """Add to each of the counters at the instant *at*."""
-    for scope, unit in meters:
-        _add(db, scope, unit, bucket(unit, at), settled, held)
+    _add(db, [(scope, unit, bucket(unit, at), settled, held) for scope, unit in meters])
 
 
-def _add(db: Db, scope: str, unit: str, at: int, settled: int, held: int) -> None:
-    found = db.one(
-        "INSERT INTO counters (scope, unit, bucket, settled, held) VALUES (?, ?, ?, ?, ?)"
-        " ON CONFLICT (scope, unit, bucket) DO UPDATE"
-        " SET settled=counters.settled+excluded.settled, held=counters.held+excluded.held"
-        " RETURNING settled, held",
-        scope,
-        unit,
-        at,
-        settled,
-        held,
-    )
-    if found is None or not 0 <= found[0] + found[1] <= MICRO_MAX:
-        raise LedgerError("a counter of this ledger would overflow")
+def _add(db: Db, sums: Sequence[tuple[str, str, int, int, int]]) -> None:
+    """Add to counters: scope, unit, bucket, settled, held; no bucket twice."""
+    for some in _parts(sums):
+        rows = db.all(
+            "INSERT INTO counters (scope, unit, bucket, settled, held)"  # noqa: S608
+            f" VALUES {', '.join(['(?, ?, ?, ?, ?)'] * len(some))}"
+            " ON CONFLICT (scope, unit, bucket) DO UPDATE"
+            " SET settled=counters.settled+excluded.settled, held=counters.held+excluded.held"
+            " RETURNING settled, held",
+            *chain.from_iterable(some),
+        )
+        if len(rows) != len(some) or not all(0 <= s + h <= MICRO_MAX for s, h in rows):
+            raise LedgerError("a counter of this ledger would overflow")
 
 
 _SUMS: Final = (
@@ -1082,8 +1094,11 @@ def _backfill(db: Db, scope: str, unit: str) -> None:
     sums, mine = (_SUMS, ()) if scope == "*" else (_SUMS + " AND service=?", (scope,))
     if unit == "month":
         sql = f"SELECT at / ?, {sums} GROUP BY 1"
+        months: dict[int, tuple[int, int]] = {}
         for day, settled, held in db.all(sql, _DAY, *mine):
-            _add(db, scope, unit, bucket(unit, day * _DAY), int(settled), int(held))
+            before = months.get(month := bucket(unit, day * _DAY), (0, 0))
+            months[month] = (before[0] + int(settled), before[1] + int(held))
+        _add(db, [(scope, unit, month, *sum_) for month, sum_ in months.items()])
         return
     slot, steps = ("0", ()) if unit == "total" else ("at / ?", (_STEPS.get(unit) or int(unit),))
     db.run(

@@ -94,7 +94,7 @@ class PostgresLedger(Ledger):
         self._key: Vault | None = None
         self._pool = _pg.Pool(dsn, self._prepare)
         self._head = HeadFile(data_path() / f"postgres-{self._pool.identity}.head")
-        self._writing = threading.RLock()
+        self._writing = _pg.Turn()
         self._heart = _Heart(weakref.ref(self))
         self._pid = os.getpid()
 
@@ -124,8 +124,9 @@ class PostgresLedger(Ledger):
             return  # inherited: the parent's to close
         self._heart.stop()
         self._pool.close()
-        with self._writing:
+        if self._writing.acquire(WAIT_S):
             self._head.close()
+            self._writing.release()
 
     # --- transactions
 
@@ -144,7 +145,7 @@ class PostgresLedger(Ledger):
             raise reentered()
         deadline = time.monotonic() + wait_s
         try:  # from before the lock is taken: an interruption may come between any two steps
-            if write and not self._writing.acquire(timeout=wait_s):
+            if write and not self._writing.acquire(wait_s):
                 raise contended(wait_s)
             opening = _begin_writing(deadline) if write else _READING
             with self._pool.connection(deadline, wait_s, opening) as raw:
@@ -211,7 +212,7 @@ class PostgresLedger(Ledger):
     def _follow_fork(self) -> None:
         if self._pid == os.getpid():
             return
-        self._writing = threading.RLock()
+        self._writing = _pg.Turn()
         self._pool.forked()
         self._heart = _Heart(weakref.ref(self))
         self._head = HeadFile(self._head.path)
