@@ -48,7 +48,7 @@ from x402_mask._ledger import (
 )
 from x402_mask._models import Quote, Receipt
 from x402_mask._money import usd
-from x402_mask._policy import VALIDITY_MIN_S, Choice, choose
+from x402_mask._policy import Choice, choose
 from x402_mask._services import origin_of
 from x402_mask._wallet import Wallet, checked_signature
 from x402_mask._windows import applying, as_datetime
@@ -78,6 +78,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("x402_mask")
 
 _POLL_S: Final = 0.05
+_LEFT_MIN_S: Final = 6
+"""Seconds that must be left when a proof leaves: what facilitators want when they verify."""
+
 _HASH_LENGTH_MAX: Final = 66
 
 
@@ -443,7 +446,7 @@ def _prove(
     )
     signature = yield from _sign(payer, authorization)
     waited = payer.now() - now
-    if waited > choice.validity_s - VALIDITY_MIN_S:
+    if waited > choice.validity_s - _LEFT_MIN_S:
         raise OfferRefused(f"signing took {waited:.0f} s, the offer ran out", reason="wait")
     header, value = proof_header(
         purchase.challenge, choice.offer, authorization.payload(signature), payment_id

@@ -119,7 +119,7 @@ class Payer:
         """
         from x402_mask._config import from_env  # noqa: PLC0415
 
-        return cls(**{**from_env(environ), **overrides})
+        return cls(**{**from_env(environ, given=overrides), **overrides})
 
     @classmethod
     def from_config(cls, path: str | os.PathLike[str], **overrides: Any) -> Payer:
@@ -131,7 +131,7 @@ class Payer:
         """
         from x402_mask._config import from_config  # noqa: PLC0415
 
-        return cls(**{**from_config(path), **overrides})
+        return cls(**{**from_config(path, given=overrides), **overrides})
 
     # --- the owner's questions and orders
 

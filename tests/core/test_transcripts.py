@@ -385,7 +385,7 @@ def test_a_slow_signer_gives_up_when_the_offer_ran_out() -> None:
 
     class Slow(Signer):
         def sign_typed_data(self, domain: Any, types: Any, message: Any) -> Any:
-            hand.clock += 51
+            hand.clock += 55
             return super().sign_typed_data(domain, types, message)
 
     hand = Hand(options={"wallet": Slow()})
