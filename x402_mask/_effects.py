@@ -40,6 +40,36 @@ class Ask:
     proof: tuple[str, str] | None = field(default=None, repr=False)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetch:
+    """Make another request to the call's own origin, through the same client.
+
+    Answered by a :class:`Fetched`.  It carries none of the caller's headers but ``User-Agent``;
+    redirects are not followed.  ``path`` begins with ``/``.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    content: bytes | None = None
+    proof: tuple[str, str] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """The answer to a :class:`Fetch`.
+
+    ``headers`` are the few that the conversation looks at; ``body`` is decoded, and ``None`` where
+    it is longer than 64 KiB, cannot be decoded, or came after a redirect.
+    """
+
+    status: int
+    url: str
+    headers: Mapping[str, Sequence[str]]
+    body: bytes | None = field(repr=False)
+    date: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class ReadBody:
     """Read the 402's body, bounded; answered by bytes, or ``None`` if it is too long.
@@ -85,7 +115,7 @@ class Checkpoint:
     """Nothing to do; a cancellation that was kept back is delivered here."""
 
 
-Effect = Ask | ReadBody | Fingerprint | Record[Any] | Consult | Sleep | Checkpoint
+Effect = Ask | Fetch | ReadBody | Fingerprint | Record[Any] | Consult | Sleep | Checkpoint
 
 
 def ask(proof: tuple[str, str] | None = None) -> Generator[Effect, Any, Reply]:
@@ -93,6 +123,13 @@ def ask(proof: tuple[str, str] | None = None) -> Generator[Effect, Any, Reply]:
     reply = yield Ask(proof)
     assert isinstance(reply, Reply)
     return reply
+
+
+def fetch(wanted: Fetch) -> Generator[Effect, Any, Fetched]:
+    """Make another request to the same origin."""
+    answer = yield wanted
+    assert isinstance(answer, Fetched)
+    return answer
 
 
 def read_body(*, wanted: bool) -> Generator[Effect, Any, bytes | None]:

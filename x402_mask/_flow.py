@@ -108,11 +108,15 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What goes on the response that is handed back."""
+    """What goes on the response that is handed back.
+
+    ``prepaid``: a token that an earlier call bought paid for it.
+    """
 
     receipt: Receipt | None = None
     refusal: PaymentError | None = None
     delivered: bool = False
+    prepaid: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ import httpx
 from x402_mask import _flow
 from x402_mask._body import DRAIN_S, READ_S, Gathered, body_digest, date_of, is_replayable
 from x402_mask._drive import FAMILIES, Abandoned, AsyncPerformer, perform
-from x402_mask._effects import Ask, Fingerprint, ReadBody, Record, Reply
+from x402_mask._effects import Ask, Fetch, Fetched, Fingerprint, ReadBody, Record, Reply
 from x402_mask._flow import Call, Trip, Verdict
 from x402_mask._ledger import WAIT_S
 from x402_mask._models import Receipt
@@ -50,6 +50,7 @@ TIMEOUT = httpx.Timeout(5.0, read=60.0)
 """Default of our clients: settling on a chain takes longer than httpx's five seconds."""
 
 _READ_HEADERS = (REQUIRED_HEADER, *SETTLEMENT_HEADERS)
+_ERRAND_HEADERS = (*_READ_HEADERS, "retry-after")
 _SLOT = "x402_mask_trip"
 _KNOWN = {_SLOT, "x402_mask"}
 _AnyClient = TypeVar("_AnyClient", httpx.Client, httpx.AsyncClient)
@@ -67,13 +68,14 @@ def receipt_of(response: httpx.Response) -> Receipt | None:
 class _Slot:
     """What the requests of one call share: redirects copy extensions, but not what is in them."""
 
-    __slots__ = ("_trip", "_url", "deferred", "over", "proof", "requests", "retry")
+    __slots__ = ("_trip", "_url", "deferred", "errand", "over", "proof", "requests", "retry")
 
     def __init__(self, request: httpx.Request) -> None:
         self._url = request.url
         self._trip: Trip | None = None
         self.requests = [weakref.ref(request)]
         self.retry: weakref.ref[httpx.Request] | None = None
+        self.errand: weakref.ref[httpx.Request] | None = None
         self.proof: tuple[str, str] | None = None
         self.over = False
         self.deferred: list[tuple[Callable[[httpx.Response], Any], httpx.Response]] | None = None
@@ -121,6 +123,7 @@ class _Session:
         self.slot = _Slot.of(request)
         self.response: httpx.Response | None = None
         self.gathered: Gathered | None = None
+        self.errand: httpx.Request | None = None
         self.flow: Generator[Effect, Any, Verdict] = _flow.converse(payer, self._call())
 
     def _call(self) -> Call:
@@ -170,6 +173,53 @@ class _Session:
         self.slot.requests.append(self.slot.retry)
         return retry
 
+    def errand_request(self, wanted: Fetch) -> httpx.Request:
+        """Another request to the same origin: nothing of the caller's goes along but its name."""
+        url = self.request.url.copy_with(
+            username=None, password=None, raw_path=wanted.path.encode("ascii"), fragment=None
+        )
+        headers = {"accept": "application/json", "accept-encoding": "gzip, deflate"}
+        if "user-agent" in self.request.headers:
+            headers["user-agent"] = self.request.headers["user-agent"]
+        if wanted.content is not None:
+            headers["content-type"] = "application/json"
+        errand = httpx.Request(
+            wanted.method, url, headers={**headers, **wanted.headers}, content=wanted.content,
+            extensions=self.request.extensions,
+        )  # fmt: skip
+        if wanted.proof is not None:
+            errand.headers[wanted.proof[0]] = wanted.proof[1]
+            self.slot.proof = wanted.proof
+        self.slot.retry = self.slot.errand = weakref.ref(errand)
+        self.slot.requests.append(self.slot.errand)
+        self.errand = errand
+        return errand
+
+    def asked(self, sent: httpx.Request, request: httpx.Request) -> httpx.Request:
+        """What an answer to *sent* answers: the errand, or the call."""
+        return sent if sent is self.errand else request
+
+    def fetched(
+        self, response: httpx.Response, request: httpx.Request, gathered: Gathered
+    ) -> Fetched:
+        """An errand's answer as the conversation sees it; one that was redirected says nothing."""
+        errand, self.errand = self.errand, None
+        assert errand is not None
+        body = gathered.decoded(response.headers.get("content-encoding", ""))
+        self.emptied(response)
+        straight = request is errand
+        return Fetched(
+            status=response.status_code if straight else 302,
+            url=str(errand.url),
+            headers=_lists(response, _ERRAND_HEADERS) if straight else {},
+            body=body if straight else None,
+            date=date_of(response.headers.get("date")),
+        )
+
+    def park(self) -> httpx.ByteStream:
+        """What is kept of a 402 while its connection is used for an errand."""
+        return httpx.ByteStream(b"".join(self.gathered.chunks) if self.gathered else b"")
+
     @staticmethod
     def emptied(response: httpx.Response) -> None:
         """Leave nothing to read in a 402 that is discarded: under an auth flow httpx reads it."""
@@ -202,7 +252,7 @@ class _Session:
     def conclude(self, verdict: Verdict) -> None:
         """Put the verdict on the response that is handed back."""
         assert self.response is not None
-        if verdict.delivered and verdict.receipt is not None:
+        if verdict.delivered and verdict.receipt is not None and not verdict.prepaid:
             self.watch(self.response, verdict.receipt.payment_id)
         self.slot.over = not self.response.has_redirect_location
         if verdict.receipt is not None:
@@ -287,7 +337,27 @@ class _SyncSession(_Session):
 
     def received(self, response: httpx.Response, request: httpx.Request) -> httpx.Request | None:
         """The next request to send, or ``None`` when ``self.response`` is the answer."""
-        return self._pump(lambda: self.flow.send(self.reply(response, request)))
+        if self.errand is None:
+            return self._pump(lambda: self.flow.send(self.reply(response, request)))
+        try:
+            answer = self._fetched(response, request)
+        except BaseException as exc:  # noqa: BLE001  # the flow decides
+            failure = exc
+            return self._pump(lambda: self.throw(failure))
+        return self._pump(lambda: self.flow.send(answer))
+
+    def _fetched(self, response: httpx.Response, request: httpx.Request) -> Fetched:
+        gathered, source = Gathered(READ_S), response.stream
+        assert isinstance(source, httpx.SyncByteStream)
+        try:
+            for chunk in source:
+                if not gathered.add(chunk):
+                    break
+            else:
+                gathered.complete = True
+        finally:
+            source.close()
+        return self.fetched(response, request, gathered)
 
     def failed(self, exc: BaseException) -> None:
         """Sending failed: the conversation writes down what that means."""
@@ -300,7 +370,7 @@ class _SyncSession(_Session):
     def _pump(self, step: Callable[[], Effect]) -> httpx.Request | None:
         try:
             effect = step()
-            while not isinstance(effect, Ask):
+            while not isinstance(effect, Ask | Fetch):
                 try:
                     answer = self._perform(effect)
                 except BaseException as exc:  # noqa: BLE001  # the flow decides
@@ -313,9 +383,23 @@ class _SyncSession(_Session):
         except BaseException as exc:
             self._abandon(exc)
             raise
+        if isinstance(effect, Fetch):
+            return self._errand(effect)
         if effect.proof is None:
             return self.request
         return self._paid(effect.proof)
+
+    def _errand(self, wanted: Fetch) -> httpx.Request:
+        try:
+            errand = self.errand_request(wanted)
+            if self.response is not None:
+                assert isinstance(self.response.stream, httpx.SyncByteStream)
+                self.response.stream.close()
+                self.response.stream = self.park()
+        except BaseException as exc:
+            self.failed(exc)
+            raise
+        return errand
 
     def _paid(self, proof: tuple[str, str]) -> httpx.Request:
         try:
@@ -331,7 +415,7 @@ class _SyncSession(_Session):
             return self.read(wanted=effect.wanted)
         if isinstance(effect, Fingerprint):
             return self.fingerprint()
-        assert not isinstance(effect, Ask)
+        assert not isinstance(effect, Ask | Fetch)
         return perform(effect)
 
     def read(self, *, wanted: bool) -> bytes | None:
@@ -392,7 +476,27 @@ class _AsyncSession(_Session):
         self, response: httpx.Response, request: httpx.Request
     ) -> httpx.Request | None:
         """The next request to send, or ``None`` when ``self.response`` is the answer."""
-        return await self._pump(lambda: self.flow.send(self.reply(response, request)))
+        if self.errand is None:
+            return await self._pump(lambda: self.flow.send(self.reply(response, request)))
+        try:
+            answer = await self._fetched(response, request)
+        except BaseException as exc:  # noqa: BLE001  # the flow decides
+            failure = exc
+            return await self._pump(lambda: self.throw(failure))
+        return await self._pump(lambda: self.flow.send(answer))
+
+    async def _fetched(self, response: httpx.Response, request: httpx.Request) -> Fetched:
+        gathered, source = Gathered(READ_S), response.stream
+        assert isinstance(source, httpx.AsyncByteStream)
+        try:
+            async for chunk in source:
+                if not gathered.add(chunk):
+                    break
+            else:
+                gathered.complete = True
+        finally:
+            await source.aclose()
+        return self.fetched(response, request, gathered)
 
     async def failed(self, exc: BaseException) -> None:
         """Sending failed: the conversation writes down what that means."""
@@ -410,7 +514,7 @@ class _AsyncSession(_Session):
     async def _pump(self, step: Callable[[], Effect]) -> httpx.Request | None:
         try:
             effect = step()
-            while not isinstance(effect, Ask):
+            while not isinstance(effect, Ask | Fetch):
                 try:
                     answer = await self._perform(effect)
                 except BaseException as exc:  # noqa: BLE001  # the flow decides
@@ -425,9 +529,24 @@ class _AsyncSession(_Session):
         except BaseException as exc:
             await self._abandon(exc)
             raise
+        if isinstance(effect, Fetch):
+            return await self._errand(effect)
         if effect.proof is None:
             return self.request
         return await self._paid(effect.proof)
+
+    async def _errand(self, wanted: Fetch) -> httpx.Request:
+        try:
+            await self._performer.deliver()
+            errand = self.errand_request(wanted)
+            if self.response is not None:
+                assert isinstance(self.response.stream, httpx.AsyncByteStream)
+                await self.response.stream.aclose()
+                self.response.stream = self.park()
+        except BaseException as exc:
+            await self.failed(exc)
+            raise
+        return errand
 
     async def _paid(self, proof: tuple[str, str]) -> httpx.Request:
         try:
@@ -444,7 +563,7 @@ class _AsyncSession(_Session):
             return await self.read(wanted=effect.wanted)
         if isinstance(effect, Fingerprint):
             return self.fingerprint()
-        assert not isinstance(effect, Ask)
+        assert not isinstance(effect, Ask | Fetch)
         return await self._performer.perform(effect)
 
     async def read(self, *, wanted: bool) -> bytes | None:
@@ -632,7 +751,7 @@ class PaymentTransport(httpx.BaseTransport):
             except BaseException as exc:
                 session.failed(exc)
                 raise
-            sent, response = session.received(answer, request), None
+            sent, response = session.received(answer, session.asked(sent, request)), None
         assert session.response is not None
         return session.response
 
@@ -698,7 +817,8 @@ class AsyncPaymentTransport(httpx.AsyncBaseTransport):
             except BaseException as exc:
                 await session.failed(exc)
                 raise
-            sent, response = await session.received(answer, request), None
+            asked = session.asked(sent, request)
+            sent, response = await session.received(answer, asked), None
         assert session.response is not None
         return session.response
 
@@ -850,8 +970,7 @@ class PaymentAuth(httpx.Auth):
                 # httpx closes the flow: the real exception is the context of the GeneratorExit
                 session.failed(exc.__context__ or exc)
                 raise
-            _scrub(response, sent, request)
-            asked = response.request if sent is request else request
+            asked = _scrub(response, sent, request, session.errand)
             sent = session.received(response, asked)
         assert session.response is not None
         for hook, seen in deferred:
@@ -888,8 +1007,7 @@ class PaymentAuth(httpx.Auth):
                             _bare(sent)
                         await session.failed(exc)
                         raise
-                    _scrub(response, sent, wanted)
-                    asked = response.request if sent is wanted else wanted
+                    asked = _scrub(response, sent, wanted, session.errand)
                     sent = await session.received(response, asked)
                 assert session.response is not None
                 for hook, seen in deferred:
@@ -933,15 +1051,23 @@ class _Closable(AsyncGenerator[httpx.Request, httpx.Response]):
         await self._flow.aclose()
 
 
-def _scrub(response: httpx.Response, sent: httpx.Request, request: httpx.Request) -> None:
-    """Keep the proof out of what the caller can look at afterwards."""
+def _scrub(
+    response: httpx.Response,
+    sent: httpx.Request,
+    request: httpx.Request,
+    errand: httpx.Request | None,
+) -> httpx.Request:
+    """Keep the proof out of what the caller can look at afterwards; what was asked is returned."""
     if sent is request:
-        return
+        return response.request
     _bare(sent)
-    if response.request is sent:
-        response.request = request
     if response.next_request is not None:
         _bare(response.next_request)
+    if sent is errand:
+        return response.request
+    if response.request is sent:
+        response.request = request
+    return request
 
 
 def _bare(request: httpx.Request) -> None:
@@ -1050,6 +1176,9 @@ class _Deferred:
     def waits(self, response: httpx.Response) -> bool:
         """Whether the hook is put off."""
         slot = response.request.extensions.get(_SLOT)
+        errand = slot.errand() if isinstance(slot, _Slot) and slot.errand is not None else None
+        if errand is response.request:
+            return True  # an errand of ours is no answer of the caller's
         if response.status_code != 402 or not isinstance(slot, _Slot) or slot.deferred is None:
             return False
         slot.deferred.append((self.hook, response))
