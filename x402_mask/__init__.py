@@ -30,6 +30,7 @@ from x402_mask.errors import (
     PaymentError,
     PaymentRefused,
     SignerError,
+    TermsRefused,
     TokenFlowError,
 )
 from x402_mask.httpx import (
@@ -79,6 +80,7 @@ __all__ = [
     "SQLiteLedger",
     "SignerError",
     "Spend",
+    "TermsRefused",
     "TokenFlowError",
     "Wallet",
     "attach",

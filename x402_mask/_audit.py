@@ -42,6 +42,10 @@ _MOVING: Final = (
     "at", "updated", "state", "delivered", "nonce", "valid_before", "header", "proof_digest",
     "outcome", "trans", "seen", "note",
 )  # fmt: skip
+_ASIDE: Final = frozenset(
+    {"represented", "asked", "created", "closed", "token_used", "token_dropped"}
+)
+"""Kinds of history that change nothing of the payment itself."""
 _COMPARED: Final = (*_FIXED, *_MOVING)
 _SHOWN: Final = ("id", *_COMPARED)
 
@@ -164,7 +168,7 @@ class _Replay:
             self.payees[service, payee.lower()] = first
 
     def _move(self, row: dict[str, Any], at: int, kind: str, data: Mapping[str, Any]) -> None:
-        if kind == "represented":
+        if kind in _ASIDE:
             return
         row |= {"updated": at, "state": data["state"], "note": data.get("note", "")}
         if kind == "held":
@@ -172,6 +176,8 @@ class _Replay:
             row |= {name: data[name] for name in ("header", "nonce", "valid_before")}
         elif kind == "reconciled":
             row |= {"trans": data["transaction"], "seen": 1}
+        elif kind == "bought":
+            row["trans"] = row["trans"] or data["transaction"]
         elif kind != "released":  # the end of a call
             row |= {"outcome": data["outcome"], "delivered": int(data["delivered"])}
             row["trans"] = row["trans"] or data["transaction"]

@@ -537,6 +537,16 @@ def _services(value: object) -> dict[str, str]:
     return found
 
 
+def _headers(value: object) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise TypeError("is a table of header = value")
+    return {name: _text(text, name) for name, text in value.items()}
+
+
+def _word(value: object) -> str:
+    return _text(value, "it")
+
+
 def _rpc(value: object) -> dict[str, list[str]]:
     if not isinstance(value, dict):
         raise TypeError("is a table of network = URL, or a list of URLs that must agree")
@@ -595,6 +605,11 @@ _READERS: Final[Mapping[str, Callable[[object], Any]]] = {
     "resign": _one_of("expired", "never"),
     "breaker_after": _breaker_after,
     "breaker_for": _span,
+    "token_origins": _texts,
+    "poll_unpaid": _span,
+    "poll_paid": _span,
+    "marketplace_headers": _headers,
+    "provider_id": _word,
 }
 """Every key of the file besides ``wallet`` and ``ledger``: keywords of ``Payer``."""
 

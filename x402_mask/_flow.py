@@ -15,6 +15,7 @@ This is the whole story of a paid call, told once.  It does no I/O: it yields ef
                                      finish: settled / unknown / rejected
 
 Before the point of no return every failure releases the reservation; after it none does.
+Buying a payment token from a marketplace is told in :mod:`x402_mask._tokens`.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from x402_mask._effects import (
     Reply,
@@ -49,7 +50,7 @@ from x402_mask._ledger import (
 from x402_mask._models import Quote, Receipt
 from x402_mask._money import usd
 from x402_mask._policy import Choice, choose
-from x402_mask._services import origin_of
+from x402_mask._services import origin_of, tool_of
 from x402_mask._wallet import Wallet, checked_signature
 from x402_mask._windows import applying, as_datetime
 from x402_mask._wire import REQUIRED_HEADER, proof_header, read_challenge, read_settlement, shown
@@ -63,15 +64,16 @@ from x402_mask.errors import (
     PaymentError,
     PaymentRefused,
     SignerError,
+    TokenFlowError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
     from x402_mask._effects import Effect
     from x402_mask._exact import Authorization
     from x402_mask._ledger import View
-    from x402_mask._models import Spend
+    from x402_mask._models import Asset, Offer, Route, Spend
     from x402_mask._payer import Payer
     from x402_mask._wire import Challenge, Settlement
 
@@ -130,6 +132,56 @@ class Purchase:
     service: str
     operation: str = ""
     path: str = field(default="", repr=False)
+    is_tool: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How a call will be paid, and what that costs: ``micro`` USD, ``amount`` atomic units.
+
+    ``choice`` is the live offer; a marketplace may name a price without one.  ``skipped`` says why
+    each other route was not taken.
+    """
+
+    route: Route
+    micro: int
+    amount: int
+    choice: Choice | None = None
+    skipped: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, route: Route, choice: Choice, skipped: tuple[str, ...] = ()) -> Plan:
+        """The plan to pay the live offer."""
+        return cls(
+            route=route, micro=choice.micro, amount=choice.offer.amount, choice=choice,
+            skipped=skipped,
+        )  # fmt: skip
+
+    @property
+    def pay_to(self) -> str | None:
+        """Whom the live offer names."""
+        return self.choice.offer.pay_to if self.choice is not None else None
+
+    @property
+    def offer(self) -> Offer | None:
+        """The live offer."""
+        return self.choice.offer if self.choice is not None else None
+
+    @property
+    def asset(self) -> Asset | None:
+        """What the live offer is paid in."""
+        return self.choice.asset if self.choice is not None else None
+
+    @property
+    def network(self) -> str | None:
+        """Where the live offer is paid (CAIP-2)."""
+        return self.choice.offer.network if self.choice is not None else None
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why each other route and offer was not taken."""
+        offers = self.choice.skipped if self.choice is not None else ()
+        return (*self.skipped, *map(str, offers))
 
 
 def converse(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict]:
@@ -139,11 +191,14 @@ def converse(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict]:
         PaymentError: a 402 that may not be paid, or could not be.
         BaseException: whatever the transport raised, unchanged.
     """
-    if payer.preempt and not call.has_proof and not call.trip.paid:
-        verdict = yield from _preempt(payer, call)
-        if verdict is not None:
-            return verdict
-    reply = yield from ask()
+    reply = None
+    if not call.has_proof and not call.trip.paid:
+        first = yield from _send_first(payer, call)
+        if isinstance(first, Verdict):
+            return first
+        reply = first
+    if reply is None:
+        reply = yield from ask()
     if reply.status != 402 or call.has_proof or call.trip.paid:
         return Verdict(receipt=call.trip.receipt)
     try:
@@ -173,6 +228,43 @@ def _pay(payer: Payer, call: Call, reply: Reply) -> Generator[Effect, Any, Verdi
     if payer.preempt and verdict.delivered:
         payer.memory.keep(call.method, purchase.origin, purchase.service, challenge, asked_at)
     return verdict
+
+
+def _send_first(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | Reply | None]:
+    """Pay with the first request: by a token that is held, or by a proof for a known price.
+
+    ``None`` to ask first; a 402 that did not take the token is the answer to asking.
+    """
+    if payer.tokens.possible and payer.prefer[0] == "held-token":
+        held = yield from _held_first(payer, call)
+        if held is not None:
+            return held
+    return (yield from _preempt(payer, call)) if payer.preempt else None
+
+
+def _held_first(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | Reply | None]:
+    service = tool_of(unquote(urlsplit(call.url).path))
+    origin = call.trip.origin
+    if service is None or origin not in payer.origins or origin_of(call.url) != origin:
+        return None
+    if payer.tokens.known is None:
+        now_us = payer.now_us()
+        try:
+            payer.tokens.known = set(
+                (
+                    yield from record(
+                        lambda wait_s: payer.ledger.held_tokens(now_us=now_us, wait_s=wait_s)
+                    )
+                )
+            )
+        except LedgerError as exc:  # said again, and louder, if the seller asks for money
+            log.warning("held tokens cannot be read: %s", exc)
+            return None
+    if (origin, service) not in payer.tokens.known:
+        return None
+    from x402_mask._tokens import spend_held  # noqa: PLC0415  # most payers hold none
+
+    return (yield from spend_held(payer, call, origin, service))
 
 
 def _preempt(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | None]:
@@ -211,6 +303,7 @@ def _purchase(payer: Payer, call: Call, reply: Reply, challenge: Challenge) -> P
         origin=origin,
         service=payer.services.name(call.trip.url),
         path=urlsplit(reply.url).path,
+        is_tool=tool_of(unquote(urlsplit(call.trip.url).path)) is not None,
     )
 
 
@@ -226,10 +319,7 @@ def _identified(call: Call, purchase: Purchase) -> Generator[Effect, Any, Purcha
     asked = ("key", call.key) if call.key is not None else (purchase.method, url, body)
     parts = (purchase.origin, purchase.service, *asked)
     operation = hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()
-    return Purchase(
-        challenge=purchase.challenge, reply=purchase.reply, method=purchase.method,
-        origin=purchase.origin, service=purchase.service, operation=operation, path=purchase.path,
-    )  # fmt: skip
+    return replace(purchase, operation=operation)
 
 
 def _open(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any, Verdict]:
@@ -239,7 +329,7 @@ def _open(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any
         view = yield from _look(payer, purchase)
         twin = view.twin
         if twin is not None and not twin.busy:
-            verdict = yield from _represent(payer, call, twin)
+            verdict = yield from _represent(payer, call, purchase, twin)
             if verdict is not None:
                 return verdict
             continue
@@ -248,8 +338,7 @@ def _open(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any
             waited += _POLL_S
             continue
         yield from _check_lapsed(payer, purchase, view)
-        choice = yield from _decide(payer, purchase, view)
-        verdict = yield from _reserve_and_buy(payer, call, purchase, choice)
+        verdict = yield from _by_route(payer, call, purchase, view)
         if verdict is not None:
             return verdict
 
@@ -294,97 +383,154 @@ def _check_lapsed(payer: Payer, purchase: Purchase, view: View) -> Generator[Eff
 # --- deciding -------------------------------------------------------------------------------------
 
 
-def _bar(payer: Payer, purchase: Purchase, view: View) -> PaymentRefused | None:
-    """Why nothing at all can be paid now, whatever is offered."""
-    if view.paused:
-        return Paused("this ledger is paused; `x402-mask resume` ends it")
+def _by_route(
+    payer: Payer, call: Call, purchase: Purchase, view: View
+) -> Generator[Effect, Any, Verdict | None]:
+    """Pay by the first route that is possible; ``None`` to look again.
+
+    A refusal by policy ends the call.  If no route is possible, the error of one that was tried is
+    raised, else that of the first.
+    """
+    failed: list[tuple[Route, PaymentError]] = []
+    for route in payer.prefer:
+        if route == "held-token":
+            held = yield from _held_now(payer, call, purchase)
+            if isinstance(held, Verdict):
+                return held
+            if held is not None:  # another 402, which did not take it
+                return (yield from _pay(payer, call, held))
+            continue
+        plan = _plan(payer, purchase, view, route, failed)
+        if isinstance(plan, PaymentError):
+            failed.append((route, plan))
+            continue
+        try:
+            yield from _decide(payer, purchase, plan)
+            return (yield from _reserve_and_buy(payer, call, purchase, plan))
+        except TokenFlowError as error:
+            if error.at_risk or isinstance(error, PaymentRefused):
+                raise
+            failed.append((route, error))
+    raise next((e for _, e in failed if isinstance(e, TokenFlowError)), failed[0][1])
+
+
+def _held_now(
+    payer: Payer, call: Call, purchase: Purchase
+) -> Generator[Effect, Any, Verdict | Reply | None]:
+    """A token that another process bought, perhaps: this one asked before it knew."""
+    if not purchase.is_tool:
+        return None
+    from x402_mask._tokens import spend_held  # noqa: PLC0415
+
+    return (yield from spend_held(payer, call, purchase.origin, purchase.service))
+
+
+def _plan(
+    payer: Payer,
+    purchase: Purchase,
+    view: View,
+    route: str,
+    failed: Sequence[tuple[Route, PaymentError]],
+) -> Plan | PaymentError:
+    """How to pay by *route*, or why that is not possible.
+
+    Raises:
+        PaymentRefused: it is possible, and policy forbids it.
+    """
+    skipped = tuple(f"{name}: {shown(error, 200)}" for name, error in failed)
+    if route == "token":
+        from x402_mask import _tokens  # noqa: PLC0415
+
+        why = _tokens.not_sold(payer, purchase)
+        return why or replace(_tokens.plan(payer, purchase, view), skipped=skipped)
     if payer.signer is None:
         return PaymentRefused(
             f"{purchase.service} wants an x402 signature and this payer has no wallet",
             reason="no_wallet",
         )
+    seller_clock(payer.now(), purchase.reply.date, strict=payer.strict_clock)
     try:
-        seller_clock(payer.now(), purchase.reply.date, strict=payer.strict_clock)
+        choice = choose(payer.policy, purchase.challenge, view.payees)
     except OfferRefused as refusal:
-        return refusal
-    return None
+        if refusal.reason in ("no_offer", "scheme"):  # no signature is asked for
+            return refusal
+        raise
+    return Plan.of("x402", choice, skipped)
 
 
-def _decide(payer: Payer, purchase: Purchase, view: View) -> Generator[Effect, Any, Choice]:
-    """The offer to pay, allowed by policy and approved by the owner."""
-    bar = _bar(payer, purchase, view)
-    if bar is not None:
-        raise bar
-    choice = choose(payer.policy, purchase.challenge, view.payees)
-    if payer.preempt:
-        payer.memory.learn(purchase.origin, purchase.service, choice)
+def _decide(payer: Payer, purchase: Purchase, plan: Plan) -> Generator[Effect, Any, None]:
+    """Ask the owner, before anything is reserved."""
+    if payer.preempt and plan.choice is not None:
+        payer.memory.learn(purchase.origin, purchase.service, plan.choice)
+    payer.emit("route", purchase, detail={"route": plan.route, "skipped": plan.reasons})
     if payer.approve is None:
-        return choice
-    quote = yield from _full_quote(payer, purchase, choice)
+        return
+    quote = yield from _full_quote(payer, purchase, plan)
     if quote.refusal is not None:
         quote.refusal.quote = quote
         raise quote.refusal
     if (yield from consult(payer.approve, quote)) is not True:
         message = f"approve() did not approve ${quote.usd} for {quote.service}"
         raise ApprovalDenied(message, quote=quote)
-    return choice
 
 
-def _full_quote(
-    payer: Payer, purchase: Purchase, choice: Choice, bar: PaymentRefused | None = None
-) -> Generator[Effect, Any, Quote]:
-    """What paying *choice* would cost, and whether the caps leave room for it now."""
+def _full_quote(payer: Payer, purchase: Purchase, plan: Plan) -> Generator[Effect, Any, Quote]:
+    """What *plan* would cost, and whether the caps leave room for it now."""
     now_us, limits = payer.now_us(), applying(payer.limits, purchase.service)
     caps = yield from record(lambda wait_s: payer.ledger.room(limits, now_us=now_us, wait_s=wait_s))
-    refusal = bar or over_cap(limits, caps, choice.micro, purchase.service)
-    return quote_of(payer, purchase, choice, tuple(caps), refusal)
+    refusal = over_cap(limits, caps, plan.micro, purchase.service)
+    return quote_of(payer, purchase, plan, tuple(caps), refusal)
 
 
 def quote_of(
     payer: Payer,
     purchase: Purchase,
-    choice: Choice,
+    plan: Plan,
     caps: tuple[Spend, ...],
     refusal: PaymentRefused | None,
 ) -> Quote:
-    """The public record of a choice."""
+    """The public record of a plan."""
     return Quote(
         service=purchase.service, origin=purchase.origin, method=purchase.method,
-        url=purchase.reply.url, route="x402", usd=usd(choice.micro), amount=choice.offer.amount,
-        asset=choice.asset, network=choice.offer.network, pay_to=choice.offer.pay_to,
-        payer=payer.address, offer=choice.offer, skipped=tuple(map(str, choice.skipped)),
-        caps=caps, refusal=refusal,
+        url=purchase.reply.url, route=plan.route, usd=usd(plan.micro), amount=plan.amount,
+        asset=plan.asset, network=plan.network,
+        pay_to=plan.pay_to, payer=payer.address, offer=plan.offer,
+        skipped=plan.reasons, caps=caps, refusal=refusal,
     )  # fmt: skip
 
 
 def _reserve_and_buy(
-    payer: Payer, call: Call, purchase: Purchase, choice: Choice
+    payer: Payer, call: Call, purchase: Purchase, plan: Plan
 ) -> Generator[Effect, Any, Verdict | None]:
     """Reserve, sign, present; ``None`` if the operation was opened by another call meanwhile."""
-    want = _reservation(payer, call, purchase, choice)
+    want = _reservation(payer, call, purchase, plan)
     try:
         if not (yield from _reserve(payer, purchase, want)):
             return None
-        return (yield from _buy(payer, call, purchase, choice, _row_of(want)))
+        if plan.route == "token" or plan.choice is None:
+            from x402_mask._tokens import buy  # noqa: PLC0415
+
+            return (yield from buy(payer, call, purchase, plan, row_of(want)))
+        return (yield from _buy(payer, call, purchase, plan.choice, row_of(want)))
     except PaymentRefused as refusal:
-        refusal.quote = quote_of(payer, purchase, choice, (), refusal)
+        refusal.quote = quote_of(payer, purchase, plan, (), refusal)
         raise
     finally:  # whatever interrupts this, at whichever line: nobody carries the payment any more
         payer.ledger.put_down(want.id, now_us=want.at)
 
 
-def _reservation(payer: Payer, call: Call, purchase: Purchase, choice: Choice) -> Reservation:
-    now_us = payer.now_us()
+def _reservation(payer: Payer, call: Call, purchase: Purchase, plan: Plan) -> Reservation:
+    now_us, asset = payer.now_us(), plan.asset
     return Reservation(
         id=new_payment_id(now_us), at=now_us, service=purchase.service,
         origin=purchase.origin, operation=purchase.operation, keyed=call.key is not None,
-        route="x402", micro=choice.micro, amount=choice.offer.amount,
-        asset=choice.asset.address, network=choice.offer.network, payer=payer.address,
-        pay_to=choice.offer.pay_to, limits=payer.limits, pin_payee=payer.policy.pin,
+        route=plan.route, micro=plan.micro, amount=plan.amount,
+        asset=asset.address if asset is not None else None, network=plan.network,
+        payer=payer.address, pay_to=plan.pay_to, limits=payer.limits,
+        pin_payee=payer.policy.pin,
         detail={
             "method": purchase.method, "path": purchase.path, "form": purchase.challenge.form,
-            "skipped": [str(skip) for skip in choice.skipped],
-            "approved": payer.approve is not None,
+            "skipped": list(plan.reasons), "approved": payer.approve is not None,
         },
     )  # fmt: skip
 
@@ -403,7 +549,7 @@ def _reserve(payer: Payer, purchase: Purchase, want: Reservation) -> Generator[E
     return True
 
 
-def _row_of(want: Reservation) -> Row:
+def row_of(want: Reservation) -> Row:
     """The reservation as the ledger now has it."""
     return Row(
         id=want.id, at=want.at, updated=want.at, state="reserved", service=want.service,
@@ -422,19 +568,19 @@ def _buy(
 ) -> Generator[Effect, Any, Verdict]:
     """Sign, store, present.  Until the proof is stored every failure gives the money back."""
     try:
-        proof = yield from _prove(payer, purchase, choice, row.id)
+        proof = yield from prove(payer, purchase, choice, row.id)
         now_us = payer.now_us()
         yield from record(
             lambda wait_s: payer.ledger.hold(row.id, proof, now_us=now_us, wait_s=wait_s)
         )
     except BaseException as failure:
-        yield from _release(payer, row.id, failure)
+        yield from release(payer, row.id, failure)
         raise
     payer.emit("sent", purchase, payment_id=row.id, usd=usd(row.micro))
     return (yield from _present(payer, call, row, proof))
 
 
-def _prove(
+def prove(
     payer: Payer, purchase: Purchase, choice: Choice, payment_id: str
 ) -> Generator[Effect, Any, Proof]:
     now = payer.now()
@@ -473,7 +619,7 @@ def _sign(payer: Payer, authorization: Authorization) -> Generator[Effect, Any, 
     return checked_signature(returned, digest, signer.address)
 
 
-def _release(payer: Payer, payment_id: str, failure: BaseException) -> Generator[Effect, Any, None]:
+def release(payer: Payer, payment_id: str, failure: BaseException) -> Generator[Effect, Any, None]:
     """Give the reservation back; if even that fails it stays reserved, which counts."""
     note = f"never sent: {type(failure).__name__}"
     if isinstance(failure, PaymentError):
@@ -490,8 +636,14 @@ def _release(payer: Payer, payment_id: str, failure: BaseException) -> Generator
         payer.emit("released", payment_id=payment_id, detail={"note": note})
 
 
-def _represent(payer: Payer, call: Call, twin: Twin) -> Generator[Effect, Any, Verdict | None]:
+def _represent(
+    payer: Payer, call: Call, purchase: Purchase, twin: Twin
+) -> Generator[Effect, Any, Verdict | None]:
     """Present the same bytes again; ``None`` if another call took them first."""
+    if twin.row.route == "token":
+        from x402_mask._tokens import resume  # noqa: PLC0415
+
+        return (yield from resume(payer, call, purchase, twin))
     row, now_us = twin.row, payer.now_us()
     try:
         proof = yield from record(
@@ -517,12 +669,12 @@ def _present(payer: Payer, call: Call, row: Row, proof: Proof) -> Generator[Effe
         result = yield from _judge(payer, row, proof, reply)
     except BaseException as failure:
         note = f"no answer: {type(failure).__name__}"
-        yield from _finish(payer, row, Result(outcome="unknown", delivered=False, note=note))
+        yield from finish(payer, row, Result(outcome="unknown", delivered=False, note=note))
         failure.add_note(f"x402_mask: payment {row.id} was sent and its outcome is not known")
         raise
     try:
         call.trip.receipt = receipt_for(row, result.outcome, result.transaction)
-        yield from _finish(payer, row, result)
+        yield from finish(payer, row, result)
         yield from checkpoint()  # the last moment for a cancellation
     except BaseException:
         if result.delivered:  # but it never reached the caller
@@ -534,12 +686,12 @@ def _present(payer: Payer, call: Call, row: Row, proof: Proof) -> Generator[Effe
 def _judge(payer: Payer, row: Row, proof: Proof, reply: Reply) -> Generator[Effect, Any, Result]:
     """What the answer says of the money; with an RPC, ``settled`` only if the chain agrees."""
     settlement = read_settlement(reply.headers)
-    fault = _fault(row, settlement)
+    fault = settlement_fault(row, settlement)
     told = settlement.transaction if settlement is not None else None
     note = f"HTTP {reply.status}; {fault}" if fault else f"HTTP {reply.status}"
     agreed = fault is None and reply.status != 402  # a seller that asks again is not believed
     if fault is None and payer.chain_knows(row.network):
-        agreed = yield from _seen(payer, row, proof, told)
+        agreed = yield from seen(payer, row, proof, told)
         note = note if agreed else f"{note}; the settlement is not seen on chain yet"
     if agreed:
         return Result(outcome="settled", delivered=reply.delivered, transaction=told, note=note)
@@ -549,7 +701,7 @@ def _judge(payer: Payer, row: Row, proof: Proof, reply: Reply) -> Generator[Effe
     )
 
 
-def _seen(payer: Payer, row: Row, proof: Proof, told: str | None) -> Generator[Effect, Any, bool]:
+def seen(payer: Payer, row: Row, proof: Proof, told: str | None) -> Generator[Effect, Any, bool]:
     """Whether the chain shows the transaction; a reader that fails costs nobody the answer."""
     try:
         return bool((yield from consult(payer.seen_on_chain, row, proof, told)))
@@ -558,7 +710,7 @@ def _seen(payer: Payer, row: Row, proof: Proof, told: str | None) -> Generator[E
         return False
 
 
-def _fault(row: Row, settlement: Settlement | None) -> str | None:
+def settlement_fault(row: Row, settlement: Settlement | None) -> str | None:
     """Why the settlement does not prove that exactly this was paid; ``None`` if it agrees."""
     if settlement is None:
         return "no settlement reported"
@@ -583,7 +735,7 @@ def _is_hash(text: str | None) -> bool:
     return all(char in "0123456789abcdefABCDEF" for char in text[2:])
 
 
-def _finish(payer: Payer, row: Row, result: Result) -> Generator[Effect, Any, None]:
+def finish(payer: Payer, row: Row, result: Result) -> Generator[Effect, Any, None]:
     """Write down the end.  A ledger that fails now costs nobody the answer: money stays held."""
     now_us = payer.now_us()
     try:
@@ -662,10 +814,32 @@ def quote(payer: Payer, call: Call, reply: Reply) -> Generator[Effect, Any, Quot
         view = yield from record(
             lambda wait_s: payer.ledger.look("", purchase.service, now_us=now_us, wait_s=wait_s)
         )
-        choice = choose(payer.policy, challenge, view.payees)
+        held = yield from record(
+            lambda wait_s: payer.ledger.held_tokens(now_us=now_us, wait_s=wait_s)
+        )
+        plan = _first_plan(payer, purchase, view, held)
     except PaymentRefused as refusal:
         return _refused_quote(payer, call, reply, refusal)
-    return (yield from _full_quote(payer, purchase, choice, _bar(payer, purchase, view)))
+    found = yield from _full_quote(payer, purchase, plan)
+    paused = Paused("this ledger is paused; `x402-mask resume` ends it") if view.paused else None
+    return replace(found, refusal=paused or found.refusal)
+
+
+def _first_plan(
+    payer: Payer, purchase: Purchase, view: View, held: frozenset[tuple[str, str]]
+) -> Plan:
+    """The plan that a call would begin with."""
+    failed: list[tuple[Route, PaymentError]] = []
+    for route in payer.prefer:
+        if route == "held-token":
+            if (purchase.origin, purchase.service) in held:
+                return Plan(route="held-token", micro=0, amount=0)
+            continue
+        plan = _plan(payer, purchase, view, route, failed)
+        if isinstance(plan, Plan):
+            return plan
+        failed.append((route, plan))
+    raise failed[0][1]
 
 
 def _refused_quote(payer: Payer, call: Call, reply: Reply, refusal: PaymentRefused) -> Quote:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar, overl
 from x402_mask import _json
 from x402_mask._models import Payment
 from x402_mask._money import MICRO_MAX, usd
+from x402_mask._tokenbook import MARKET_TABLES, TokenBook
 from x402_mask._vault import digest
 from x402_mask._windows import NOTHING, SECOND, Used, applying, as_datetime, bucket
 from x402_mask.errors import CapExceeded, LedgerError, OfferRefused, Paused, PaymentRefused
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
     from x402_mask._vault import Vault
     from x402_mask._windows import Limit
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+"""1: payments.  2: marketplace payments and tokens besides."""
+
 WAIT_S: Final = 5.0
 """How long a reservation waits for a contended lock: measured with 64 writers on one SQLite file,
 5 s fails none of 384 reservations (worst wait 0.64 s) where 0.5 s fails 12."""
@@ -46,7 +49,8 @@ T = TypeVar("T")
 EXPIRY_MARGIN_S: Final = 30
 """Seconds past ``validBefore`` for which an operation still counts as open."""
 
-TABLES: Final = """
+TABLES: Final = (
+    """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL){plain};
 CREATE TABLE IF NOT EXISTS payments (
   seq {serial}, id TEXT NOT NULL UNIQUE, at BIGINT NOT NULL, updated BIGINT NOT NULL,
@@ -73,6 +77,8 @@ CREATE TABLE IF NOT EXISTS history (
   seq {key}, at BIGINT NOT NULL, payment TEXT, kind TEXT NOT NULL,
   data TEXT NOT NULL, mac {blob} NOT NULL);
 """
+    + MARKET_TABLES
+)
 
 _DAY: Final = 86400 * SECOND
 _STEPS: Final = {"hour": 3600 * SECOND, "day": _DAY}
@@ -250,7 +256,7 @@ _selves: dict[tuple[object, int], _Self] = {}
 """By ledger and process: two objects on one file are one owner, and see each other's calls."""
 
 
-class Ledger(ABC):
+class Ledger(TokenBook, ABC):
     """Where reservations live.  One ledger is one budget, whatever payer or process uses it."""
 
     inline: ClassVar[bool] = True
@@ -305,7 +311,11 @@ class Ledger(ABC):
             return View(
                 paused=self._is_paused(db),
                 twin=self._twin(db, rows, now_us),
-                lapsed=tuple(r for r in rows if r.proof is not None and r.expired(now_us)),
+                lapsed=tuple(
+                    r
+                    for r in rows
+                    if r.route != "token" and r.proof is not None and r.expired(now_us)
+                ),
                 payees=_payees(db, service),
             )
 
@@ -349,34 +359,11 @@ class Ledger(ABC):
             LedgerError: it could not be stored, or the reservation is gone.
         """
         sealed = self._vault().seal(proof.value, payment_id)
-        named = digest(proof.value)
         with self._transaction(wait_s, durable=True) as db:
             row = self._row(db, payment_id)
             if row.state != "reserved":
                 raise LedgerError(f"payment {payment_id} is {row.state}, not reserved")
-            self._move(
-                db,
-                row,
-                "held",
-                now_us,
-                {
-                    "header": proof.header,
-                    "proof": named,
-                    "nonce": proof.nonce,
-                    "valid_before": proof.valid_before,
-                },
-                keep_flight=True,
-            )
-            db.run(
-                "UPDATE payments SET header=?, proof=?, proof_digest=?, nonce=?, valid_before=?"
-                " WHERE id=?",
-                proof.header,
-                sealed,
-                named,
-                proof.nonce,
-                proof.valid_before,
-                payment_id,
-            )
+            self._hold(db, row, proof, sealed, now_us)
 
     def claim(
         self, payment_id: str, carrier: object = None, *, now_us: int, wait_s: float = WAIT_S
@@ -625,11 +612,12 @@ class Ledger(ABC):
     def _twin(self, db: Db, rows: Sequence[Row], now_us: int) -> Twin | None:
         busy, known = None, dict[str, bool]()
         for row in reversed(rows):
-            if row.state != "reserved" and not row.is_open(now_us):
+            idle = row.is_open(now_us) if row.route != "token" else self._resumable(db, row)
+            if not idle and row.state != "reserved":
                 continue
             if self._in_flight(db, row, known):
                 busy = busy or Twin(row=row, busy=True)
-            elif row.state != "reserved":
+            elif idle:
                 return Twin(row=row, busy=False)
         return busy
 
@@ -675,11 +663,12 @@ class Ledger(ABC):
         return before
 
     def _sweep(self, db: Db, now_us: int) -> list[str]:
-        sql = "SELECT DISTINCT flight FROM payments WHERE state='reserved'"
+        sql = "SELECT DISTINCT flight FROM payments WHERE state='reserved' AND flight IS NOT NULL"
         owners = [owner for (owner,) in db.all(sql) if not self._is_other(db, owner)]
         sql = f"SELECT {_COLUMNS} FROM payments WHERE state='reserved' AND flight=?"  # noqa: S608
         rows = [Row(*found) for owner in owners for found in db.all(sql, owner)]
-        dead = [row for row in rows if row.id not in self._flying]
+        idle = [row for row in rows if row.id not in self._flying]
+        dead = [row for row in idle if row.route != "token" or not self._is_purchase(db, row.id)]
         for row in dead:
             note = "its process ended before a proof was stored"
             self._move(db, row, "released", now_us, {"note": note}, note=note)
@@ -738,6 +727,11 @@ class Ledger(ABC):
         self, db: Db, payment_id: str, result: Result, breaker: Breaker | None, now_us: int
     ) -> bool:
         row = self._row(db, payment_id)
+        if row.state == "reserved" and row.route == "token" and self._is_purchase(db, row.id):
+            db.run(
+                "UPDATE payments SET flight=NULL WHERE id=?", row.id
+            )  # an identical call goes on
+            return False
         if row.state == "reserved":  # interrupted before its proof was stored
             note = _text(result.note)
             self._move(db, row, "released", now_us, {"note": note}, note=note)
@@ -763,7 +757,24 @@ class Ledger(ABC):
             transaction,
             row.id,
         )
+        if row.route == "token" and delivered:
+            self._forget_spent(db, row.id)
         return _trip(db, row.origin, result, breaker, now_us)
+
+    def _hold(
+        self, db: Db, row: Row, proof: Proof | None, sealed: bytes | None, now_us: int
+    ) -> None:
+        """Money may move from here on; *sealed* is the proof, encrypted, if there is one."""
+        header, named = (None, None) if proof is None else (proof.header, digest(proof.value))
+        nonce, before = (None, None) if proof is None else (proof.nonce, proof.valid_before)
+        data = {"header": header, "proof": named, "nonce": nonce, "valid_before": before}
+        self._move(db, row, "held", now_us, data, keep_flight=True)
+        if proof is not None:
+            db.run(
+                "UPDATE payments SET header=?, proof=?, proof_digest=?, nonce=?, valid_before=?"
+                " WHERE id=?",
+                *(header, sealed, named, nonce, before, row.id),
+            )
 
     def _move(
         self,
@@ -815,7 +826,7 @@ class Ledger(ABC):
         )
         self._moved_head(seq, mac)
 
-    def _moved_head(self, seq: int, mac: bytes) -> None:  # noqa: B027  # optional for backends
+    def _moved_head(self, seq: int, mac: bytes) -> None:  # optional for backends
         """Called inside the transaction for every row of history; a backend may keep the head."""
 
     def _flush(self, wait_s: float) -> None:
@@ -880,6 +891,8 @@ class Ledger(ABC):
             return ""
         if self._in_flight(db, row, known):
             return "in flight"
+        if row.route == "token" and self._is_purchase(db, row.id):
+            return "its marketplace payment is not finished; an identical call goes on with it"
         if row.state == "reserved":
             return "its process ended before a proof was stored; reconcile releases it"
         return "the seller has not said how it ended; reconcile asks the chain after it expires"

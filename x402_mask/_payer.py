@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, cast
 
 from x402_mask._ledger import Breaker
 from x402_mask._models import Asset, Cap, Event
 from x402_mask._policy import Policy
-from x402_mask._preempt import Memory
+from x402_mask._preempt import HeldTokens, Memory
 from x402_mask._registry import BASE, DISPUTED_NAMES, caip2, default_assets
 from x402_mask._services import Services, parse_origins
 from x402_mask._wallet import as_signer, is_async
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from x402_mask._chain import ChainReader
     from x402_mask._ledger import Ledger, Proof, Row
-    from x402_mask._models import Payment, Quote, Resolved, Spend
+    from x402_mask._market import PaymentDocument
+    from x402_mask._models import Payment, Quote, Resolved, Route, Spend
     from x402_mask._wallet import Signer
 
 log = logging.getLogger("x402_mask")
@@ -61,6 +62,14 @@ class Payer:
         breaker_after: refuse new payments to an origin after so many bad ends in a row; ``None``
             never does.
         breaker_for: for how long.
+        token_origins: marketplaces that sell payment tokens though their 402 does not show it.
+        settle_payment: pays a marketplace payment by another rail; called once with the payment
+            object (a ``dict`` as received, with ``.payment_id``, ``.usd``, ``.pay_to``).  May be
+            async for async clients.
+        poll_unpaid: how long a marketplace payment that nothing here can pay is waited for.
+        poll_paid: how long one that was paid is waited for.
+        marketplace_headers: sent to ``/api/payments``, besides ``User-Agent``.
+        provider_id: the marketplace's payment provider to ask for.
 
     Raises:
         TypeError, ValueError: the configuration is not sound; nothing is guessed.
@@ -88,6 +97,12 @@ class Payer:
         resign: Literal["expired", "never"] = "expired",
         breaker_after: int | None = 20,
         breaker_for: timedelta = timedelta(minutes=1),
+        token_origins: Iterable[str] = (),
+        settle_payment: Callable[[PaymentDocument], Any] | None = None,
+        poll_unpaid: timedelta | float = timedelta(seconds=10),
+        poll_paid: timedelta | float = timedelta(seconds=120),
+        marketplace_headers: Mapping[str, str] | None = None,
+        provider_id: str | None = None,
     ) -> None:
         self.signer: Signer | None = None if wallet is None else as_signer(wallet)
         self.origins = parse_origins(origins)
@@ -100,6 +115,14 @@ class Payer:
         self.approve = _callable(approve, "approve")
         self.preempt = bool(preempt)
         self.memory = Memory()
+        self.tokens = HeldTokens()
+        self.token_origins = _among(token_origins, self.origins)
+        self.settle_payment = _callable(settle_payment, "settle_payment")
+        self.poll_unpaid_s = _seconds(poll_unpaid, "poll_unpaid")
+        self.poll_paid_s = _seconds(poll_paid, "poll_paid")
+        self.marketplace_headers = dict(marketplace_headers or {})
+        self.provider_id = provider_id
+        self.transfers: Any = None
         self.resign = _choice(resign, "resign", "expired", "never")
         self.returns_refusals = _choice(on_refusal, "on_refusal", "raise", "return") == "return"
         self.strict_clock = clock is None
@@ -238,7 +261,15 @@ class Payer:
         """Which part of this payer a sync client cannot call, if any."""
         if self.signer is not None and is_async(self.signer.sign_typed_data):
             return "signer"
-        return "approve" if self.approve is not None and is_async(self.approve) else None
+        for name in ("approve", "settle_payment"):
+            function = getattr(self, name)
+            if function is not None and is_async(function):
+                return name
+        return None
+
+    def sends_first(self, url: Any) -> bool:
+        """Whether a call to *url* (an httpx ``URL``) may be paid with its first request."""
+        return self.preempt or (self.tokens.possible and url.raw_path.startswith(b"/api/tools/"))
 
     def emit(
         self,
@@ -390,17 +421,32 @@ def _texts(values: str | Iterable[str], name: str) -> tuple[str, ...]:
     return found
 
 
-def _one_of_each(prefer: Sequence[str]) -> tuple[str, ...]:
+def _one_of_each(prefer: Sequence[str]) -> tuple[Route, ...]:
     found = _texts(prefer, "prefer")
     if not found or len(set(found)) != len(found) or not set(found) <= set(_ROUTES):
         raise ValueError(f"prefer orders some of {_ROUTES}, each once")
-    return found
+    return cast("tuple[Route, ...]", found)
 
 
 def _callable(function: Any, name: str) -> Any:
     if function is not None and not callable(function):
         raise TypeError(f"{name} is callable")
     return function
+
+
+def _among(origins: Iterable[str], listed: frozenset[str]) -> frozenset[str]:
+    given = _texts(origins, "token_origins")
+    found = parse_origins(given) if given else frozenset()
+    if not found <= listed:
+        raise ValueError(f"token_origins names {sorted(found - listed)}, not in origins=")
+    return found
+
+
+def _seconds(duration: timedelta | float, name: str) -> float:
+    seconds = duration / timedelta(seconds=1) if isinstance(duration, timedelta) else duration
+    if type(seconds) not in (int, float) or not seconds >= 0:
+        raise ValueError(f"{name} is a timedelta, or seconds")
+    return float(seconds)
 
 
 def _choice(value: str, name: str, *allowed: str) -> str:

@@ -236,6 +236,11 @@ class PostgresLedger(Ledger):
         version = int(found.get("schema", 0))
         if version > SCHEMA_VERSION:
             raise newer_schema("the ledger's database", version)
+        if 0 < version < SCHEMA_VERSION:
+            raw.execute(_begin_writing(deadline), prepare=False)
+            self._make_tables(db)
+            _set_meta(db, "schema", str(SCHEMA_VERSION))
+            raw.execute(b"COMMIT", prepare=False)
         self._key = self._checked_key(found.get("key"))
         self._meters.clear()  # the database may be another one by now
 

@@ -50,3 +50,30 @@ class Memory:
         self._offers.pop((method, origin, service), None)
         paused = self._off_until.get((origin, service), 0)
         self._off_until[origin, service] = max(paused, now + PAUSE_S)
+
+
+class HeldTokens:
+    """Which services a token with calls left is known for; ``None`` before anybody looked.
+
+    A hint that saves looking: the ledger knows, and other processes use the same tokens.
+    """
+
+    __slots__ = ("known",)
+
+    def __init__(self) -> None:
+        self.known: set[tuple[str, str]] | None = None
+
+    @property
+    def possible(self) -> bool:
+        """Whether there may be any."""
+        return self.known is None or bool(self.known)
+
+    def learn(self, origin: str, service: str) -> None:
+        """A token with calls left was stored."""
+        if self.known is not None:
+            self.known.add((origin, service))
+
+    def forget(self, origin: str, service: str) -> None:
+        """None is left."""
+        if self.known is not None:
+            self.known.discard((origin, service))

@@ -38,6 +38,12 @@ def _ascii(host: str) -> str:
     return host if host.isascii() else host.encode("idna").decode("ascii")
 
 
+def tool_of(path: str) -> str | None:
+    """The marketplace service that a path calls, by its canonical id."""
+    found = _TOOL.fullmatch(path)
+    return None if found is None else ALIASES.get(found[1], found[1])
+
+
 def parse_origins(origins: Iterable[str]) -> frozenset[str]:
     """The origins that may be paid.
 
@@ -88,9 +94,9 @@ class Services:
     def name(self, url: str) -> str:
         """The canonical service of *url*."""
         path = unquote(urlsplit(url).path) or "/"
-        tool = _TOOL.fullmatch(path)
-        if tool:
-            return ALIASES.get(tool[1], tool[1])
+        tool = tool_of(path)
+        if tool is not None:
+            return tool
         origin = origin_of(url)
         for name, its_origin, pattern in self._patterns:
             if origin == its_origin and fnmatchcase(path, pattern):

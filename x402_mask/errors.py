@@ -7,6 +7,7 @@
     │   ├── CapExceeded              a cap would be passed
     │   ├── OriginRefused            not in origins, not https, or redirected elsewhere
     │   ├── OfferRefused             no offer within policy
+    │   │   └── TermsRefused         a marketplace payment is not on the live terms
     │   ├── InputRefused             the request does not match the service's input schema
     │   ├── ApprovalDenied           approve(quote) did not return True
     │   ├── BodyNotReplayable        the request body can be sent only once
@@ -16,7 +17,8 @@
     ├── TokenFlowError               the marketplace payment could not be completed
     └── LedgerError                  the ledger could not record; nothing was sent
 
-None of them is an ``httpx.HTTPError``: a retry library must not repeat a refusal.
+:class:`TermsRefused` is a :class:`TokenFlowError` as well.  None of them is an
+``httpx.HTTPError``: a retry library must not repeat a refusal.
 
 Stable values of ``PaymentRefused.reason``:
 
@@ -36,6 +38,7 @@ Stable values of ``PaymentRefused.reason``:
 ``price``            the amount is malformed, zero, or too large
 ``payee``            the payee is zero, the payer, the token, badly written, or not allowed
 ``validity``         the offer leaves less than 10 seconds
+``service``          a marketplace payment is for another service
 ``contradiction``    header and body of the challenge name different terms
 ``clock``            this machine's clock is too far from the seller's
 ``input``            :class:`InputRefused`
@@ -179,6 +182,10 @@ class SignerError(PaymentError):
 
 class TokenFlowError(PaymentError):
     """The marketplace payment could not be completed; ``at_risk`` tells if money may move."""
+
+
+class TermsRefused(OfferRefused, TokenFlowError):
+    """A marketplace payment names another price, payee or service than the live offer."""
 
 
 class LedgerError(PaymentError):

@@ -39,7 +39,7 @@ def test_the_tree_is_drawn_as_it_is() -> None:
         and issubclass(kind, Exception)
         and kind is not errors.PaymentError
     }
-    assert drawn() == classes and len(classes) == 12
+    assert drawn() == classes and len(classes) == 13
     assert errors.PaymentError.__mro__[1] is Exception
 
 

@@ -1,0 +1,338 @@
+"""What the ledger knows of marketplace payments: those being bought, and the tokens they gave.
+
+A purchase goes through stages, each written down before the step it names::
+
+    asked ─► created ─► paying ─► bought ─► closed
+                 └─────────────────┘  a balance paid it
+
+``asked``: the marketplace may have made a payment, whose id is not known.  ``created``: its id is
+known and nothing was paid by us.  ``paying``: money may have moved; never paid again.  ``bought``:
+the token is here.  ``closed``: nothing more can come of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from x402_mask._vault import digest
+from x402_mask.errors import LedgerError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
+
+    from x402_mask._ledger import Db, Proof, Row
+    from x402_mask._models import State
+    from x402_mask._vault import Vault
+
+Stage = Literal["asked", "created", "paying", "bought", "closed"]
+Way = Literal["balance", "x402", "transfer", "settle"]
+
+UNLIMITED: Final = -1
+WAIT_S: Final = 5.0
+
+MARKET_TABLES: Final = """
+CREATE TABLE IF NOT EXISTS purchases (
+  payment TEXT PRIMARY KEY, stage TEXT NOT NULL, way TEXT, remote TEXT, until BIGINT,
+  at BIGINT NOT NULL){plain};
+CREATE TABLE IF NOT EXISTS tokens (
+  payment TEXT PRIMARY KEY, origin TEXT NOT NULL, service TEXT NOT NULL, sealed {blob},
+  digest TEXT NOT NULL, calls BIGINT NOT NULL, until BIGINT, live INTEGER NOT NULL,
+  at BIGINT NOT NULL){plain};
+CREATE INDEX IF NOT EXISTS tokens_live ON tokens (origin, service) WHERE live = 1;
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purchase:
+    """A marketplace payment on the ledger.
+
+    ``remote`` is its id at the marketplace; ``until`` when it expires there, in microseconds;
+    ``proof`` what was, or may have been, presented to the payments endpoint.
+    """
+
+    row: Row
+    stage: Stage
+    way: Way | None
+    remote: str | None
+    until: int | None
+    proof: Proof | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bought:
+    """A token, and what the marketplace said of it; ``calls`` is ``UNLIMITED`` where it is."""
+
+    token: str = field(repr=False)
+    calls: int
+    until: int | None
+    settled: bool
+    transaction: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """One call of a token that was paid for earlier; ``row`` is the payment that bought it."""
+
+    row: Row
+    token: str = field(repr=False)
+
+
+class TokenBook:
+    """The part of a ledger that keeps purchases and tokens."""
+
+    def ask_payment(
+        self, payment_id: str, remote: str | None, *, now_us: int, wait_s: float = WAIT_S
+    ) -> str | None:
+        """The marketplace is about to be asked for a payment, or *remote* is taken up again.
+
+        Durable: from here on the reservation is not given back without an answer.  Returns
+        *remote*, unless another call took it up first.
+        """
+        with self._transaction(wait_s, durable=True) as db:
+            row = self._row(db, payment_id)
+            if row.state != "reserved":
+                raise LedgerError(f"payment {payment_id} is {row.state}, not reserved")
+            if remote is not None and not _taken_over(db, row, remote):
+                remote = None
+            db.run(
+                "INSERT INTO purchases (payment, stage, remote, at) VALUES (?, ?, ?, ?)",
+                *(payment_id, "asked" if remote is None else "created", remote, now_us),
+            )
+            self._write(db, now_us, payment_id, "asked", {"remote": remote})
+        return remote
+
+    def unpaid(self, operation: str, origin: str, *, wait_s: float = WAIT_S) -> str | None:
+        """The id of a marketplace payment that was created for *operation* and never paid by us."""
+        with self._transaction(wait_s, write=False) as db:
+            found = db.one(
+                "SELECT remote FROM purchases JOIN payments ON id=payment WHERE operation=?"
+                " AND origin=? AND state='released' AND stage='created' AND remote IS NOT NULL"
+                " ORDER BY seq DESC LIMIT 1",
+                *(operation, origin),
+            )
+        return None if found is None else str(found[0])
+
+    def note_created(
+        self,
+        payment_id: str,
+        remote: str,
+        until: int | None,
+        *,
+        now_us: int,
+        wait_s: float = WAIT_S,
+    ) -> None:
+        """The marketplace named the payment, or named it anew."""
+        with self._transaction(wait_s) as db:
+            db.run(
+                "UPDATE purchases SET remote=?, until=?, stage=CASE stage WHEN 'asked' THEN"
+                " 'created' ELSE stage END WHERE payment=?",
+                *(remote, until, payment_id),
+            )
+            data = {"remote": remote, "until": until}
+            self._write(db, now_us, payment_id, "created", data)
+
+    def hold_purchase(
+        self,
+        payment_id: str,
+        way: Way,
+        proof: Proof | None,
+        *,
+        now_us: int,
+        wait_s: float = WAIT_S,
+    ) -> None:
+        """Money may move from here on; *proof*, if there is one, is stored encrypted.
+
+        Raises:
+            LedgerError: it could not be recorded, or the reservation is gone.
+        """
+        sealed = None if proof is None else self._vault().seal(proof.value, payment_id)
+        with self._transaction(wait_s, durable=True) as db:
+            row = self._row(db, payment_id)
+            if row.state != "reserved":
+                raise LedgerError(f"payment {payment_id} is {row.state}, not reserved")
+            self._hold(db, row, proof, sealed, now_us)
+            db.run("UPDATE purchases SET stage='paying', way=? WHERE payment=?", way, payment_id)
+
+    def store_token(
+        self, payment_id: str, bought: Bought, *, now_us: int, wait_s: float = WAIT_S
+    ) -> None:
+        """The marketplace says *paid* and gave a token; one of its calls is this operation's."""
+        sealed = self._vault().seal(bought.token, _label(payment_id))
+        with self._transaction(wait_s, durable=True) as db:
+            row = self._row(db, payment_id)
+            if row.state == "reserved":  # a balance paid: nothing was signed, the money is gone
+                self._hold(db, row, None, None, now_us)
+                row = self._row(db, payment_id)
+            self._write_bought(db, row, bought, now_us)
+            left = bought.calls - 1 if bought.calls > 0 else bought.calls
+            db.run(
+                "INSERT INTO tokens (payment, origin, service, sealed, digest, calls, until, live,"
+                " at) VALUES (?, ?, ?, ?, ?, ?, ?, 1, ?)",
+                *(payment_id, row.origin, row.service, sealed, digest(bought.token), left),
+                *(bought.until, now_us),
+            )
+            db.run("UPDATE purchases SET stage='bought' WHERE payment=?", payment_id)
+
+    def _write_bought(self, db: Db, row: Row, bought: Bought, now_us: int) -> None:
+        state: State = "settled" if bought.settled else row.state
+        data = {"transaction": bought.transaction, "token": digest(bought.token),
+                "calls": bought.calls, "note": bought.note}  # fmt: skip
+        self._move(db, row, state, now_us, data, note=bought.note, kind="bought", keep_flight=True)
+        db.run("UPDATE payments SET trans=COALESCE(trans, ?) WHERE id=?",
+               bought.transaction, row.id)  # fmt: skip
+
+    def give_up(self, payment_id: str, note: str, *, now_us: int, wait_s: float = WAIT_S) -> None:
+        """Nothing more can come of a purchase that was paid for: an identical call buys anew."""
+        with self._transaction(wait_s) as db:
+            db.run("UPDATE purchases SET stage='closed' WHERE payment=?", payment_id)
+            self._write(db, now_us, payment_id, "closed", {"note": note})
+
+    def claim_purchase(
+        self, payment_id: str, carrier: object, *, now_us: int, wait_s: float = WAIT_S
+    ) -> Purchase | None:
+        """Take an open purchase in hand, to go on with it; ``None`` if another call has it.
+
+        Raises:
+            LedgerError: what was stored cannot be decrypted.
+        """
+        self._flush(wait_s)
+        with self._transaction(wait_s) as db:
+            row = self._row(db, payment_id)
+            if not self._resumable(db, row) or self._in_flight(db, row):
+                return None
+            found = db.one(
+                "SELECT stage, way, remote, until FROM purchases WHERE payment=?", payment_id
+            )
+            assert found is not None  # or it were not resumable
+            purchase = self._unsealed(db, row, *found)
+            db.run("UPDATE payments SET flight=? WHERE id=?", self._me(), row.id)
+            self._write(db, now_us, row.id, "represented", {"stage": purchase.stage})
+            self._flying[payment_id] = carrier
+        return purchase
+
+    def _unsealed(
+        self, db: Db, row: Row, stage: Any, way: Any, remote: str | None, until: int | None
+    ) -> Purchase:
+        from x402_mask._ledger import Proof  # noqa: PLC0415  # it is built on this module
+
+        token = db.one("SELECT sealed FROM tokens WHERE payment=? AND live=1", row.id)
+        proof = None
+        if row.proof is not None:
+            value = self._vault().open(bytes(row.proof), row.id)
+            proof = Proof(
+                header=row.header or "", value=value, nonce=row.nonce,
+                valid_before=row.valid_before,
+            )  # fmt: skip
+        return Purchase(
+            row=row, stage=stage, way=way, remote=remote, until=until, proof=proof,
+            token=None if token is None else self._vault().open(bytes(token[0]), _label(row.id)),
+        )  # fmt: skip
+
+    def _resumable(self, db: Db, row: Row) -> bool:
+        """Whether an identical call goes on with this purchase instead of buying again."""
+        if row.delivered or row.state not in ("reserved", "held", "settled"):
+            return False
+        found = db.one("SELECT stage FROM purchases WHERE payment=?", row.id)
+        return found is not None and found[0] != "closed"
+
+    def _is_purchase(self, db: Db, payment_id: str) -> bool:
+        found = db.one("SELECT 1 FROM purchases WHERE payment=?", payment_id)
+        return found is not None
+
+    # --- tokens with calls left
+
+    def take_token(
+        self, origin: str, service: str, *, now_us: int, wait_s: float = WAIT_S
+    ) -> Held | None:
+        """Take one call of a token that has calls left and is not expired, the oldest first."""
+        with self._transaction(wait_s) as db:
+            if self._is_paused(db):
+                return None
+            found = db.one(
+                "SELECT payment, sealed FROM tokens WHERE origin=? AND service=? AND live=1"
+                " AND calls<>0 AND (until IS NULL OR until>?) ORDER BY at LIMIT 1",
+                *(origin, service, now_us),
+            )
+            if found is None:
+                return None
+            payment_id, sealed = found
+            token = self._vault().open(bytes(sealed), _label(payment_id))
+            db.run("UPDATE tokens SET calls=calls-1 WHERE payment=? AND calls>0", payment_id)
+            self._write(db, now_us, payment_id, "token_used", {})
+            return Held(row=self._row(db, payment_id), token=token)
+
+    def held_tokens(self, *, now_us: int, wait_s: float = WAIT_S) -> frozenset[tuple[str, str]]:
+        """Origin and service of every token that has calls left."""
+        sql = (
+            "SELECT DISTINCT origin, service FROM tokens WHERE live=1 AND calls<>0"
+            " AND (until IS NULL OR until>?)"
+        )
+        with self._transaction(wait_s, write=False) as db:
+            return frozenset((origin, service) for origin, service in db.all(sql, now_us))
+
+    def drop_token(
+        self, payment_id: str, note: str, *, now_us: int, wait_s: float = WAIT_S
+    ) -> None:
+        """The token is spent, expired or refused: forget it, and close its purchase."""
+        with self._transaction(wait_s) as db:
+            db.run("UPDATE tokens SET live=0, sealed=NULL WHERE payment=?", payment_id)
+            db.run("UPDATE purchases SET stage='closed' WHERE payment=?", payment_id)
+            self._write(db, now_us, payment_id, "token_dropped", {"note": note})
+
+    def _forget_spent(self, db: Db, payment_id: str) -> None:
+        """After a delivery: a token without calls left is not kept."""
+        sql = "UPDATE tokens SET live=0, sealed=NULL WHERE payment=? AND calls=0"
+        db.run(sql, payment_id)
+
+    # --- what the ledger provides
+
+    if TYPE_CHECKING:
+
+        @property
+        def _flying(self) -> dict[str, object]: ...
+        def _transaction(
+            self, wait_s: float, *, write: bool = True, durable: bool = False
+        ) -> AbstractContextManager[Db]: ...
+        def _vault(self) -> Vault: ...
+        def _row(self, db: Db, payment_id: str) -> Row: ...
+        def _me(self) -> str: ...
+        def _flush(self, wait_s: float) -> None: ...
+        def _is_paused(self, db: Db) -> bool: ...
+        def _in_flight(self, db: Db, row: Row) -> bool: ...
+        def _hold(
+            self, db: Db, row: Row, proof: Proof | None, sealed: bytes | None, now_us: int
+        ) -> None: ...
+        def _move(
+            self,
+            db: Db,
+            row: Row,
+            state: State,
+            now_us: int,
+            detail: Mapping[str, Any],
+            *,
+            note: str = "",
+            kind: str | None = None,
+            keep_flight: bool = False,
+        ) -> None: ...
+        def _write(
+            self, db: Db, now_us: int, payment_id: str | None, kind: str, data: Mapping[str, Any]
+        ) -> None: ...
+
+
+def _taken_over(db: Db, row: Row, remote: str) -> bool:
+    """Whether this purchase, and no third, now follows another at the same marketplace payment."""
+    taken = db.run(
+        "UPDATE purchases SET stage='closed' WHERE remote=? AND stage='created' AND payment IN"
+        " (SELECT id FROM payments WHERE operation=? AND origin=? AND state='released')",
+        *(remote, row.operation, row.origin),
+    )
+    return taken > 0
+
+
+def _label(payment_id: str) -> str:
+    """What a sealed token is bound to, so that it cannot pass for a proof."""
+    return f"token {payment_id}"

@@ -1,0 +1,799 @@
+"""Buying a payment token from a marketplace, and paying calls with it.
+
+The second half of :mod:`x402_mask._flow`, for sellers of the Server402 kind::
+
+    reserve ─► ask for a payment ─► pay it ─► poll until paid ─► call with X-Payment-Token
+                     │                 │
+                     │                 └─ the point of no return: never paid again from here on
+                     └─ still unpaid: nothing moved, the reservation is given back
+
+A payment is paid in the first way that applies: it is paid already; by an x402 signature, where the
+payments endpoint asks for one; by a transfer on chain; by the owner's ``settle_payment``; or by a
+balance, while it is polled.  After a crash or a lost answer an identical call goes on where the
+ledger says this one stopped.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from x402_mask import _json
+from x402_mask._effects import Fetch, Reply, ask, checkpoint, consult, fetch, record, sleep
+from x402_mask._flow import (
+    Plan,
+    Verdict,
+    finish,
+    prove,
+    receipt_for,
+    release,
+    seen,
+    settlement_fault,
+)
+from x402_mask._ledger import Proof, Result, Row, Twin
+from x402_mask._market import (
+    PAYMENTS_PATH,
+    MarketPayment,
+    PaymentDocument,
+    Unreadable,
+    find_payment,
+    micro_of,
+    price_fault,
+    read_payment,
+)
+from x402_mask._money import usd
+from x402_mask._policy import choose
+from x402_mask._tokenbook import Bought
+from x402_mask._tokenbook import Purchase as Begun
+from x402_mask._wire import REQUIRED_HEADER, TOKEN_HEADER, read_challenge, read_settlement, shown
+from x402_mask.errors import (
+    LedgerError,
+    OfferRefused,
+    PaymentError,
+    PaymentRefused,
+    TermsRefused,
+    TokenFlowError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping
+
+    from x402_mask._effects import Effect, Fetched
+    from x402_mask._flow import Call, Purchase
+    from x402_mask._ledger import View
+    from x402_mask._models import Outcome
+    from x402_mask._payer import Payer
+    from x402_mask._policy import Choice
+    from x402_mask._wire import Challenge
+
+log = logging.getLogger("x402_mask")
+T = TypeVar("T")
+
+_FIRST_DELAY_S: Final = 0.25
+_GROWTH: Final = 1.6
+_DELAY_MAX_S: Final = 5.0
+
+
+@dataclass(slots=True)
+class _Deal:
+    """One purchase on its way: what is bought, and how far it has come."""
+
+    payer: Payer
+    call: Call
+    purchase: Purchase
+    row: Row
+    terms: Plan
+    remote: str | None = None
+    until: int | None = None
+    held: bool = False
+    """Whether money may have moved."""
+    settled: bool = False
+    transaction: str | None = None
+    note: str = ""
+
+
+# --- whether, and for how much --------------------------------------------------------------------
+
+
+def not_sold(payer: Payer, purchase: Purchase) -> PaymentRefused | None:
+    """Why no token can be had for this call; ``None`` if one can be asked for."""
+    sold = purchase.challenge.form == "server402" or purchase.origin in payer.token_origins
+    if not purchase.is_tool or not sold:
+        return OfferRefused(
+            f"{purchase.origin} does not sell payment tokens for this call (token_origins=)",
+            reason="no_offer",
+        )
+    return None
+
+
+def plan(payer: Payer, purchase: Purchase, view: View) -> Plan:
+    """To buy a token at the live price, within policy.
+
+    Raises:
+        OfferRefused: the offer may not be paid, or no price is named.
+    """
+    try:
+        choice = choose(payer.policy, purchase.challenge, view.payees)
+    except OfferRefused as refusal:
+        if refusal.reason not in ("no_offer", "scheme"):
+            raise
+        micro = _named_price(purchase.challenge.document)
+        if micro is None:
+            raise
+        return Plan(route="token", micro=micro, amount=micro)
+    return Plan.of("token", choice)
+
+
+def _named_price(document: Mapping[str, Any]) -> int | None:
+    found = find_payment(document)
+    if found is None:
+        return None
+    try:
+        payment = read_payment(_json.dumps(found).encode())
+    except Unreadable:
+        return None
+    micro = micro_of(payment)
+    return micro if micro is not None and price_fault(payment, micro) is None else None
+
+
+# --- tokens that are held already -----------------------------------------------------------------
+
+
+def spend_held(
+    payer: Payer, call: Call, origin: str, service: str
+) -> Generator[Effect, Any, Verdict | Reply | None]:
+    """Pay with a token that an earlier call bought; it moves no money.
+
+    ``None`` if there is none; the 402 if the seller does not take it, which drops it.
+    """
+    now_us = payer.now_us()
+    try:
+        taken = yield from record(
+            lambda wait_s: payer.ledger.take_token(origin, service, now_us=now_us, wait_s=wait_s)
+        )
+    except LedgerError as exc:  # said again, and louder, if the seller asks for money
+        log.warning("held tokens cannot be read: %s", exc)
+        return None
+    if taken is None:
+        payer.tokens.forget(origin, service)
+        return None
+    row = taken.row
+    payer.emit("token_used", row, payment_id=row.id)
+    outcome: Outcome = "settled" if row.state == "settled" else "unknown"
+    receipt = replace(
+        receipt_for(row, outcome, row.trans), route="held-token", usd=usd(0), amount=0
+    )
+    call.trip.paid, call.trip.receipt = True, receipt
+    try:
+        reply = yield from ask((TOKEN_HEADER, taken.token))
+    except BaseException as failure:
+        failure.add_note(f"x402_mask: a call of the token of payment {row.id} was used")
+        raise
+    if reply.status != 402:
+        return Verdict(receipt=receipt, delivered=reply.delivered, prepaid=True)
+    call.trip.paid, call.trip.receipt = False, None
+    yield from _drop(payer, row, "refused by the seller")
+    return reply
+
+
+def _drop(payer: Payer, row: Row, note: str) -> Generator[Effect, Any, None]:
+    now_us = payer.now_us()
+    yield from record(
+        lambda wait_s: payer.ledger.drop_token(row.id, note, now_us=now_us, wait_s=wait_s)
+    )
+    payer.emit("token_dropped", row, payment_id=row.id, detail={"note": note})
+
+
+# --- buying ---------------------------------------------------------------------------------------
+
+
+def buy(
+    payer: Payer, call: Call, purchase: Purchase, terms: Plan, row: Row
+) -> Generator[Effect, Any, Verdict]:
+    """Buy a token for the reservation in *row*, and call with it.
+
+    Raises:
+        TokenFlowError: it could not be had; ``at_risk`` tells whether money may have moved.
+        PaymentRefused: the marketplace's own terms are not those of the live offer.
+    """
+    deal = _Deal(payer, call, purchase, row, terms)
+    remote = yield from record(
+        lambda wait_s: payer.ledger.unpaid(purchase.operation, purchase.origin, wait_s=wait_s)
+    )
+    return (yield from _orderly(deal, _begin(deal, remote)))
+
+
+def _orderly(deal: _Deal, steps: Generator[Effect, Any, T]) -> Generator[Effect, Any, T]:
+    """Give the reservation back if the purchase ends by a decision before money could move.
+
+    What ends otherwise (a lost answer, a cancellation) stays as the ledger has it: an identical
+    call goes on from there.
+    """
+    try:
+        return (yield from steps)
+    except PaymentError as failure:
+        failure.payment_id = deal.row.id
+        if not deal.held and not failure.at_risk:
+            yield from release(deal.payer, deal.row.id, failure)
+        elif not isinstance(failure, PaymentRefused):
+            failure.at_risk = True
+        raise
+    except BaseException as failure:
+        if deal.held and not deal.call.trip.paid:
+            yield from _end(deal, "unknown", f"no answer: {type(failure).__name__}")
+        failure.add_note(
+            f"x402_mask: the marketplace payment of {deal.row.id} is not finished;"
+            " an identical call goes on with it"
+        )
+        raise
+
+
+def _begin(deal: _Deal, remote: str | None) -> Generator[Effect, Any, Verdict]:
+    payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
+    deal.remote = yield from record(
+        lambda wait_s: payer.ledger.ask_payment(row.id, remote, now_us=now_us, wait_s=wait_s)
+    )
+    if deal.remote is None:
+        return (yield from _create(deal))
+    payment, answer = yield from _read(deal)
+    if payment is None or payment.is_over:
+        return (yield from _create(deal))
+    return (yield from _pay(deal, payment, answer))
+
+
+def _create(deal: _Deal) -> Generator[Effect, Any, Verdict]:
+    """Ask the marketplace for a payment."""
+    deal.remote = deal.until = None
+    deal.payer.emit("token_asked", deal.purchase, payment_id=deal.row.id)
+    answer = yield from fetch(_order(deal))
+    try:
+        payment = read_payment(answer.body)
+    except Unreadable as exc:
+        payment = None
+        if answer.status != 402:
+            raise TokenFlowError(
+                f"{deal.purchase.origin}{PAYMENTS_PATH} answered {answer.status}: {exc}"
+            ) from None
+    if payment is not None:
+        yield from _note(deal, payment)
+    return (yield from _pay(deal, payment, answer))
+
+
+def _order(deal: _Deal, proof: tuple[str, str] | None = None) -> Fetch:
+    """The request that creates a payment, the same with a proof as without."""
+    wanted = {"serviceId": deal.purchase.service}
+    if deal.payer.provider_id is not None:
+        wanted["providerId"] = deal.payer.provider_id
+    return Fetch(
+        method="POST", path=PAYMENTS_PATH, headers=deal.payer.marketplace_headers,
+        content=_json.dumps(wanted).encode(), proof=proof,
+    )  # fmt: skip
+
+
+def _note(deal: _Deal, payment: MarketPayment) -> Generator[Effect, Any, None]:
+    payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
+    if (deal.remote, deal.until) == (payment.id, payment.until):
+        return
+    deal.remote, deal.until = payment.id, payment.until
+    yield from record(
+        lambda wait_s: payer.ledger.note_created(
+            row.id, payment.id, payment.until, now_us=now_us, wait_s=wait_s
+        )
+    )
+
+
+# --- paying ---------------------------------------------------------------------------------------
+
+
+def _pay(
+    deal: _Deal, payment: MarketPayment | None, answer: Fetched
+) -> Generator[Effect, Any, Verdict]:
+    """Pay in the first way that applies."""
+    payer = deal.payer
+    if payment is not None and payment.is_paid:
+        return (yield from _paid_already(deal, payment))
+    _check_terms(deal, payment)
+    if payment is not None and payment.is_over:
+        raise TokenFlowError(f"the marketplace payment is {payment.status} already")
+    challenge = _asked(answer)
+    if challenge is not None and payer.signer is not None:
+        return (yield from _pay_x402(deal, challenge, answer))
+    if payment is None:
+        raise TokenFlowError(
+            f"{deal.purchase.origin}{PAYMENTS_PATH} wants an x402 signature and this payer has"
+            " no wallet"
+        )
+    if _can_transfer(deal, payment):
+        return (yield from _pay_by_transfer(deal, payment))
+    if payer.settle_payment is not None:
+        return (yield from _pay_by_hand(deal, payment))
+    return (yield from _await_balance(deal, payment))
+
+
+def _asked(answer: Fetched) -> Challenge | None:
+    header = answer.headers.get(REQUIRED_HEADER, ())
+    if not header and (answer.body is None or b'"accepts"' not in answer.body):
+        return None
+    found = read_challenge(header, answer.body)
+    return found if found is not None and (found.offers or found.skipped) else None
+
+
+def _check_terms(deal: _Deal, payment: MarketPayment | None) -> None:
+    """The payment object is for this service, at the live price, to the live payee."""
+    if payment is None:
+        return
+    service = deal.purchase.service
+    for named in payment.services:
+        if deal.payer.services.canonical(named) != service:
+            raise TermsRefused(
+                f"the payment is for the service {shown(named, 60)}, not {service}",
+                reason="service",
+            )
+    fault = price_fault(payment, deal.terms.micro)
+    if fault is not None:
+        raise TermsRefused(fault, reason="price")
+    ours, theirs = deal.terms.pay_to, payment.pay_to
+    pays = deal.payer.signer is not None
+    if pays and ours is not None and theirs is not None and theirs.lower() != ours.lower():
+        raise TermsRefused(
+            f"the payment names the payee {shown(theirs, 50)}, the live offer {ours}",
+            reason="payee",
+        )
+
+
+def _paid_already(deal: _Deal, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:
+    """Somebody's balance paid it: it counts in full, and nothing of ours moves."""
+    try:
+        _check_terms(deal, payment)
+    except TermsRefused as fault:
+        yield from _hold(deal, "balance", None)
+        raise TokenFlowError(f"it is paid already, but {fault}", at_risk=True) from None
+    deal.settled, deal.note = True, "paid by a balance"
+    return (yield from _take(deal, payment))
+
+
+def _hold(deal: _Deal, way: Any, proof: Proof | None) -> Generator[Effect, Any, None]:
+    """Write down, durably, that money may move from here on."""
+    payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
+    yield from record(
+        lambda wait_s: payer.ledger.hold_purchase(row.id, way, proof, now_us=now_us, wait_s=wait_s)
+    )
+    _is_held(deal, way)
+
+
+def _is_held(deal: _Deal, way: str) -> None:
+    deal.held = True
+    deal.row = replace(deal.row, state="held")
+    deal.payer.emit(
+        "sent", deal.purchase, payment_id=deal.row.id, usd=usd(deal.row.micro),
+        detail={"way": way},
+    )  # fmt: skip
+
+
+def _pay_x402(
+    deal: _Deal, challenge: Challenge, answer: Fetched
+) -> Generator[Effect, Any, Verdict]:
+    choice = _same_offer(deal, challenge)
+    there = Reply(status=402, url=answer.url, headers=answer.headers, date=answer.date)
+    asked = replace(deal.purchase, challenge=challenge, reply=there)
+    proof = yield from prove(deal.payer, asked, choice, deal.row.id)
+    yield from _hold(deal, "x402", proof)
+    return (yield from _present(deal, proof))
+
+
+def _same_offer(deal: _Deal, challenge: Challenge) -> Choice:
+    """The offer at the payments endpoint that is the live one; any other is refused."""
+    live = deal.terms.choice
+    if live is not None:
+        same = tuple(
+            offer
+            for offer in challenge.offers
+            if (offer.network, offer.asset.lower(), offer.amount, offer.pay_to.lower())
+            == (
+                live.offer.network,
+                live.offer.asset.lower(),
+                live.offer.amount,
+                live.offer.pay_to.lower(),
+            )
+        )
+        if not same:
+            raise _other_terms(live, challenge)
+        challenge = replace(challenge, offers=same, rival=None)
+    choice = choose(deal.payer.policy, challenge, {})
+    if choice.micro != deal.terms.micro:
+        raise TermsRefused(
+            f"the payments endpoint asks ${usd(choice.micro)}, the payment names"
+            f" ${usd(deal.terms.micro)}",
+            reason="price",
+        )
+    return choice
+
+
+def _other_terms(live: Choice, challenge: Challenge) -> TermsRefused:
+    payees = {offer.pay_to.lower() for offer in challenge.offers}
+    if payees and live.offer.pay_to.lower() not in payees:
+        return TermsRefused(
+            "the payments endpoint names another payee than the live offer", reason="payee"
+        )
+    return TermsRefused(
+        f"the payments endpoint does not offer the live ${usd(live.micro)}", reason="price"
+    )
+
+
+def _present(deal: _Deal, proof: Proof) -> Generator[Effect, Any, Verdict]:
+    """Show the proof to the payments endpoint, for the first time or again: the same bytes."""
+    answer = yield from fetch(_order(deal, (proof.header, proof.value)))
+    settlement = read_settlement(answer.headers)
+    fault = settlement_fault(deal.row, settlement)
+    deal.note = f"HTTP {answer.status}; {fault}" if fault else f"HTTP {answer.status}"
+    if answer.status == 402:
+        yield from _end(deal, "rejected", deal.note)
+        raise TokenFlowError(
+            f"the payments endpoint asked again after it was paid ({deal.note})", at_risk=True
+        )
+    try:
+        payment = read_payment(answer.body)
+    except Unreadable as exc:
+        if deal.remote is None:
+            yield from _end(deal, "unknown", f"{deal.note}; {exc}")
+            raise TokenFlowError(
+                f"paid, but the answer ({answer.status}) cannot be read: {exc}", at_risk=True
+            ) from None
+        payment = None
+    if payment is not None:
+        yield from _note(deal, payment)
+    if settlement is None or fault is None:
+        told = settlement.transaction if settlement is not None else None
+        deal.settled = yield from _believed(deal, proof, told)
+        deal.transaction = told
+    return (yield from _await_paid(deal, payment))
+
+
+def _believed(deal: _Deal, proof: Proof, told: str | None) -> Generator[Effect, Any, bool]:
+    """Whether *paid* settles it: with an RPC, only what is seen on chain does."""
+    if not deal.payer.chain_knows(deal.row.network):
+        return True
+    return told is not None and (yield from seen(deal.payer, deal.row, proof, told))
+
+
+def _can_transfer(deal: _Deal, payment: MarketPayment) -> bool:
+    payer, live = deal.payer, deal.terms.choice
+    return (
+        live is not None
+        and payment.pay_to is not None
+        and payer.transfers is not None
+        and payer.chain_knows(live.offer.network)
+    )
+
+
+def _pay_by_transfer(deal: _Deal, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:
+    """A transfer on chain: prepared, stored, then sent."""
+    payer, row, live = deal.payer, deal.row, deal.terms.choice
+    assert live is not None
+    assert payer.transfers is not None
+    desk, bound = payer.transfers, payer.poll_paid_s
+    waited = 0.0
+    while True:
+        prepared = yield from consult(desk.prepare, row, live.asset)
+        now_us = payer.now_us()
+        stored = yield from record(
+            lambda wait_s, prepared=prepared, now_us=now_us: payer.ledger.hold_transfer(
+                row.id, prepared, now_us=now_us, wait_s=wait_s
+            )
+        )
+        if stored:
+            break
+        if waited >= bound:
+            raise TokenFlowError("another transfer from this wallet is not finished")
+        yield from sleep(_FIRST_DELAY_S)
+        waited += _FIRST_DELAY_S
+    _is_held(deal, "transfer")
+    return (yield from _carry(deal, payment))
+
+
+def _carry(deal: _Deal, payment: MarketPayment | None) -> Generator[Effect, Any, Verdict]:
+    """Bring the stored transaction to its end on chain, then wait for the token."""
+    payer, row = deal.payer, deal.row
+    assert payer.transfers is not None
+    carried = yield from consult(payer.transfers.carry, row.id, payer.poll_paid_s)
+    if carried.state == "mined":
+        deal.settled, deal.transaction, deal.note = True, carried.transaction, "seen on chain"
+        return (yield from _await_paid(deal, payment))
+    yield from _end(deal, "unknown", carried.reason)
+    if carried.state == "pending":
+        raise TokenFlowError(f"the transfer is not confirmed: {carried.reason}", at_risk=True)
+    yield from consult(payer.resolve, row)
+    yield from _give_up(deal, carried.reason)
+    raise TokenFlowError(f"the transfer moved nothing: {carried.reason}", at_risk=True)
+
+
+def _pay_by_hand(deal: _Deal, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:
+    """The owner's own way of paying; it is called once, whatever comes of it."""
+    payer = deal.payer
+    yield from _hold(deal, "settle", None)
+    try:
+        yield from consult(payer.settle_payment, _document(deal, payment))
+    except Exception as exc:
+        yield from _end(deal, "unknown", f"settle_payment failed: {type(exc).__name__}")
+        raise TokenFlowError(f"settle_payment failed: {type(exc).__name__}", at_risk=True) from exc
+    deal.settled, deal.note = True, "paid by settle_payment"
+    return (yield from _await_paid(deal, None))
+
+
+def _document(deal: _Deal, payment: MarketPayment) -> PaymentDocument:
+    document = PaymentDocument(payment.document)
+    document.payment_id, document.pay_to = payment.id, payment.pay_to
+    document.service, document.origin = deal.purchase.service, deal.purchase.origin
+    document.usd = usd(deal.terms.micro)
+    return document
+
+
+# --- waiting --------------------------------------------------------------------------------------
+
+
+def _await_balance(deal: _Deal, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:
+    """Nothing here can pay it; a balance may, for a while."""
+    found = yield from _poll(deal, payment, deal.payer.poll_unpaid_s)
+    if found is not None and found.is_paid:
+        return (yield from _paid_already(deal, found))
+    raise TokenFlowError(
+        f"nothing here can pay the marketplace payment {payment.id}, and no balance did: give"
+        " a wallet with an rpc, or settle_payment="
+    )
+
+
+def _await_paid(deal: _Deal, payment: MarketPayment | None) -> Generator[Effect, Any, Verdict]:
+    """We paid: wait until the marketplace says so and gives the token."""
+    found = yield from _poll(deal, payment, deal.payer.poll_paid_s, want_token=True)
+    if found is not None and found.is_paid and found.token is not None:
+        return (yield from _take(deal, found))
+    paid = found is not None and found.is_paid
+    outcome: Outcome = "settled" if paid and deal.settled else "unknown"
+    if found is not None and found.is_over:
+        yield from _end(deal, outcome, f"the marketplace payment is {found.status}")
+        yield from _give_up(deal, f"the marketplace says {found.status}")
+        raise TokenFlowError(f"paid, but the marketplace says {found.status}", at_risk=True)
+    yield from _end(deal, outcome, "paid, and no token came")
+    told = "says paid and gave no token" if paid else "does not say paid"
+    raise TokenFlowError(
+        f"paid, but the marketplace {told}; an identical call asks again", at_risk=True
+    )
+
+
+def _poll(
+    deal: _Deal, payment: MarketPayment | None, bound_s: float, *, want_token: bool = False
+) -> Generator[Effect, Any, MarketPayment | None]:
+    """Ask for the payment until it is paid or over, in growing intervals; the last answer."""
+    payer, started = deal.payer, deal.payer.now()
+    waited, delay, retry_s = 0.0, _FIRST_DELAY_S, 0.0
+    while True:
+        if payment is not None:
+            done = payment.is_paid and (payment.token is not None or not want_token)
+            if done or payment.is_over:
+                return payment
+        left = bound_s - max(waited, payer.now() - started)
+        if deal.until is not None:
+            left = min(left, deal.until / 1e6 - payer.now())
+        if left <= 0 or deal.remote is None:
+            return payment
+        pause = min(max(delay, retry_s), left)
+        yield from sleep(pause)
+        waited, delay = waited + pause, min(delay * _GROWTH, _DELAY_MAX_S)
+        fresh, answer = yield from _read(deal)
+        payment, retry_s = fresh or payment, _retry_after(answer, payer.now())
+
+
+def _read(deal: _Deal) -> Generator[Effect, Any, tuple[MarketPayment | None, Fetched]]:
+    """Ask for the payment once; ``None`` where the answer is not about it."""
+    assert deal.remote is not None
+    answer = yield from fetch(
+        Fetch(
+            method="GET", path=f"{PAYMENTS_PATH}/{deal.remote}",
+            headers=deal.payer.marketplace_headers,
+        )
+    )  # fmt: skip
+    try:
+        payment = read_payment(answer.body)
+    except Unreadable:
+        return None, answer
+    return (payment if payment.id == deal.remote else None), answer
+
+
+def _retry_after(answer: Fetched, now: float) -> float:
+    """Seconds that ``Retry-After`` asks for (RFC 9110, 10.2.3); 0 where it says nothing."""
+    text = next(iter(answer.headers.get("retry-after", ())), "").strip()
+    if text.isascii() and text.isdigit() and len(text) < 9:
+        return float(text)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - now)
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+
+
+# --- the token ------------------------------------------------------------------------------------
+
+
+def _take(deal: _Deal, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:
+    """Store the token, then call with it."""
+    payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
+    if payment.token is None:
+        found = yield from _poll(deal, payment, payer.poll_unpaid_s, want_token=True)
+        if found is None or found.token is None:
+            yield from _hold(deal, "balance", None)
+            yield from _end(deal, "settled", "paid, and no token came")
+            raise TokenFlowError("paid already, but the marketplace gave no token", at_risk=True)
+        payment = found
+    assert payment.token is not None
+    bought = Bought(
+        token=payment.token, calls=payment.calls, until=payment.until, settled=deal.settled,
+        transaction=deal.transaction, note=deal.note,
+    )  # fmt: skip
+    try:
+        yield from record(
+            lambda wait_s: payer.ledger.store_token(row.id, bought, now_us=now_us, wait_s=wait_s)
+        )
+    except LedgerError as exc:
+        log.exception("the token of payment %s could not be stored", row.id)
+        payer.emit("ledger_failed", payment_id=row.id, detail={"error": str(exc)})
+    deal.held = True
+    payer.emit("bought", row, payment_id=row.id, usd=usd(row.micro), detail={"note": deal.note})
+    if bought.calls not in (0, 1):
+        payer.tokens.learn(row.origin, row.service)
+    verdict = yield from _redeem(deal, payment.token)
+    assert verdict is not None  # a token that this call bought is not dropped
+    return verdict
+
+
+def _redeem(
+    deal: _Deal, token: str, *, again: bool = False
+) -> Generator[Effect, Any, Verdict | None]:
+    """Call with the token that this operation bought.
+
+    ``None`` if it was bought by an earlier call and the seller does not take it: it is dropped.
+    """
+    call, row = deal.call, deal.row
+    paid: Outcome = "settled" if deal.settled else "unknown"
+    call.trip.paid = True
+    call.trip.receipt = receipt_for(row, paid, deal.transaction)
+    try:
+        reply = yield from ask((TOKEN_HEADER, token))
+    except BaseException as failure:
+        yield from _end(deal, paid, f"no answer: {type(failure).__name__}")
+        raise
+    if reply.status == 402 and again:
+        call.trip.paid, call.trip.receipt = False, None
+        yield from _end(deal, paid, "the seller does not take the token")
+        yield from _drop(deal.payer, row, "refused by the seller")
+        return None
+    outcome: Outcome = "rejected" if reply.status == 402 else paid
+    call.trip.receipt = receipt_for(row, outcome, deal.transaction)
+    try:
+        yield from _end(deal, outcome, f"HTTP {reply.status}", delivered=reply.delivered)
+        yield from checkpoint()  # the last moment for a cancellation
+    except BaseException:
+        if reply.delivered:  # but it never reached the caller
+            payer = deal.payer
+            yield from record(lambda wait_s: payer.reopen(row.id, wait_s))
+        raise
+    return Verdict(receipt=call.trip.receipt, delivered=reply.delivered)
+
+
+def _end(
+    deal: _Deal, outcome: Outcome, note: str, *, delivered: bool = False
+) -> Generator[Effect, Any, None]:
+    """Write down how this call left the payment."""
+    result = Result(outcome=outcome, delivered=delivered, transaction=deal.transaction, note=note)
+    yield from finish(deal.payer, deal.row, result)
+
+
+def _give_up(deal: _Deal, note: str) -> Generator[Effect, Any, None]:
+    payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
+    yield from record(
+        lambda wait_s: payer.ledger.give_up(row.id, note, now_us=now_us, wait_s=wait_s)
+    )
+
+
+# --- going on after a crash or a lost answer ------------------------------------------------------
+
+
+def resume(
+    payer: Payer, call: Call, purchase: Purchase, twin: Twin
+) -> Generator[Effect, Any, Verdict | None]:
+    """Go on with a purchase that another call left open; ``None`` to look again."""
+    now_us = payer.now_us()
+    try:
+        begun = yield from record(
+            lambda wait_s: payer.ledger.claim_purchase(
+                twin.row.id, call, now_us=now_us, wait_s=wait_s
+            )
+        )
+        if begun is None:
+            return None
+        row = begun.row
+        payer.emit("represented", row, payment_id=row.id, usd=usd(row.micro))
+        deal = _Deal(
+            payer, call, purchase, row, _terms_again(payer, purchase, row),
+            remote=begun.remote, until=begun.until, held=row.state != "reserved",
+            settled=row.state == "settled", transaction=row.trans,
+        )  # fmt: skip
+        return (yield from _orderly(deal, _go_on(deal, begun)))
+    finally:
+        payer.ledger.put_down(twin.row.id, call, now_us=now_us)
+
+
+def _terms_again(payer: Payer, purchase: Purchase, row: Row) -> Plan:
+    """The terms that were reserved; the live offer only where it is still the same."""
+    try:
+        choice = choose(payer.policy, purchase.challenge, {})
+    except OfferRefused:
+        choice = None
+    same = choice is not None and (
+        (choice.offer.network, choice.asset.address, str(choice.offer.amount))
+        == (row.network, row.asset, row.amount)
+        and choice.offer.pay_to.lower() == (row.pay_to or "").lower()
+    )
+    return Plan(
+        route="token", micro=row.micro, amount=int(row.amount), choice=choice if same else None
+    )
+
+
+def _go_on(deal: _Deal, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
+    match begun.stage:
+        case "bought":
+            return (yield from _go_on_with_token(deal, begun))
+        case "paying":
+            return (yield from _go_on_paying(deal, begun))
+        case _ if begun.remote is None:
+            return (yield from _create(deal))
+    payment, answer = yield from _read(deal)
+    if payment is None and answer.status != 404:
+        raise TokenFlowError(f"{PAYMENTS_PATH} answered {answer.status}; nothing was paid yet")
+    if payment is None or payment.is_over:
+        return (yield from _create(deal))
+    return (yield from _pay(deal, payment, answer))
+
+
+def _go_on_with_token(deal: _Deal, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
+    token, expired = begun.token, begun.until is not None and begun.until <= deal.payer.now_us()
+    if token is None and begun.remote is not None and not expired:
+        payment, _ = yield from _read(deal)
+        token = payment.token if payment is not None and payment.is_paid else None
+    if token is None or expired:
+        yield from _end(deal, "settled" if deal.settled else "unknown", "the token expired")
+        yield from _drop(deal.payer, deal.row, "expired")
+        return None
+    return (yield from _redeem(deal, token, again=True))
+
+
+def _go_on_paying(deal: _Deal, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
+    payment = None
+    if begun.remote is not None:
+        payment, _ = yield from _read(deal)
+        if payment is not None and payment.is_paid and payment.token is not None:
+            told = begun.way == "x402" and not deal.payer.chain_knows(deal.row.network)
+            deal.settled = deal.settled or told or begun.way in ("settle", "balance")
+            return (yield from _take(deal, payment))
+    if begun.way == "transfer":
+        return (yield from _carry(deal, payment))
+    if begun.proof is None:
+        return (yield from _await_paid(deal, payment))
+    if not deal.row.expired(deal.payer.now_us()):
+        return (yield from _present(deal, begun.proof))
+    yield from _lapse(deal)
+    return None
+
+
+def _lapse(deal: _Deal) -> Generator[Effect, Any, None]:
+    """The proof has expired: what it paid for stays counted, and a new one may be bought."""
+    payer, row = deal.payer, deal.row
+    yield from _end(deal, "unknown", "the proof has expired")
+    if payer.resign == "never":
+        raise PaymentRefused(
+            f"the proof of this operation has expired ({row.id}) and resign='never'",
+            reason="resign", payment_id=row.id,
+        )  # fmt: skip
+    if payer.chain_knows(row.network):
+        yield from consult(payer.resolve, row)
+    yield from _give_up(deal, "the proof has expired")
