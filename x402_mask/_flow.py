@@ -462,7 +462,6 @@ def _decide(payer: Payer, purchase: Purchase, plan: Plan) -> Generator[Effect, A
     """Ask the owner, before anything is reserved."""
     if payer.preempt and plan.choice is not None:
         payer.memory.learn(purchase.origin, purchase.service, plan.choice)
-    payer.emit("route", purchase, detail={"route": plan.route, "skipped": plan.reasons})
     if payer.approve is None:
         return
     quote = yield from _full_quote(payer, purchase, plan)
@@ -543,7 +542,10 @@ def _reserve(payer: Payer, purchase: Purchase, want: Reservation) -> Generator[E
     )
     if isinstance(answer, Twin):
         return False
-    payer.emit("reserved", purchase, payment_id=want.id, usd=usd(want.micro))
+    payer.emit(
+        "reserved", purchase, payment_id=want.id, usd=usd(want.micro),
+        detail={"route": want.route, "skipped": want.detail["skipped"]},
+    )  # fmt: skip
     if answer.new_payee:
         payer.emit("payee_changed", purchase, payment_id=want.id, detail={"pay_to": want.pay_to})
     return True
@@ -814,32 +816,38 @@ def quote(payer: Payer, call: Call, reply: Reply) -> Generator[Effect, Any, Quot
         view = yield from record(
             lambda wait_s: payer.ledger.look("", purchase.service, now_us=now_us, wait_s=wait_s)
         )
-        held = yield from record(
-            lambda wait_s: payer.ledger.held_tokens(now_us=now_us, wait_s=wait_s)
-        )
-        plan = _first_plan(payer, purchase, view, held)
+        held: frozenset[tuple[str, str]] = frozenset()
+        if purchase.is_tool:
+            held = yield from record(
+                lambda wait_s: payer.ledger.held_tokens(now_us=now_us, wait_s=wait_s)
+            )
+        plan, bar = _first_plan(payer, purchase, view, held)
     except PaymentRefused as refusal:
         return _refused_quote(payer, call, reply, refusal)
     found = yield from _full_quote(payer, purchase, plan)
     paused = Paused("this ledger is paused; `x402-mask resume` ends it") if view.paused else None
-    return replace(found, refusal=paused or found.refusal)
+    return replace(found, refusal=paused or bar or found.refusal)
 
 
 def _first_plan(
     payer: Payer, purchase: Purchase, view: View, held: frozenset[tuple[str, str]]
-) -> Plan:
-    """The plan that a call would begin with."""
+) -> tuple[Plan, PaymentRefused | None]:
+    """The plan that a call would begin with, and what would keep it from being carried out."""
     failed: list[tuple[Route, PaymentError]] = []
-    for route in payer.prefer:
-        if route == "held-token":
-            if (purchase.origin, purchase.service) in held:
-                return Plan(route="held-token", micro=0, amount=0)
-            continue
-        plan = _plan(payer, purchase, view, route, failed)
-        if isinstance(plan, Plan):
-            return plan
-        failed.append((route, plan))
-    raise failed[0][1]
+    try:
+        for route in payer.prefer:
+            if route != "held-token":
+                plan = _plan(payer, purchase, view, route, failed)
+                if isinstance(plan, Plan):
+                    return plan, None
+                failed.append((route, plan))
+            elif (purchase.origin, purchase.service) in held:
+                return Plan(route="held-token", micro=0, amount=0), None
+        raise failed[0][1]
+    except PaymentRefused as bar:
+        if bar.reason not in ("no_wallet", "clock"):  # the price is known all the same
+            raise
+        return Plan.of("x402", choose(payer.policy, purchase.challenge, view.payees)), bar
 
 
 def _refused_quote(payer: Payer, call: Call, reply: Reply, refusal: PaymentRefused) -> Quote:

@@ -250,7 +250,7 @@ class Event:
 
     ``kind`` is one of ``challenge``, ``quote``, ``refused``, ``reserved``, ``sent``,
     ``represented``, ``settled``, ``held``, ``rejected``, ``released``, ``payee_changed``,
-    ``breaker_open``, ``ledger_failed``, ``reconciled``, ``route``, ``token_asked``, ``bought``,
+    ``breaker_open``, ``ledger_failed``, ``reconciled``, ``token_asked``, ``bought``,
     ``token_used``, ``token_dropped``.  ``detail`` holds no secret.
     """
 

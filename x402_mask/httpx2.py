@@ -727,7 +727,8 @@ class PaymentTransport(httpx2.BaseTransport):
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send *request*; pay for it if it must be and may be."""
         response = None
-        if not self.payer.sends_first(request.url) and not _KNOWN & request.extensions.keys():  # most calls
+        eager = self.payer.sends_first(request.url)
+        if not eager and not _KNOWN & request.extensions.keys():  # most calls
             slot = request.extensions[_SLOT] = _Slot(request)
             response = self.inner.handle_request(request)
             if response.status_code != 402:
@@ -789,7 +790,8 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send *request*; pay for it if it must be and may be."""
         response = None
-        if not self.payer.sends_first(request.url) and not _KNOWN & request.extensions.keys():  # most calls
+        eager = self.payer.sends_first(request.url)
+        if not eager and not _KNOWN & request.extensions.keys():  # most calls
             slot = request.extensions[_SLOT] = _Slot(request)
             response = await self.inner.handle_async_request(request)
             if response.status_code != 402:
