@@ -84,6 +84,7 @@ _LEFT_MIN_S: Final = 6
 """Seconds that must be left when a proof leaves: what facilitators want when they verify."""
 
 _HASH_LENGTH_MAX: Final = 66
+_NOTHING_HELD: Final = "prefer= allows tokens that are held only, and none is held here"
 
 
 @dataclass(slots=True)
@@ -411,7 +412,14 @@ def _by_route(
             if error.at_risk or isinstance(error, PaymentRefused):
                 raise
             failed.append((route, error))
-    raise next((e for _, e in failed if isinstance(e, TokenFlowError)), failed[0][1])
+    raise _why(failed)
+
+
+def _why(failed: Sequence[tuple[Route, PaymentError]]) -> PaymentError:
+    """The error to raise where no route is possible: of one that was tried, else of the first."""
+    tried = [error for _, error in failed if isinstance(error, TokenFlowError)]
+    others = [error for _, error in failed]
+    return next(iter(tried + others), PaymentRefused(_NOTHING_HELD, reason="no_offer"))
 
 
 def _held_now(
@@ -843,7 +851,7 @@ def _first_plan(
                 failed.append((route, plan))
             elif (purchase.origin, purchase.service) in held:
                 return Plan(route="held-token", micro=0, amount=0), None
-        raise failed[0][1]
+        raise _why(failed)
     except PaymentRefused as bar:
         if bar.reason not in ("no_wallet", "clock"):  # the price is known all the same
             raise
