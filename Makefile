@@ -25,7 +25,7 @@ lint: $(VENV)/.lint
 soak: $(VENV)/.test
 	$(BIN)/python -m pytest tests/soak --timeout=1800
 
-bench: $(VENV)/.test
+bench: $(VENV)/.bench
 	$(BIN)/python -m tests.bench
 
 twins:
@@ -41,6 +41,10 @@ $(VENV)/.demo: pyproject.toml | $(VENV)
 $(VENV)/.test: pyproject.toml | $(VENV)
 	$(PIP) --editable '.[test]'
 	touch $@ $(VENV)/.demo
+
+$(VENV)/.bench: pyproject.toml | $(VENV)
+	$(PIP) --editable '.[bench]'
+	touch $@ $(VENV)/.test $(VENV)/.demo
 
 $(VENV)/.lint: pyproject.toml | $(VENV)
 	$(PIP) --editable '.[dev]'
