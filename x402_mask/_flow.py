@@ -25,7 +25,6 @@ import logging
 import secrets
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote, urlsplit
 
 from x402_mask._effects import (
     Reply,
@@ -50,7 +49,7 @@ from x402_mask._ledger import (
 from x402_mask._models import Quote, Receipt
 from x402_mask._money import usd
 from x402_mask._policy import Choice, choose
-from x402_mask._services import origin_of, tool_of
+from x402_mask._services import origin_of, path_of, tool_of
 from x402_mask._wallet import Wallet, checked_signature
 from x402_mask._windows import applying, as_datetime
 from x402_mask._wire import REQUIRED_HEADER, proof_header, read_challenge, read_settlement, shown
@@ -244,7 +243,7 @@ def _send_first(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | Re
 
 
 def _held_first(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | Reply | None]:
-    service = tool_of(unquote(urlsplit(call.url).path))
+    service = tool_of(call.url)
     origin = call.trip.origin
     if service is None or origin not in payer.origins or origin_of(call.url) != origin:
         return None
@@ -303,8 +302,8 @@ def _purchase(payer: Payer, call: Call, reply: Reply, challenge: Challenge) -> P
         method=call.method,
         origin=origin,
         service=payer.services.name(call.trip.url),
-        path=urlsplit(reply.url).path,
-        is_tool=tool_of(unquote(urlsplit(call.trip.url).path)) is not None,
+        path=path_of(reply.url),
+        is_tool=tool_of(call.trip.url) is not None,
     )
 
 
@@ -790,7 +789,7 @@ def _note_refusal(
         "reason": refusal.reason,
         "message": shown(refusal, 300),
         "origin": origin,
-        "path": urlsplit(reply.url).path[:200],
+        "path": path_of(reply.url)[:200],
     }
     payer.emit("refused", detail=detail)
     now_us = payer.now_us()

@@ -15,15 +15,19 @@ ALIASES: Final = {"aliyun-imageseg-refine-mask": "mask-refinement"}
 """Legacy ids of marketplace services."""
 
 _TOOL: Final = re.compile(r"/api/tools/([A-Za-z0-9][A-Za-z0-9._-]{0,127})/?")
+_MCP: Final = re.compile(r"(mcp:[A-Za-z0-9][A-Za-z0-9._-]{0,127})(/.*)?", re.DOTALL)
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
 def origin_of(url: str) -> str:
-    """``scheme://host[:port]`` in lower case, without a default port.
+    """``scheme://host[:port]`` in lower case, without a default port; or ``mcp:<name>``.
 
     Raises:
-        ValueError: not an absolute http(s) URL.
+        ValueError: not an absolute http(s) URL, nor the place of an MCP server on stdio.
     """
+    local = _MCP.fullmatch(url)
+    if local:
+        return local[1]
     parts = urlsplit(url)
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
         raise ValueError(f"not an http(s) URL: {url!r}")
@@ -32,15 +36,31 @@ def origin_of(url: str) -> str:
     return f"{parts.scheme}://{host}{port}"
 
 
+def path_of(url: str) -> str:
+    """The path of an http(s) URL, or of a call to an MCP server on stdio."""
+    local = _MCP.fullmatch(url)
+    return (local[2] or "") if local else urlsplit(url).path
+
+
+def tool_url(place: str, tool: str) -> str:
+    """Where a call of the MCP tool *tool* is made, as far as money is concerned.
+
+    Tool ``mask_refinement`` is service ``mask-refinement``.  What cannot be the id of a service is
+    a call to *place* itself: an origin, or the URL of the MCP server.
+    """
+    path = f"/api/tools/{tool.replace('_', '-')}"
+    return origin_of(place) + path if _TOOL.fullmatch(path) else place
+
+
 def _ascii(host: str) -> str:
     if ":" in host:
         return f"[{host}]"
     return host if host.isascii() else host.encode("idna").decode("ascii")
 
 
-def tool_of(path: str) -> str | None:
-    """The marketplace service that a path calls, by its canonical id."""
-    found = _TOOL.fullmatch(path)
+def tool_of(url: str) -> str | None:
+    """The marketplace service that *url* calls, by its canonical id."""
+    found = _TOOL.fullmatch(unquote(path_of(url)))
     return None if found is None else ALIASES.get(found[1], found[1])
 
 
@@ -62,7 +82,9 @@ def parse_origins(origins: Iterable[str]) -> frozenset[str]:
 def _parse_origin(origin: str) -> str:
     if not isinstance(origin, str):
         raise TypeError(f"an origin is a str, not {type(origin).__name__}")
-    if origin.startswith("mcp:") and len(origin) > 4:
+    if origin.startswith("mcp:"):
+        if origin != origin_of(origin):
+            raise ValueError(f"the origin of an MCP server on stdio is mcp:<name>: {origin!r}")
         return origin
     parts = urlsplit(origin)
     if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username:
@@ -93,10 +115,10 @@ class Services:
 
     def name(self, url: str) -> str:
         """The canonical service of *url*."""
-        path = unquote(urlsplit(url).path) or "/"
-        tool = tool_of(path)
+        tool = tool_of(url)
         if tool is not None:
             return tool
+        path = unquote(path_of(url)) or "/"
         origin = origin_of(url)
         for name, its_origin, pattern in self._patterns:
             if origin == its_origin and fnmatchcase(path, pattern):
@@ -108,8 +130,8 @@ class Services:
         service = service.strip()
         if service == "*" or any(service == name for name, _, _ in self._patterns):
             return service
-        if "://" in service:
-            return origin_of(service) if urlsplit(service).path in ("", "/") else self.name(service)
+        if "://" in service or service.startswith("mcp:"):
+            return origin_of(service) if path_of(service) in ("", "/") else self.name(service)
         tool = _TOOL.fullmatch(service)
         bare = tool[1] if tool else service
         return ALIASES.get(bare, bare)
@@ -118,5 +140,5 @@ class Services:
 def _pattern(name: str, pattern: str) -> tuple[str, str, str]:
     if not name or name == "*":
         raise ValueError(f"not a service name: {name!r}")
-    path = urlsplit(pattern).path or "/"
+    path = path_of(pattern) or "/"
     return ALIASES.get(name, name), origin_of(pattern), unquote(path)

@@ -109,7 +109,7 @@ class Session:
             origin = origin_of(base_url)
         except ValueError as exc:
             raise click.BadParameter(str(exc), param_hint="--base-url") from exc
-        if base_url.rstrip("/").lower() != origin:
+        if base_url.rstrip("/").lower() != origin or origin.startswith("mcp:"):
             raise click.BadParameter(
                 f"an origin is scheme://host[:port], nothing more: {base_url!r}",
                 param_hint="--base-url",

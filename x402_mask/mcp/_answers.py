@@ -1,0 +1,220 @@
+"""Tool results and JSON-RPC errors as the conversation knows answers: status, headers, body.
+
+A 402 over MCP has no status line.  It is known to look like this (x402 ``transports-v2/mcp.md``,
+PyPI x402 2.25.0 ``mcp/``, and what the public documents of Server402 leave open):
+
+* ``structuredContent`` is the challenge, with ``isError``; the text repeats it;
+* the challenge stands in ``{"x402/error": {"code": 402, "data": ...}}``, there or in the text;
+* it is JSON in the text alone, also behind ``Error executing tool <name>:``;
+* it is a marketplace's payment object, or its body without ``x402Version``;
+* it is a JSON-RPC error of code 402 with the challenge as ``data``.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from x402_mask import _json
+from x402_mask._wire import CHALLENGE_BYTES_MAX, REQUIRED_HEADER, SETTLEMENT_HEADERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mcp import MCPError
+    from mcp.types import CallToolResult
+
+PAYMENT_META: Final = "x402/payment"
+SETTLEMENT_META: Final = "x402/payment-response"
+TOKEN_ARGUMENT: Final = "paymentToken"  # noqa: S105  # an argument's name
+PAYMENT_REQUIRED: Final = 402
+
+_WRAPPER: Final = "x402/error"
+_PREFIX: Final = re.compile(r"Error executing tool [^\r\n{]{1,256}?:\s*(?=\{)")
+_UNPAID: Final = frozenset({"pending", "unpaid", "required", "payment_required", "created", "new"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """One answer, as the conversation sees it: 402, 500 (an error of the tool) or 200."""
+
+    status: int
+    headers: dict[str, list[str]]
+    body: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """A JSON object that may be a challenge; ``text`` as it was written."""
+
+    document: dict[str, Any]
+    text: str
+    marked: bool = False
+    """Whether it says itself that it is about payment."""
+
+
+def heard(result: CallToolResult, ours: Callable[[dict[str, Any]], bool]) -> Heard:
+    """What a tool result says of payment.
+
+    Args:
+        result: the tool's result.
+        ours: whether a document, which no ``isError`` comes with, is about this very call.  What a
+            tool delivers may well quote somebody else's challenge.
+    """
+    structured, text = _structured(result), _text(result)
+    headers = _settlement(result)
+    found = [said for said in (structured, text) if said is not None and _claims(said.document)]
+    if not result.is_error:
+        delivered = _succeeded(result)
+        found = [] if delivered else [s for s in found if s.marked or ours(s.document)]
+    if found:
+        return _challenged(found, headers)
+    broken = _broken(result) if result.is_error else None
+    if broken is not None:
+        return Heard(status=402, headers=headers, body=broken)
+    return Heard(status=500 if result.is_error else 200, headers=headers)
+
+
+def heard_error(error: MCPError) -> Heard | None:
+    """What a JSON-RPC error of code 402 asks for; ``None`` for every other error."""
+    if error.code != PAYMENT_REQUIRED:
+        return None
+    data = error.data
+    if isinstance(data, dict):
+        said: _Said | None = _unwrapped(data, None)
+    else:
+        said = _object_in(data if isinstance(data, str) else error.message)
+    if said is None:
+        return Heard(status=402, headers={})
+    return _challenged([said], {})
+
+
+def names_place(document: dict[str, Any], origin: str, tool: str) -> bool:
+    """Whether a challenge says that it is one, of this tool or a resource on this origin."""
+    if "x402Version" not in document and "error" not in document:
+        return False
+    accepts = document.get("accepts")
+    offers = accepts if isinstance(accepts, list) else []
+    named = [document.get("resource"), *(o.get("resource") for o in offers if isinstance(o, dict))]
+    return all(_is_place(resource, origin, tool) for resource in named if resource is not None)
+
+
+def names_service(document: dict[str, Any], is_service: Callable[[str], bool]) -> bool:
+    """Whether an unpaid payment object is for this service."""
+    ids = [document.get(name) for name in ("serviceId", "internalServiceId")]
+    named = [one for one in ids if isinstance(one, str)]
+    status = str(document.get("status", "")).strip().lower().replace(" ", "_")
+    return status in _UNPAID and bool(named) and all(is_service(one) for one in named)
+
+
+def _is_place(resource: Any, origin: str, tool: str) -> bool:
+    url = resource.get("url") if isinstance(resource, dict) else resource
+    if not isinstance(url, str):
+        return False
+    if url.startswith("mcp://tool/"):
+        return url == f"mcp://tool/{tool}"
+    try:
+        parts = urlsplit(url)
+        return not parts.scheme or url == origin or url.startswith(origin + "/")
+    except ValueError:
+        return False
+
+
+# --- where a challenge may stand ------------------------------------------------------------------
+
+
+def _structured(result: CallToolResult) -> _Said | None:
+    content = result.structured_content
+    return _unwrapped(content, None) if isinstance(content, dict) else None
+
+
+def _text(result: CallToolResult) -> _Said | None:
+    first = result.content[0] if result.content else None
+    text = getattr(first, "text", None)
+    return _object_in(text) if isinstance(text, str) else None
+
+
+def _object_in(text: str) -> _Said | None:
+    """The JSON object that *text* is, behind a server's prefix or not."""
+    text = _bare(text)
+    if not text.startswith("{") or len(text) > CHALLENGE_BYTES_MAX:
+        return None
+    try:
+        document = _json.loads(text)
+    except _json.BadJSON:
+        return None
+    return _unwrapped(document, text) if isinstance(document, dict) else None
+
+
+def _bare(text: str) -> str:
+    text = text.strip("\ufeff \t\r\n")
+    prefix = _PREFIX.match(text)
+    return text[prefix.end() :] if prefix else text
+
+
+def _broken(result: CallToolResult) -> bytes | None:
+    """Text that claims to be a challenge and cannot be read: it is an error, not an answer."""
+    first = result.content[0] if result.content else None
+    text = _bare(str(getattr(first, "text", "")))
+    claims = text.startswith("{") and '"x402Version"' in text and '"accepts"' in text
+    return text.encode("utf-8", "replace") if claims and _object_in(text) is None else None
+
+
+def _unwrapped(document: dict[str, Any], text: str | None) -> _Said:
+    error = document.get(_WRAPPER)
+    if not isinstance(error, dict):
+        return _Said(document, _json.dumps(document) if text is None else text)
+    data = error.get("data")
+    inner = data if isinstance(data, dict) else error
+    return _Said(inner, _json.dumps(inner), marked=error.get("code", 402) in (402, "402"))
+
+
+def _claims(document: dict[str, Any]) -> bool:
+    """Whether this asks for money: a challenge, a marketplace's body, or a payment object."""
+    if "x402Version" in document or "paymentId" in document:
+        return True
+    if isinstance(document.get("payment"), dict) and "paymentId" in document["payment"]:
+        return True
+    data = document.get("data")
+    if isinstance(data, dict) and isinstance(data.get("payment"), dict):
+        return "paymentId" in data["payment"]
+    accepts = document.get("accepts")
+    return isinstance(accepts, list) and any(isinstance(offer, dict) for offer in accepts)
+
+
+# --- in the conversation's terms ------------------------------------------------------------------
+
+
+def _challenged(found: list[_Said], headers: dict[str, list[str]]) -> Heard:
+    """The first document decides; a second one may not name other terms, as with HTTP's body."""
+    first, others = found[0], found[1:]
+    if "x402Version" not in first.document:
+        return Heard(status=402, headers=headers, body=_bytes(first))
+    required = base64.b64encode(first.text.encode("utf-8", "replace")).decode("ascii")
+    body = _bytes(others[0]) if others else None
+    return Heard(status=402, headers={REQUIRED_HEADER: [required], **headers}, body=body)
+
+
+def _bytes(said: _Said) -> bytes | None:
+    body = said.text.encode("utf-8", "replace")
+    return body if len(body) <= CHALLENGE_BYTES_MAX else None
+
+
+def _succeeded(result: CallToolResult) -> bool:
+    told = (result.meta or {}).get(SETTLEMENT_META)
+    return isinstance(told, dict) and told.get("success") is True
+
+
+def _settlement(result: CallToolResult) -> dict[str, list[str]]:
+    """The settlement a result reports: in ``_meta``, or where a failed one is seen to stand."""
+    told = (result.meta or {}).get(SETTLEMENT_META)
+    if told is None and isinstance(result.structured_content, dict):
+        told = result.structured_content.get(SETTLEMENT_META)
+    if told is None:
+        return {}
+    text = told if isinstance(told, str) else _json.dumps(told)
+    value = base64.b64encode(text.encode("utf-8", "replace")).decode("ascii")
+    return {SETTLEMENT_HEADERS[0]: [value]}

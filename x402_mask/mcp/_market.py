@@ -1,0 +1,82 @@
+"""The marketplace's HTTP side of a paid tool call: payments are created and polled over HTTP."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import httpx
+
+from x402_mask._body import Gathered, date_of
+from x402_mask.errors import TokenFlowError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_TIMEOUT: Final = httpx.Timeout(5.0, read=60.0)
+
+
+class Response(NamedTuple):
+    """One answer; ``body`` is ``None`` where it is over 64 KiB, ``date`` in Unix seconds."""
+
+    status: int
+    url: str
+    headers: dict[str, list[str]]
+    body: bytes | None
+    date: float | None
+
+
+class Market:
+    """Requests to the origin of one tool call: one client, and so one cookie jar, per payment."""
+
+    __slots__ = ("_client", "_origin")
+
+    def __init__(self, origin: str) -> None:
+        self._origin = origin
+        self._client: httpx.AsyncClient | None = None
+
+    async def fetch(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        content: bytes | None,
+        proof: tuple[str, str] | None,
+    ) -> Response:
+        """Ask the origin itself; redirects are answers.
+
+        Raises:
+            TokenFlowError: the MCP server is on stdio and has no HTTP origin.
+            httpx.HTTPError: no answer.
+        """
+        if self._origin.startswith("mcp:"):
+            raise TokenFlowError(
+                f"{self._origin} sells tokens nowhere: it has no HTTP origin", at_risk=False
+            )
+        if self._client is None:
+            self._client = httpx.AsyncClient(timeout=_TIMEOUT, follow_redirects=False)
+        sent = {**headers, proof[0]: proof[1]} if proof is not None else dict(headers)
+        url, gathered = self._origin + path, Gathered()
+        async with self._client.stream(method, url, headers=sent, content=content) as response:
+            async for chunk in response.aiter_raw():
+                if not gathered.add(chunk):
+                    break
+            else:
+                gathered.complete = True
+        found = response.headers
+        return Response(
+            status=response.status_code,
+            url=url,
+            headers={name.lower(): found.get_list(name) for name in found},
+            body=gathered.decoded(found.get("content-encoding", "")),
+            date=date_of(found.get("date")),
+        )
+
+    @property
+    def open(self) -> bool:
+        """Whether there is anything to let go of."""
+        return self._client is not None
+
+    async def aclose(self) -> None:
+        """Let go of the connections."""
+        if self._client is not None:
+            await self._client.aclose()
