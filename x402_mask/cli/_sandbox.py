@@ -65,6 +65,13 @@ def sandbox_package() -> ModuleType:
     show_default=True,
     help="The shape of a 402.",
 )
+@click.option(
+    "--mcp-challenge",
+    type=click.Choice(["structured", "text", "wrapped", "prefixed", "error", "payment"]),
+    default="structured",
+    show_default=True,
+    help="Where a 402 stands in a tool's answer at /mcp.",
+)
 @common
 def sandbox(session: Session, host: str, port: int, faults: str, **options: Any) -> None:
     """Serve a local marketplace that takes play money, until interrupted."""

@@ -23,6 +23,7 @@ from x402_mask.sandbox.pictures import Pictures
 from x402_mask.sandbox.replays import Answer, Conflict, Replays
 from x402_mask.sandbox.services import perform
 from x402_mask.sandbox.settings import SandboxSettings
+from x402_mask.sandbox.tools import RESOURCE, tools_route
 from x402_mask.sandbox.verify import Proof, Rejected, read_proof
 
 if TYPE_CHECKING:
@@ -87,9 +88,9 @@ class _Shop:
         if proof is not None and token is not None:
             raise HTTPException(400, "send one proof of payment, not several")
         if token is not None:
-            return await self._redeem(request, service, token, body)
+            return await self.redeem(request, service, token, body)
         if proof is not None:
-            return await self._sell(request, service, proof, body)
+            return await self.sell(request, service, proof, body)
         return self.tariff.challenge(service, _url(request))
 
     def _proof_header(self, request: Request) -> str | None:
@@ -102,9 +103,8 @@ class _Shop:
     async def _perform(self, request: Request, service: Service, body: bytes) -> Response:
         return await perform(service, body, _base(request), self.pictures, self.settings.clock)
 
-    async def _redeem(
-        self, request: Request, service: Service, token: str, body: bytes
-    ) -> Response:
+    async def redeem(self, request: Request, service: Service, token: str, body: bytes) -> Response:
+        """Perform for a token, or say why it buys nothing."""
         try:
             self.desk.redeem(token, service, client_id(request, self.settings))
         except TokenRefused as refused:
@@ -112,7 +112,9 @@ class _Shop:
             return self.tariff.challenge(service, _url(request), refused.error, **shown)
         return self.cashier.deliver(await self._perform(request, service, body), None)
 
-    async def _sell(self, request: Request, service: Service, header: str, body: bytes) -> Response:
+    async def sell(self, request: Request, service: Service, header: str, body: bytes) -> Response:
+        """Perform for a proof, or say why it does not pay."""
+
         async def sell(proof: Proof) -> Answer:
             settlement = await self.cashier.take(proof, service, _url(request))
             return await self._perform(request, service, body), settlement
@@ -245,6 +247,7 @@ def _starlette(shop: _Shop) -> Starlette:
         Route("/api/payments", shop.create_payment, methods=["POST"]),
         Route("/api/payments/{payment}", shop.read_payment, methods=["GET"]),
         Route("/static/{path:path}", shop.picture, methods=["GET"]),
+        tools_route(shop),
         *shop.documents(),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _say})
@@ -264,7 +267,8 @@ def _base(request: Request) -> str:
 
 
 def _url(request: Request) -> str:
-    return str(request.url.replace(query="", fragment=""))
+    named: str | None = request.scope.get(RESOURCE)  # what is called there, where it is no URL
+    return named or str(request.url.replace(query="", fragment=""))
 
 
 def _service(service_id: str) -> Service:

@@ -28,6 +28,7 @@ V1_NETWORKS: Mapping[int, str] = MappingProxyType(
 
 Build = Literal["older", "newer"]
 ChallengeForm = Literal["attested", "v2-header", "v2-body", "v1"]
+MCPChallenge = Literal["structured", "text", "wrapped", "prefixed", "error", "payment"]
 PaymentsAsk = Literal["nothing", "402", "accepts"]
 ClientBinding = Literal["off", "ip", "user-agent"]
 IdentifierMode = Literal["off", "optional", "required"]
@@ -45,6 +46,9 @@ class SandboxSettings:
     """``older`` hands out tokens; ``newer`` returns none and names a second provider."""
     challenge: ChallengeForm = "attested"
     """The shape of a 402; ``v1`` takes ``X-PAYMENT``, the others ``PAYMENT-SIGNATURE``."""
+    mcp_challenge: MCPChallenge = "structured"
+    """Where a 402 stands over MCP: ``structuredContent``, ``text`` alone, ``wrapped`` in
+    ``x402/error``, ``prefixed`` text, a JSON-RPC ``error``, or a marketplace ``payment`` object."""
     faults: Mapping[str, bool | int] = field(default_factory=dict)
     """Named misbehaviour, see `x402_mask.sandbox.faults`; a number means: that many times."""
     price_cents: Mapping[str, int] = field(default_factory=dict)
