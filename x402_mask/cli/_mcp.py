@@ -1,0 +1,105 @@
+"""``mcp``: the configured marketplace for agents, as an MCP server on stdio."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from x402_mask.cli._faults import USAGE, Failure
+from x402_mask.cli._session import Session, common
+
+if TYPE_CHECKING:
+    from mcp.server.context import ServerRequestContext
+    from mcp.types import (
+        CallToolRequestParams,
+        CallToolResult,
+        ListToolsResult,
+        PaginatedRequestParams,
+    )
+
+    from x402_mask._payer import Payer
+    from x402_mask.cli._agent import Agent
+
+
+@click.command("mcp")
+@common
+def mcp_server(session: Session) -> None:
+    """Serve the first configured origin to an agent, as an MCP server on stdio.
+
+    Wallet, caps and origins are the configured ones; no tool changes them.
+    """
+    if session.as_json:
+        raise click.UsageError("--json prints one document, and a server prints none")
+    try:
+        import mcp.server.stdio  # noqa: F401  # only to see whether it is there
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] != "mcp":
+            raise
+        message = "the MCP server needs mcp: pip install 'x402-mask[mcp]'"
+        raise Failure(message, USAGE, code="missing_extra") from None
+    import anyio
+
+    origin = session.origin(None)
+    with session.payer(signs=True, on_event=None) as payer:
+        anyio.run(_serve, payer, origin)
+
+
+async def _serve(payer: Payer, origin: str) -> None:
+    from importlib.metadata import version
+
+    from mcp.server.lowlevel import Server
+    from mcp.server.stdio import stdio_server
+
+    from x402_mask.cli._agent import INSTRUCTIONS, Agent
+
+    agent = Agent(payer, origin)
+    tools = _Tools(agent)
+    server: Server[Any] = Server(
+        "x402-mask", version=version("x402-mask"), instructions=INSTRUCTIONS,
+        on_list_tools=tools.listed, on_call_tool=tools.call,
+    )  # fmt: skip
+    try:
+        async with stdio_server() as (read, write):
+            await server.run(read, write, server.create_initialization_options())
+    finally:
+        await agent.aclose()
+
+
+class _Tools:
+    """The agent's tools in the SDK's terms."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    async def listed(
+        self, _context: ServerRequestContext[Any], _params: PaginatedRequestParams | None
+    ) -> ListToolsResult:
+        """Every tool."""
+        from mcp.types import ListToolsResult, Tool
+
+        from x402_mask.cli._agent import SCHEMAS
+
+        return ListToolsResult(
+            tools=[
+                Tool(name=name, description=description, input_schema=schema)
+                for name, (description, schema) in SCHEMAS.items()
+            ]
+        )
+
+    async def call(
+        self, _context: ServerRequestContext[Any], params: CallToolRequestParams
+    ) -> CallToolResult:
+        """One tool call; a refusal is an answer."""
+        import json
+
+        from mcp import MCPError
+        from mcp.types import INVALID_PARAMS, CallToolResult, TextContent
+
+        from x402_mask.cli._agent import SCHEMAS
+
+        if params.name not in SCHEMAS:
+            raise MCPError(INVALID_PARAMS, "there is no such tool")
+        document, failed = await self._agent.answer(params.name, params.arguments or {})
+        text = TextContent(type="text", text=json.dumps(document))
+        return CallToolResult(content=[text], structured_content=document, is_error=failed)
