@@ -1,0 +1,62 @@
+"""The HTTP side of a tool call: one client per payment, bounded, to the call's own origin."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.mcp.kit import colours, run
+from tests.support.seller import Hit, Reply, Seller
+from x402_mask import TokenFlowError
+from x402_mask.mcp._market import Market
+
+
+@colours
+def test_requests_of_one_payment(backend: str) -> None:
+    """Headers, proof and body go out; cookies stay; redirects are answers; long bodies are none."""
+
+    def answer(hit: Hit) -> Reply:
+        if hit.path == "/long":
+            return Reply(body=b"x" * 70_000)
+        if hit.path == "/moved":
+            return Reply(status=307, headers=[("Location", "https://other.example/")])
+        told = {"proof": hit.header("payment-signature"), "cookie": hit.header("cookie")}
+        headers = [("Set-Cookie", "client=7"), ("Date", "Sun, 22 Nov 2026 12:00:00 GMT")]
+        return Reply(status=201, headers=headers, body=json.dumps(told).encode())
+
+    async def scenario() -> None:
+        with Seller() as seller:
+            for path in ("/api/payments", "/long", "/moved"):
+                seller.on(path, answer)
+            market = Market(seller.origin)
+            assert not market.open
+            proof = ("PAYMENT-SIGNATURE", "cHJvb2Y=")
+            first = await market.fetch("POST", "/api/payments", {"X-A": "1"}, b"{}", proof)
+            assert (first.status, first.url) == (201, f"{seller.origin}/api/payments")
+            assert json.loads(first.body or b"") == {"proof": proof[1], "cookie": None}
+            assert first.headers["set-cookie"] == ["client=7"] and first.date == 1795348800
+            second = await market.fetch("GET", "/api/payments", {}, None, None)
+            assert json.loads(second.body or b"") == {"proof": None, "cookie": "client=7"}
+            if backend == "asyncio":  # trio warns of generators that httpx leaves unfinished
+                assert (await market.fetch("GET", "/long", {}, None, None)).body is None
+            assert (await market.fetch("GET", "/moved", {}, None, None)).status == 307
+            assert market.open
+            await market.aclose()
+            assert [hit.header("x-a") for hit in seller.hits] == [
+                "1",
+                *[None] * (len(seller.hits) - 1),
+            ]
+
+    run(scenario, backend)
+
+
+def test_a_server_on_stdio_sells_no_tokens() -> None:
+    async def scenario() -> None:
+        market = Market("mcp:shop")
+        with pytest.raises(TokenFlowError, match="no HTTP origin") as caught:
+            await market.fetch("POST", "/api/payments", {}, b"{}", None)
+        assert caught.value.at_risk is False
+        await market.aclose()
+
+    run(scenario)
