@@ -187,7 +187,10 @@ def test_what_sellers_say_is_marked_cleaned_and_cut(env: dict[str, str]) -> None
                 assert len(found["untrusted_seller_text"]) == PAID_BYTES_MAX
                 assert found["whole"] is False and found["paid"]["usd"] == "0.01"
                 failed, found = await ask(session, "call_service", service="raw")
-                assert found["untrusted_seller_data_base64"] == base64.b64encode(b"\x89PNG\xff").decode()
+                assert (
+                    found["untrusted_seller_data_base64"]
+                    == base64.b64encode(b"\x89PNG\xff").decode()
+                )
                 failed, found = await ask(session, "call_service", service="bad")
                 assert failed and len(found["untrusted_seller_text"]) <= TEXT_MAX
                 failed, found = await ask(session, "call_service", service="odd")

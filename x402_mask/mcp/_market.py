@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import httpx
 
 from x402_mask._body import Gathered, date_of
+from x402_mask._effects import Fetched
 from x402_mask.errors import TokenFlowError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from x402_mask._effects import Fetch
 
 _TIMEOUT: Final = httpx.Timeout(5.0, read=60.0)
-
-
-class Response(NamedTuple):
-    """One answer; ``body`` is ``None`` where it is over 64 KiB, ``date`` in Unix seconds."""
-
-    status: int
-    url: str
-    headers: dict[str, list[str]]
-    body: bytes | None
-    date: float | None
 
 
 class Market:
@@ -34,14 +25,7 @@ class Market:
         self._origin = origin
         self._client: httpx.AsyncClient | None = None
 
-    async def fetch(
-        self,
-        method: str,
-        path: str,
-        headers: Mapping[str, str],
-        content: bytes | None,
-        proof: tuple[str, str] | None,
-    ) -> Response:
+    async def fetch(self, wanted: Fetch) -> Fetched:
         """Ask the origin itself; redirects are answers.
 
         Raises:
@@ -54,16 +38,22 @@ class Market:
             )
         if self._client is None:
             self._client = httpx.AsyncClient(timeout=_TIMEOUT, follow_redirects=False)
-        sent = {**headers, proof[0]: proof[1]} if proof is not None else dict(headers)
-        url, gathered = self._origin + path, Gathered()
-        async with self._client.stream(method, url, headers=sent, content=content) as response:
+        headers = {"accept": "application/json", **wanted.headers}
+        if wanted.content is not None:
+            headers.setdefault("content-type", "application/json")
+        if wanted.proof is not None:
+            headers[wanted.proof[0]] = wanted.proof[1]
+        url, gathered = self._origin + wanted.path, Gathered()
+        async with self._client.stream(
+            wanted.method, url, headers=headers, content=wanted.content
+        ) as response:
             async for chunk in response.aiter_raw():
                 if not gathered.add(chunk):
                     break
             else:
                 gathered.complete = True
         found = response.headers
-        return Response(
+        return Fetched(
             status=response.status_code,
             url=url,
             headers={name.lower(): found.get_list(name) for name in found},
