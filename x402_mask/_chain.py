@@ -1,8 +1,9 @@
 """What the chain says about a signed authorization: settled, cancelled, unused, or not known.
 
-The only module that talks to a chain.  One question, :meth:`ChainReader.evidence`, is answered from
-one confirmed block that every endpoint of the network must have and agree on; any fault, delay or
-contradiction is :class:`Unknown`, so money is never freed by doubt.
+The only module that talks to a chain; :mod:`x402_mask._transfer` asks and sends through it.  One
+question, :meth:`ChainReader.evidence`, is answered from one confirmed block that every endpoint of
+the network must have and agree on; any fault, delay or contradiction is :class:`Unknown`, so money
+is never freed by doubt.
 
 * **used** and a ``Transfer`` of exactly what was signed in the same transaction: :class:`Settled`;
 * **used** by ``cancelAuthorization``: :class:`Canceled`;
@@ -68,6 +69,8 @@ _NETWORK: Final = re.compile(r"eip155:([1-9][0-9]{0,18})")
 
 
 _T = TypeVar("_T")
+_Topics = tuple[tuple[str, ...], ...]
+"""For each place of a log's topics, the words it may hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,11 +188,15 @@ class ChainReader:
         """The networks that can be asked about (CAIP-2)."""
         return frozenset(self._endpoints)
 
+    def count(self, network: str) -> int:
+        """How many endpoints *network* has."""
+        return len(self._endpoints.get(network, ()))
+
     def evidence(self, a: Authorization) -> Evidence:
         """What the confirmed chain proves about ``a``.  Blocks; never raises for RPC faults."""
 
         async def ask(views: Sequence[_View]) -> Evidence:
-            top = await self._common_top(views)
+            top = await self.common_top(views)
             answers = await _each(views, lambda view: _answer(view, a, top))
             await _same_block(views, top.number, top)
             return _agreed(views, answers)
@@ -221,31 +228,45 @@ class ChainReader:
         ask: Callable[[Sequence[_View]], Awaitable[Evidence]],
         time_out_s: float,
     ) -> Evidence:
+        try:
+            return self.ask(a.network, ask, time_out_s)
+        except _Fault as fault:
+            return Unknown(reason=str(fault))
+
+    def ask(
+        self,
+        network: str,
+        question: Callable[[Sequence[_View]], Awaitable[_T]],
+        time_out_s: float,
+    ) -> _T:
+        """Put a question to all endpoints of *network*; blocks, for *time_out_s* at most.
+
+        Raises:
+            _Fault: there is none, it failed, or there was no answer in time.
+        """
         # Keyed by process: after a fork neither thread nor connections are the child's.
         background = self._backgrounds.setdefault(os.getpid(), _Background())
         views = [
             _View(endpoint, background, self._time_out_s, self._block_span)
-            for endpoint in self._endpoints.get(a.network, ())
+            for endpoint in self._endpoints.get(network, ())
         ]
         if not views:
-            return Unknown(reason=f"no RPC endpoint is configured for {a.network}")
+            raise _Fault(f"no RPC endpoint is configured for {network}")
 
-        async def bounded() -> Evidence:
+        async def bounded() -> _T:
             try:
                 async with asyncio.timeout(time_out_s):
-                    return await ask(views)
-            except _Fault as fault:
-                return Unknown(reason=str(fault))
+                    return await question(views)
             except TimeoutError:
                 hosts = ", ".join(view.name for view in views)
-                return Unknown(reason=f"{hosts}: RPC timed out (no answer in {time_out_s:g} s)")
+                raise _Fault(f"{hosts}: RPC timed out (no answer in {time_out_s:g} s)") from None
 
         try:
             return background.run(bounded)
         except (concurrent.futures.CancelledError, _Closed):
-            return Unknown(reason="the chain reader is closed")
+            raise _Fault("the chain reader is closed") from None
 
-    async def _common_top(self, views: Sequence[_View]) -> _Header:
+    async def common_top(self, views: Sequence[_View]) -> _Header:
         """The highest block with the margin on top of it at every endpoint."""
         heads = await _each(views, _View.head)
         number = min(heads) - self._margin_blocks
@@ -539,7 +560,7 @@ class _View:
         return _Fault(f"{self.name}: {text}")
 
     async def check_chain(self) -> None:
-        found = _quantity(await self._call("eth_chainId"), self)
+        found = _quantity(await self.call("eth_chainId"), self)
         if found != self._endpoint.chain_id:
             raise self.fault(f"serves chain {found}, not {self._endpoint.chain_id}")
 
@@ -547,13 +568,13 @@ class _View:
         """Number of the latest block, on the right chain."""
         checks: tuple[Coroutine[Any, Any, Any], ...] = (
             self.check_chain(),
-            self._call("eth_blockNumber"),
+            self.call("eth_blockNumber"),
         )
         _, number = await _together(*checks)
         return _quantity(number, self)
 
     async def header(self, number: int) -> _Header:
-        raw = await self._call("eth_getBlockByNumber", hex(number), False)
+        raw = await self.call("eth_getBlockByNumber", hex(number), False)
         if raw is None:
             raise self.fault(f"lags: does not have block {number}")
         block = _object(raw, self)
@@ -570,13 +591,13 @@ class _View:
         """``authorizationState``: used or cancelled as of ``block``."""
         call = {"to": terms.asset, "data": terms.call}
         try:
-            raw = await self._call(
+            raw = await self.call(
                 "eth_call", call, {"blockHash": block.hash, "requireCanonical": True}
             )
         except _Refused:
             # Not every node knows EIP-1898.  By number is as good: whoever asks compares the
             # block's hash again at the end.
-            raw = await self._call("eth_call", call, hex(block.number))
+            raw = await self.call("eth_call", call, hex(block.number))
         word = _hex(raw, _HASH, self)
         if int(word, 16) > 1:
             raise self.fault("authorizationState answered neither true nor false")
@@ -615,42 +636,47 @@ class _View:
 
     async def events(self, terms: _Terms, first: int, last: int) -> list[_Log]:
         """Uses and cancellations of the nonce in these blocks, asked for in bounded ranges."""
+        wanted = ((_USED, _CANCELED), (terms.payer,), (terms.nonce,))
+        return await self.logs(terms.asset, wanted, first, last, most=_EVENTS_MAX)
+
+    async def logs(
+        self, address: str, topics: _Topics, first: int, last: int, *, most: int
+    ) -> list[_Log]:
+        """Logs with one of these words at each place, asked for in bounded ranges of blocks."""
         found: list[_Log] = []
         while first <= last:
             upto = min(last, first + self.block_span - 1)
             try:
-                found += await self._logs(terms, first, upto)
+                found += await self._logs(address, topics, first, upto)
             except _Refused:
                 if upto == first:
                     raise
                 self.block_span = max(1, (upto - first + 1) // 4)  # many plans serve less
                 continue
-            if len(found) > _EVENTS_MAX:
-                raise self.fault("more events than one nonce can have")
+            if len(found) > most:
+                raise self.fault("more events than there can be")
             first = upto + 1
         return found
 
-    async def _logs(self, terms: _Terms, first: int, last: int) -> list[_Log]:
-        topics = [[_USED, _CANCELED], terms.payer, terms.nonce]
-        wanted = {(topic, terms.payer, terms.nonce) for topic in (_USED, _CANCELED)}
-        raw = await self._call(
+    async def _logs(self, address: str, topics: _Topics, first: int, last: int) -> list[_Log]:
+        raw = await self.call(
             "eth_getLogs",
             {
-                "address": terms.asset,
+                "address": address,
                 "fromBlock": hex(first),
                 "toBlock": hex(last),
-                "topics": topics,
+                "topics": [list(words) if len(words) > 1 else words[0] for words in topics],
             },
         )
         logs = [_log(item, self) for item in _list(raw, self)]
         for log in logs:
             inside = first <= log.block <= last
-            if not inside or log.address != terms.asset or log.topics not in wanted:
+            if not inside or log.address != address or not _matches(log.topics, topics):
                 raise self.fault("answered a log that was not asked for")
         return [log for log in logs if not log.removed]
 
     async def receipt(self, transaction: str) -> _Receipt | None:
-        raw = await self._call("eth_getTransactionReceipt", transaction)
+        raw = await self.call("eth_getTransactionReceipt", transaction)
         if raw is None:
             return None
         receipt = _receipt(_object(raw, self), self)
@@ -674,7 +700,7 @@ class _View:
         if (await self.header(receipt.block)).hash != receipt.block_hash:
             raise self.fault(f"transaction {receipt.transaction} is in a block that was replaced")
 
-    async def _call(self, method: str, *params: object) -> Any:
+    async def call(self, method: str, *params: object) -> Any:
         call_id = next(self._calls)
         if call_id > _CALLS_MAX:
             raise self.fault(f"needed more than {_CALLS_MAX} calls")
@@ -708,6 +734,12 @@ class _View:
         """An endpoint's own words, short and printable, unless they repeat part of its URL."""
         shown = re.sub(r"[^ -~]+", " ", text)[:120] if isinstance(text, str) else ""
         return "" if any(secret in shown for secret in self._endpoint.secrets) else shown
+
+
+def _matches(words: Sequence[str], topics: _Topics) -> bool:
+    return len(words) == len(topics) and all(
+        word in allowed for word, allowed in zip(words, topics, strict=True)
+    )
 
 
 def _guess(low: _Header, high: _Header, time: int, turn: int) -> int:
