@@ -315,6 +315,7 @@ preempt = true
 resign = "never"
 breaker_after = 3
 breaker_for = 90
+max_gas_wei = 2000000000000000
 
 [wallet]
 private_key_env = "MY_KEY"
@@ -364,6 +365,7 @@ def test_every_key_of_a_file(file: Path) -> None:
         "resign": "never",
         "breaker_after": 3,
         "breaker_for": timedelta(seconds=90),
+        "max_gas_wei": 2 * 10**15,
     }
 
 
@@ -451,6 +453,9 @@ def test_variables_override_the_file(file: Path, tmp_path: Path) -> None:
         ("breaker_after = 0", "breaker_after: is a number of bad ends above 0"),
         ("breaker_after = true", "breaker_after: is a number of bad ends above 0"),
         ("breaker_for = 'long'", "breaker_for: 'long' is not a length of time"),
+        ("max_gas_wei = 0", "max_gas_wei: is wei above 0"),
+        ("max_gas_wei = 0.001", "max_gas_wei: is wei above 0"),
+        ("max_gas_wei = true", "max_gas_wei: is wei above 0"),
         ("ledger = 5", "ledger: it is text, not int"),
         ("wallet = 'k.json'", "wallet: is a table"),
         ("wallet = {}", "wallet: has one of keystore"),

@@ -16,7 +16,9 @@ from itertools import chain
 from typing import IO, TYPE_CHECKING, Any, Final, Literal
 
 from x402_mask import _json
+from x402_mask._eip712 import keccak
 from x402_mask._money import usd
+from x402_mask._transfers import transfer_label
 from x402_mask._vault import digest
 from x402_mask._windows import as_datetime, bucket
 from x402_mask.errors import LedgerError
@@ -43,7 +45,10 @@ _MOVING: Final = (
     "outcome", "trans", "seen", "note",
 )  # fmt: skip
 _ASIDE: Final = frozenset(
-    {"represented", "asked", "created", "closed", "token_used", "token_dropped"}
+    {
+        *("represented", "asked", "created", "closed", "token_used", "token_dropped"),
+        *("transfer_replaced", "transfer_closed"),
+    }
 )
 """Kinds of history that change nothing of the payment itself."""
 _COMPARED: Final = (*_FIXED, *_MOVING)
@@ -112,6 +117,7 @@ def _audit(ledger: Ledger, db: Db, head: Head) -> AuditReport:
     _check_payments(db, vault, replay)
     _check_counters(db, replay)
     _check_payees(db, replay)
+    _check_transfers(db, vault, replay)
     _check_pause(db, replay)
     return AuditReport(ok=not replay.problems, rows=replay.rows, problems=replay.report())
 
@@ -126,6 +132,7 @@ class _Replay:
     rows: int = 0
     payments: dict[str, dict[str, Any]] = field(default_factory=dict)
     payees: dict[tuple[str, str], bool] = field(default_factory=dict)
+    transfers: dict[tuple[str, int], str] = field(default_factory=dict)
     paused: bool = False
     problems: list[str] = field(default_factory=list)
     more: int = 0
@@ -149,6 +156,8 @@ class _Replay:
         if kind == "reserved" and payment is not None:
             self._reserve(at, payment, data)
         elif payment is not None:
+            if "attempt" in data:
+                self.transfers[payment, data["attempt"]] = data["transaction"]
             self._move(self.payments[payment], at, kind, data)
         elif kind in ("paused", "resumed"):
             self.paused = kind == "paused"
@@ -312,6 +321,28 @@ def _check_payees(db: Db, replay: _Replay) -> None:
             replay.problem(
                 f"the payee {payee} of {service} is {said[had]}, by the history {said[should]}"
             )
+
+
+def _check_transfers(db: Db, vault: Vault, replay: _Replay) -> None:
+    """Every signed transaction that was stored is there, and opens to what its hash says."""
+    sql = "SELECT payment, attempt, hash, raw FROM transfers ORDER BY payment, attempt"
+    found = set()
+    for payment, attempt, name, raw in db.all(sql):
+        found.add((payment, attempt))
+        if replay.transfers.get((payment, attempt)) != name or not _is_transaction(
+            vault, transfer_label(payment, attempt), raw, name
+        ):
+            replay.problem(f"transfer {attempt} of payment {payment} is not as it was stored")
+    for payment, attempt in sorted(replay.transfers.keys() - found):
+        replay.problem(f"transfer {attempt} of payment {payment} is in the history but not stored")
+
+
+def _is_transaction(vault: Vault, label: str, raw: Any, name: str) -> bool:
+    try:
+        plain = bytes.fromhex(vault.open(bytes(raw), label)[2:])
+    except (LedgerError, TypeError, ValueError):
+        return False
+    return "0x" + keccak(plain).hex() == name
 
 
 def _check_pause(db: Db, replay: _Replay) -> None:

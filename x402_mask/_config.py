@@ -590,6 +590,14 @@ def _breaker_after(value: object) -> int | None:
     return value
 
 
+def _max_gas_wei(value: object) -> int | None:
+    if value is False:
+        return None
+    if type(value) is not int or value < 1:
+        raise ValueError(f"is wei above 0, or false for no on-chain transfers, not {value!r}")
+    return value
+
+
 _READERS: Final[Mapping[str, Callable[[object], Any]]] = {
     "caps": _caps,
     "origins": _origins,
@@ -610,6 +618,7 @@ _READERS: Final[Mapping[str, Callable[[object], Any]]] = {
     "poll_paid": _span,
     "marketplace_headers": _headers,
     "provider_id": _word,
+    "max_gas_wei": _max_gas_wei,
 }
 """Every key of the file besides ``wallet`` and ``ledger``: keywords of ``Payer``."""
 

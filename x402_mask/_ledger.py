@@ -22,6 +22,7 @@ from x402_mask import _json
 from x402_mask._models import Payment
 from x402_mask._money import MICRO_MAX, usd
 from x402_mask._tokenbook import MARKET_TABLES, TokenBook
+from x402_mask._transfers import TRANSFER_TABLES, TransferBook
 from x402_mask._vault import digest
 from x402_mask._windows import NOTHING, SECOND, Used, applying, as_datetime, bucket
 from x402_mask.errors import CapExceeded, LedgerError, OfferRefused, Paused, PaymentRefused
@@ -78,6 +79,7 @@ CREATE TABLE IF NOT EXISTS history (
   data TEXT NOT NULL, mac {blob} NOT NULL);
 """
     + MARKET_TABLES
+    + TRANSFER_TABLES
 )
 
 _DAY: Final = 86400 * SECOND
@@ -256,7 +258,7 @@ _selves: dict[tuple[object, int], _Self] = {}
 """By ledger and process: two objects on one file are one owner, and see each other's calls."""
 
 
-class Ledger(TokenBook, ABC):
+class Ledger(TokenBook, TransferBook, ABC):
     """Where reservations live.  One ledger is one budget, whatever payer or process uses it."""
 
     inline: ClassVar[bool] = True

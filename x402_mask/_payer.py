@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from x402_mask._ledger import Ledger, Proof, Row
     from x402_mask._market import PaymentDocument
     from x402_mask._models import Payment, Quote, Resolved, Route, Spend
+    from x402_mask._transfer import Desk
     from x402_mask._wallet import Signer
 
 log = logging.getLogger("x402_mask")
@@ -70,6 +71,9 @@ class Payer:
         poll_paid: how long one that was paid is waited for.
         marketplace_headers: sent to ``/api/payments``, besides ``User-Agent``.
         provider_id: the marketplace's payment provider to ask for.
+        max_gas_wei: the most that the gas of one payment by on-chain transfer may cost,
+            replacements included, in wei (1 ETH is 10**18); default 10**15, which is 0.001 ETH.
+            ``None``: no such payments.
 
     Raises:
         TypeError, ValueError: the configuration is not sound; nothing is guessed.
@@ -103,6 +107,7 @@ class Payer:
         poll_paid: timedelta | float = timedelta(seconds=120),
         marketplace_headers: Mapping[str, str] | None = None,
         provider_id: str | None = None,
+        max_gas_wei: int | None = 10**15,
     ) -> None:
         self.signer: Signer | None = None if wallet is None else as_signer(wallet)
         self.origins = parse_origins(origins)
@@ -122,11 +127,11 @@ class Payer:
         self.poll_paid_s = _seconds(poll_paid, "poll_paid")
         self.marketplace_headers = dict(marketplace_headers or {})
         self.provider_id = provider_id
-        self.transfers: Any = None
         self.resign = _choice(resign, "resign", "expired", "never")
         self.returns_refusals = _choice(on_refusal, "on_refusal", "raise", "return") == "return"
         self.strict_clock = clock is None
         self.breaker = _breaker(breaker_after, breaker_for)
+        self.max_gas_wei = _max_gas(max_gas_wei)
         self._on_event = _callable(on_event, "on_event")
         self._clock = clock or time.time
         self._rpc = _endpoints(rpc)
@@ -311,6 +316,18 @@ class Payer:
             self._chain = ChainReader(self._rpc)
         return self._chain
 
+    def desk(self) -> Desk:
+        """What makes on-chain transfers from the wallet, and carries them to their end."""
+        from x402_mask._transfer import Desk  # noqa: PLC0415
+
+        return Desk(
+            self.chain,
+            self.ledger,
+            signer=self.signer,
+            max_gas_wei=self.max_gas_wei,
+            now_us=self.now_us,
+        )
+
     def seen_on_chain(self, row: Row, proof: Proof, transaction: str) -> bool:
         """Whether *transaction* moved exactly what *row* reserved."""
         from x402_mask._reconcile import seen  # noqa: PLC0415
@@ -461,6 +478,14 @@ def _breaker(after: int | None, duration: timedelta) -> Breaker | None:
     if type(after) is not int or after < 1:
         raise ValueError("breaker_after is a positive int, or None")
     return Breaker(failures=after, seconds=duration / timedelta(seconds=1))
+
+
+def _max_gas(wei: int | None) -> int | None:
+    if wei is not None and type(wei) is not int:
+        raise TypeError(f"max_gas_wei is an int of wei, or None, not {type(wei).__name__}")
+    if wei is not None and wei < 1:
+        raise ValueError("max_gas_wei is above 0, or None for no on-chain transfers")
+    return wei
 
 
 def _endpoints(

@@ -33,6 +33,8 @@ def resolve(payer: Payer, row: Row) -> Resolved:
     """Ask the chain about one payment; only proof frees money, and only proof settles it."""
     from x402_mask._chain import Canceled, Settled, Unused  # noqa: PLC0415
 
+    if row.valid_before is None:
+        return _transferred(payer, row)
     signed = _authorization(row, row.nonce, row.valid_before, row.trans)
     if signed is None:
         return _unresolved(row, "it was not paid by a signature")
@@ -44,6 +46,20 @@ def resolve(payer: Payer, row: Row) -> Resolved:
     if isinstance(evidence, Unused):
         return _write(payer, row, "void", None, f"unused at block {evidence.block}")
     return _unresolved(row, evidence.reason)
+
+
+def _transferred(payer: Payer, row: Row) -> Resolved:
+    """What became of a payment by on-chain transfer; nothing is sent."""
+    stored = payer.ledger.transfer_of(row.id)
+    if stored is None:
+        return _unresolved(row, "it was not paid by a signature")
+    desk = payer.desk()
+    ended = desk.close(stored, desk.evidence(stored))
+    if ended.state == "mined":
+        return _write(payer, row, "settled", ended.transaction, "seen on chain")
+    if ended.state != "pending":
+        return _write(payer, row, "void", ended.transaction, ended.detail)
+    return _unresolved(row, ended.detail)
 
 
 def seen(payer: Payer, row: Row, proof: Proof, transaction: str) -> bool:

@@ -47,6 +47,7 @@ from x402_mask._money import usd
 from x402_mask._policy import choose
 from x402_mask._tokenbook import Bought
 from x402_mask._tokenbook import Purchase as Begun
+from x402_mask._transfers import Terms as Transfer
 from x402_mask._wire import REQUIRED_HEADER, TOKEN_HEADER, read_challenge, read_settlement, shown
 from x402_mask.errors import (
     LedgerError,
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from x402_mask._models import Outcome
     from x402_mask._payer import Payer
     from x402_mask._policy import Choice
+    from x402_mask._transfers import SignedTransfer
     from x402_mask._wire import Challenge
 
 log = logging.getLogger("x402_mask")
@@ -217,7 +219,7 @@ def _orderly(deal: _Deal, steps: Generator[Effect, Any, T]) -> Generator[Effect,
         failure.payment_id = deal.row.id
         if not deal.held and not failure.at_risk:
             yield from release(deal.payer, deal.row.id, failure)
-        elif not isinstance(failure, PaymentRefused):
+        elif not isinstance(failure, PaymentRefused | TokenFlowError):
             failure.at_risk = True
         raise
     except BaseException as failure:
@@ -306,7 +308,12 @@ def _pay(
             " no wallet"
         )
     if _can_transfer(deal, payment):
-        return (yield from _pay_by_transfer(deal, payment))
+        try:
+            return (yield from _pay_by_transfer(deal, payment))
+        except TokenFlowError as failure:
+            if deal.held or payer.settle_payment is None:
+                raise
+            log.info("no transfer for payment %s: %s", deal.row.id, failure)
     if payer.settle_payment is not None:
         return (yield from _pay_by_hand(deal, payment))
     return (yield from _await_balance(deal, payment))
@@ -459,54 +466,53 @@ def _believed(deal: _Deal, proof: Proof, told: str | None) -> Generator[Effect, 
 
 
 def _can_transfer(deal: _Deal, payment: MarketPayment) -> bool:
-    payer, live = deal.payer, deal.terms.choice
-    return (
-        live is not None
-        and payment.pay_to is not None
-        and payer.transfers is not None
-        and payer.chain_knows(live.offer.network)
-    )
+    payer, network = deal.payer, deal.terms.network
+    known = payment.pay_to is not None and payer.chain_knows(network)
+    return known and network is not None and payer.desk().possible(network) is None
 
 
 def _pay_by_transfer(deal: _Deal, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:
     """A transfer on chain: prepared, stored, then sent."""
-    payer, row, live = deal.payer, deal.row, deal.terms.choice
-    assert live is not None
-    assert payer.transfers is not None
-    desk, bound = payer.transfers, payer.poll_paid_s
-    waited = 0.0
-    while True:
-        prepared = yield from consult(desk.prepare, row, live.asset)
-        now_us = payer.now_us()
-        stored = yield from record(
-            lambda wait_s, prepared=prepared, now_us=now_us: payer.ledger.hold_transfer(
+    payer, row = deal.payer, deal.row
+    assert None not in (row.network, row.asset, row.payer, row.pay_to)  # the live offer has them
+    terms = Transfer(
+        payment_id=row.id, network=str(row.network), asset=str(row.asset), payer=str(row.payer),
+        pay_to=str(row.pay_to), amount=int(row.amount),
+    )  # fmt: skip
+    while True:  # as long as others are first; `prepare` gives up in time
+        prepared = yield from consult(payer.desk().prepare, terms)
+        if (yield from _store_transfer(deal, prepared)):
+            break
+    _is_held(deal, "transfer")
+    return (yield from _carry(deal, payment))
+
+
+def _store_transfer(deal: _Deal, prepared: SignedTransfer) -> Generator[Effect, Any, bool]:
+    payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
+    return (
+        yield from record(
+            lambda wait_s: payer.ledger.hold_transfer(
                 row.id, prepared, now_us=now_us, wait_s=wait_s
             )
         )
-        if stored:
-            break
-        if waited >= bound:
-            raise TokenFlowError("another transfer from this wallet is not finished")
-        yield from sleep(_FIRST_DELAY_S)
-        waited += _FIRST_DELAY_S
-    _is_held(deal, "transfer")
-    return (yield from _carry(deal, payment))
+    )
 
 
 def _carry(deal: _Deal, payment: MarketPayment | None) -> Generator[Effect, Any, Verdict]:
     """Bring the stored transaction to its end on chain, then wait for the token."""
     payer, row = deal.payer, deal.row
-    assert payer.transfers is not None
-    carried = yield from consult(payer.transfers.carry, row.id, payer.poll_paid_s)
+    carried = yield from consult(payer.desk().carry, row.id, payer.poll_paid_s)
     if carried.state == "mined":
         deal.settled, deal.transaction, deal.note = True, carried.transaction, "seen on chain"
         return (yield from _await_paid(deal, payment))
-    yield from _end(deal, "unknown", carried.reason)
+    yield from _end(deal, "unknown", carried.detail)
     if carried.state == "pending":
-        raise TokenFlowError(f"the transfer is not confirmed: {carried.reason}", at_risk=True)
-    yield from consult(payer.resolve, row)
-    yield from _give_up(deal, carried.reason)
-    raise TokenFlowError(f"the transfer moved nothing: {carried.reason}", at_risk=True)
+        raise TokenFlowError(f"the transfer is not confirmed: {carried.detail}", at_risk=True)
+    resolved = yield from consult(payer.resolve, row)
+    yield from _give_up(deal, carried.detail)
+    raise TokenFlowError(
+        f"the transfer moved nothing: {carried.detail}", at_risk=resolved.state != "void"
+    )
 
 
 def _pay_by_hand(deal: _Deal, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:

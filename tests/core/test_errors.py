@@ -66,7 +66,8 @@ def listed() -> set[str]:
 def used() -> set[str]:
     """Codes in the source: ``reason="..."``, defaults, and the codes of skipped offers."""
     found: set[str] = set()
-    for path in set(SOURCE.glob("*.py")) - {SOURCE / "_chain.py"}:  # evidence has reasons too
+    evidence = {SOURCE / "_chain.py", SOURCE / "_mined.py"}  # it has reasons too
+    for path in set(SOURCE.glob("*.py")) - evidence:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.keyword) and node.arg == "reason":
                 found |= constants(node.value)
