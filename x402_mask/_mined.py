@@ -27,6 +27,7 @@ from x402_mask._chain import (
     _each,
     _Fault,
     _hex,
+    _list,
     _object,
     _quantity,
     _same_block,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from x402_mask._transfers import StoredTransfer, Terms
 
 QUESTION_S: Final = 60.0
+_PROBES_MAX: Final = 200
 _PAYMENTS_MAX: Final = 10_000  # of one payer to one payee in the blocks that are searched
 
 
@@ -162,16 +164,36 @@ async def _displaced(view: _View, stored: StoredTransfer, top: _Header) -> Verdi
     A wallet program that "sped up" the transfer made another transaction with the same nonce and
     the same effect: that one paid.
     """
-    terms, amount = stored.terms, f"0x{stored.terms.amount:064x}"
-    logs = await _payments(view, terms, stored.attempts[0].first_block, top.number)
-    for log in logs:
+    first = stored.attempts[0].first_block
+    await _check_memory(view, first, top.number)
+    for log in await _payments(view, stored.terms, first, top.number):
         if log.transaction in stored.hashes:
             raise view.fault("contradiction: an event of a transaction that has no receipt")
         if await _is_at_nonce(view, log.transaction, stored):
-            if log.data != amount:
+            receipt = await view.confirmed_receipt(log, top)
+            if not _pays(receipt, stored.terms):
                 return Unknown(reason=mismatch(stored, log.transaction))
             return Paid(transaction=log.transaction, block=log.block)
+    if await _receipt(view, stored) is not None:
+        raise view.fault("contradiction: a receipt that was absent a moment ago")
     return Displaced(block=top.number)
+
+
+async def _check_memory(view: _View, first: int, last: int) -> None:
+    """Refuse an endpoint that has forgotten: where it has no old receipts, absence proves nothing.
+
+    Receipts are forgotten from the oldest on, and the nonce was used after block *first*.
+    """
+    for number in range(first, min(last, first + _PROBES_MAX) + 1):
+        block = _object(await view.call("eth_getBlockByNumber", hex(number), False), view)
+        named = _list(block.get("transactions"), view)
+        if named:
+            if await view.receipt(_hex(named[0], _HASH, view)) is None:
+                raise view.fault(
+                    f"has no receipts of block {number}, so a missing one says nothing"
+                )
+            return
+    raise view.fault(f"no transaction since block {first}, though the nonce was used since")
 
 
 async def _is_at_nonce(view: _View, transaction: str, stored: StoredTransfer) -> bool:

@@ -469,7 +469,7 @@ def _market(nodes: Sequence[_Node]) -> Fees:
 
 def _tip(node: _Node, base: int) -> int:
     try:
-        return node.number("tip", lambda e: e._max_priority_fee())  # noqa: SLF001
+        return node.number("tip", lambda e: e.max_priority_fee)
     except _Fault:  # not every node knows the method
         return base // 8
 

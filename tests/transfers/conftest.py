@@ -14,6 +14,7 @@ from tests.ledger.conftest import (
     ledger,
     own_home,
     postgres,
+    shared,
     shared_dsn,
     store,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "own_home",
     "postgres",
     "pytest_terminal_summary",
+    "shared",
     "shared_dsn",
     "store",
 ]

@@ -292,12 +292,23 @@ def _without_logs(receipt: Any) -> Any:
     return receipt | {"logs": []}
 
 
+def _failed_without_logs(receipt: Any) -> Any:
+    return receipt | {"status": "0x0", "logs": []}
+
+
 def _less(receipt: Any) -> Any:
     return receipt | {"logs": [log | {"data": f"0x{1:064x}"} for log in receipt["logs"]]}
 
 
-@pytest.mark.parametrize("lie", [_failed, _without_logs, _less, lambda receipt: None], ids=[
-    "failed", "without logs", "less", "missing"])  # fmt: skip
+def _missing(receipt: Any) -> Any:
+    return None
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [_failed, _without_logs, _failed_without_logs, _less, _missing],
+    ids=lambda lie: lie.__name__.strip("_"),
+)
 def test_one_lie_frees_no_money(chain: Chain, buyer: BuyerFor, proxy: Proxy, lie: Any) -> None:
     """A receipt that is wrong, on an endpoint that is honest in all else."""
     b = buyer(urls=[proxy.url])
@@ -308,6 +319,18 @@ def test_one_lie_frees_no_money(chain: Chain, buyer: BuyerFor, proxy: Proxy, lie
     assert isinstance(b.desk.evidence(b.stored(sent.terms.payment_id)), Unknown)
     assert b.desk.carry(sent.terms.payment_id, 0).state == "pending"
     assert b.paid() == [PRICE]
+
+
+def test_an_endpoint_that_has_forgotten(chain: Chain, buyer: BuyerFor, proxy: Proxy) -> None:
+    """Neither receipts nor logs of those days are left, and it says so of none."""
+    b = buyer(urls=[proxy.url])
+    sent = b.hold()
+    b.desk.carry(sent.terms.payment_id, 0)
+    chain.mine(MARGIN)
+    proxy.lies["eth_getTransactionReceipt"] = lambda params, told: {"result": None}
+    proxy.lies["eth_getLogs"] = lambda params, told: {"result": []}
+    verdict = b.desk.evidence(b.stored(sent.terms.payment_id))
+    assert isinstance(verdict, Unknown) and "has no receipts of block" in verdict.reason
 
 
 def test_a_block_that_was_replaced(chain: Chain, buyer: BuyerFor) -> None:
