@@ -9,6 +9,7 @@ import pytest
 from tests.mcp.kit import colours, run
 from tests.support.seller import Hit, Reply, Seller
 from x402_mask import TokenFlowError
+from x402_mask._effects import Fetch
 from x402_mask.mcp._market import Market
 
 
@@ -32,15 +33,23 @@ def test_requests_of_one_payment(backend: str) -> None:
             market = Market(seller.origin)
             assert not market.open
             proof = ("PAYMENT-SIGNATURE", "cHJvb2Y=")
-            first = await market.fetch("POST", "/api/payments", {"X-A": "1"}, b"{}", proof)
+            first = await market.fetch(
+                Fetch(
+                    method="POST",
+                    path="/api/payments",
+                    headers={"X-A": "1"},
+                    content=b"{}",
+                    proof=proof,
+                )
+            )
             assert (first.status, first.url) == (201, f"{seller.origin}/api/payments")
             assert json.loads(first.body or b"") == {"proof": proof[1], "cookie": None}
             assert first.headers["set-cookie"] == ["client=7"] and first.date == 1795348800
-            second = await market.fetch("GET", "/api/payments", {}, None, None)
+            second = await market.fetch(Fetch(method="GET", path="/api/payments"))
             assert json.loads(second.body or b"") == {"proof": None, "cookie": "client=7"}
             if backend == "asyncio":  # trio warns of generators that httpx leaves unfinished
-                assert (await market.fetch("GET", "/long", {}, None, None)).body is None
-            assert (await market.fetch("GET", "/moved", {}, None, None)).status == 307
+                assert (await market.fetch(Fetch(method="GET", path="/long"))).body is None
+            assert (await market.fetch(Fetch(method="GET", path="/moved"))).status == 307
             assert market.open
             await market.aclose()
             assert [hit.header("x-a") for hit in seller.hits] == [
@@ -55,7 +64,7 @@ def test_a_server_on_stdio_sells_no_tokens() -> None:
     async def scenario() -> None:
         market = Market("mcp:shop")
         with pytest.raises(TokenFlowError, match="no HTTP origin") as caught:
-            await market.fetch("POST", "/api/payments", {}, b"{}", None)
+            await market.fetch(Fetch(method="POST", path="/api/payments", content=b"{}"))
         assert caught.value.at_risk is False
         await market.aclose()
 
