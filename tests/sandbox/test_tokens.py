@@ -315,3 +315,12 @@ def test_a_token_is_taken_before_the_answer_is_lost(opened: Open) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
         buyer.token(payment["token"])
     assert buyer.token(payment["token"]).json()["error"] == "payment exhausted"
+
+
+def test_a_payment_may_be_good_for_several_calls(opened: Open) -> None:
+    shop, buyer = opened(calls_per_payment=2)
+    payment = paid(shop, buyer)
+    assert (payment["maxCalls"], payment["remainingCalls"]) == (2, 2)
+    assert [buyer.token(payment["token"]).status_code for _ in range(3)] == [200, 200, 402]
+    with pytest.raises(ValueError, match="at least one"):
+        Sandbox(calls_per_payment=0)

@@ -66,6 +66,28 @@ def sandbox_package() -> ModuleType:
     help="The shape of a 402.",
 )
 @click.option(
+    "--payments-ask",
+    type=click.Choice(["nothing", "402", "accepts"]),
+    default="nothing",
+    show_default=True,
+    help="How POST /api/payments asks to be paid by x402.",
+)
+@click.option(
+    "--auto-paid/--no-auto-paid", default=False, help="A balance pays every payment at once."
+)
+@click.option(
+    "--calls-per-payment",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="How many calls a token is good for.",
+)
+@click.option(
+    "--watch-transfers/--no-watch-transfers",
+    default=False,
+    help="With --rpc: a matching transfer on chain pays a payment.",
+)
+@click.option(
     "--mcp-challenge",
     type=click.Choice(["structured", "text", "wrapped", "prefixed", "error", "payment"]),
     default="structured",

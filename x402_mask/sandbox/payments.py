@@ -116,6 +116,7 @@ class TokenDesk:
                 provider_id=catalog.PROVIDER_ID,
                 expires_at=self.settings.clock() + self.settings.payment_ttl,
                 block=height,
+                remaining=self.settings.calls_per_payment,
             )
         )
 
@@ -156,7 +157,7 @@ class TokenDesk:
             "currency": "USD",
             "expiresAt": date_time(payment.expires_at),
             "internalServiceId": service.legacy_id or service.id,
-            "maxCalls": 1,
+            "maxCalls": self.settings.calls_per_payment,
             "paidAt": None if payment.paid_at is None else date_time(payment.paid_at),
             "payTo": payment.pay_to,
             "paymentId": payment.payment_id,

@@ -80,6 +80,8 @@ class SandboxSettings:
     """A balance pays the payment: ``True`` at once, a number at that many reads of it."""
     bind_client: ClientBinding = "ip"
     """What a token is bound to besides its service; ``user-agent`` means address and agent."""
+    calls_per_payment: int = 1
+    """``maxCalls`` of a payment; a token that is good for more than one may be used again."""
     payment_ttl: int = 600
     """Seconds until a payment, paid or not, expires."""
     retry_after: int | None = None
@@ -112,6 +114,8 @@ class SandboxSettings:
             raise ValueError(f"x402 v1 has no name for chain {self.chain_id}")
         if self.challenge == "v1" and self.payment_identifier != "off":
             raise ValueError("x402 v1 has no payment-identifier")
+        if self.calls_per_payment < 1:
+            raise ValueError("a payment is good for at least one call")
         if self.decimals < 2 or min(self.price_cents.values(), default=0) < 0:
             raise ValueError(
                 "prices are whole cents, at least 0, of a token with 2 or more decimals"
