@@ -8,7 +8,7 @@ This is the whole story of a paid call, told once.  It does no I/O: it yields ef
      ├─ not a challenge ────────────────────────► hand back
      ├─ refused by policy ──────────────────────► raise, nothing signed
      ├─ the operation is open already ─► claim ─┐
-     └─ reserve ─► sign ─► hold (durable) ──────┤
+     └─ reserve ─► sign ─► hold (durable) ──────┤   (one transaction, if the wallet is here)
                                                 ▼
                                         ask with proof     ← the point of no return
                                                 │
@@ -24,6 +24,7 @@ import hashlib
 import logging
 import secrets
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from x402_mask._effects import (
@@ -71,7 +72,7 @@ if TYPE_CHECKING:
 
     from x402_mask._effects import Effect
     from x402_mask._exact import Authorization
-    from x402_mask._ledger import View
+    from x402_mask._ledger import Reserved, View
     from x402_mask._models import Asset, Offer, Route, Spend
     from x402_mask._payer import Payer
     from x402_mask._wire import Challenge, Settlement
@@ -511,13 +512,20 @@ def _reserve_and_buy(
     """Reserve, sign, present; ``None`` if the operation was opened by another call meanwhile."""
     want = _reservation(payer, call, purchase, plan)
     try:
-        if not (yield from _reserve(payer, purchase, want)):
+        reserved = yield from _reserve(payer, purchase, plan, want)
+        if reserved is None:
             return None
+        row, proof = row_of(want), reserved.proof
         if plan.route == "token" or plan.choice is None:
             from x402_mask._tokens import buy  # noqa: PLC0415
 
-            return (yield from buy(payer, call, purchase, plan, row_of(want)))
-        return (yield from _buy(payer, call, purchase, plan.choice, row_of(want)))
+            return (yield from buy(payer, call, purchase, plan, row))
+        if proof is None:
+            proof = yield from _sign_and_hold(payer, purchase, plan.choice, row)
+        else:
+            yield from _may_go(payer, row)
+        payer.emit("sent", purchase, payment_id=row.id, usd=usd(row.micro))
+        return (yield from _present(payer, call, row, proof))
     except PaymentRefused as refusal:
         refusal.quote = quote_of(payer, purchase, plan, (), refusal)
         raise
@@ -541,21 +549,31 @@ def _reservation(payer: Payer, call: Call, purchase: Purchase, plan: Plan) -> Re
     )  # fmt: skip
 
 
-def _reserve(payer: Payer, purchase: Purchase, want: Reservation) -> Generator[Effect, Any, bool]:
-    """Reserve against every cap at once; ``False`` if the operation was opened meanwhile."""
-    durable = not isinstance(payer.signer, Wallet)  # what signs elsewhere may outlive this host
+def _reserve(
+    payer: Payer, purchase: Purchase, plan: Plan, want: Reservation
+) -> Generator[Effect, Any, Reserved | None]:
+    """Reserve against every cap at once; ``None`` if the operation was opened meanwhile.
+
+    A wallet in this process signs within the reservation, so that one commit is enough.  What signs
+    elsewhere may take long, and outlive this host: its reservation is durable before it is asked.
+    """
+    make = None
+    if plan.route == "x402" and plan.choice is not None and isinstance(payer.signer, Wallet):
+        make = partial(_prove_here, payer, purchase, plan.choice, want.id)
     answer = yield from record(
-        lambda wait_s: payer.ledger.reserve(want, payer.breaker, durable=durable, wait_s=wait_s)
+        lambda wait_s: payer.ledger.reserve(
+            want, payer.breaker, durable=plan.route == "x402", prove=make, wait_s=wait_s
+        )
     )
     if isinstance(answer, Twin):
-        return False
+        return None
     payer.emit(
         "reserved", purchase, payment_id=want.id, usd=usd(want.micro),
         detail={"route": want.route, "skipped": want.detail["skipped"]},
     )  # fmt: skip
     if answer.new_payee:
         payer.emit("payee_changed", purchase, payment_id=want.id, detail={"pay_to": want.pay_to})
-    return True
+    return answer
 
 
 def row_of(want: Reservation) -> Row:
@@ -572,10 +590,10 @@ def row_of(want: Reservation) -> Row:
 # --- proving --------------------------------------------------------------------------------------
 
 
-def _buy(
-    payer: Payer, call: Call, purchase: Purchase, choice: Choice, row: Row
-) -> Generator[Effect, Any, Verdict]:
-    """Sign, store, present.  Until the proof is stored every failure gives the money back."""
+def _sign_and_hold(
+    payer: Payer, purchase: Purchase, choice: Choice, row: Row
+) -> Generator[Effect, Any, Proof]:
+    """Have it signed, and store the proof; until then every failure gives the money back."""
     try:
         proof = yield from prove(payer, purchase, choice, row.id)
         now_us = payer.now_us()
@@ -585,16 +603,44 @@ def _buy(
     except BaseException as failure:
         yield from release(payer, row.id, failure)
         raise
-    payer.emit("sent", purchase, payment_id=row.id, usd=usd(row.micro))
-    return (yield from _present(payer, call, row, proof))
+    return proof
+
+
+def _may_go(payer: Payer, row: Row) -> Generator[Effect, Any, None]:
+    """The last moment before the proof leaves: a cancellation gives the money back."""
+    try:
+        yield from checkpoint()
+    except BaseException as failure:
+        yield from release(payer, row.id, failure, unsent=True)
+        raise
+
+
+def _prove_here(payer: Payer, purchase: Purchase, choice: Choice, payment_id: str) -> Proof:
+    """The proof by a wallet in this process."""
+    authorization = _authorization(payer, purchase, choice, payer.now())
+    assert isinstance(payer.signer, Wallet)
+    signature = payer.signer.sign_checked(authorization.digest)
+    return _proof(purchase, choice, authorization, signature, payment_id)
 
 
 def prove(
     payer: Payer, purchase: Purchase, choice: Choice, payment_id: str
 ) -> Generator[Effect, Any, Proof]:
+    """The proof, whoever signs."""
+    if isinstance(payer.signer, Wallet):
+        return _prove_here(payer, purchase, choice, payment_id)
     now = payer.now()
+    authorization = _authorization(payer, purchase, choice, now)
+    signature = yield from _sign(payer, authorization)
+    waited = payer.now() - now
+    if waited > choice.validity_s - _LEFT_MIN_S:
+        raise OfferRefused(f"signing took {waited:.0f} s, the offer ran out", reason="wait")
+    return _proof(purchase, choice, authorization, signature, payment_id)
+
+
+def _authorization(payer: Payer, purchase: Purchase, choice: Choice, now: float) -> Authorization:
     assert payer.address is not None
-    authorization = authorize(
+    return authorize(
         choice,
         payer=payer.address,
         now=now,
@@ -603,10 +649,15 @@ def prove(
         nonce=secrets.token_bytes(32),
         backdate=purchase.challenge.form == "v1",
     )
-    signature = yield from _sign(payer, authorization)
-    waited = payer.now() - now
-    if waited > choice.validity_s - _LEFT_MIN_S:
-        raise OfferRefused(f"signing took {waited:.0f} s, the offer ran out", reason="wait")
+
+
+def _proof(
+    purchase: Purchase,
+    choice: Choice,
+    authorization: Authorization,
+    signature: bytes,
+    payment_id: str,
+) -> Proof:
     header, value = proof_header(
         purchase.challenge, choice.offer, authorization.payload(signature), payment_id
     )
@@ -619,8 +670,6 @@ def prove(
 def _sign(payer: Payer, authorization: Authorization) -> Generator[Effect, Any, bytes]:
     signer, digest = payer.signer, authorization.digest
     assert signer is not None
-    if isinstance(signer, Wallet):
-        return checked_signature(signer.sign_digest(digest), digest, signer.address)
     try:
         returned = yield from consult(signer.sign_typed_data, *authorization.typed_data())
     except Exception as exc:
@@ -628,7 +677,9 @@ def _sign(payer: Payer, authorization: Authorization) -> Generator[Effect, Any, 
     return checked_signature(returned, digest, signer.address)
 
 
-def release(payer: Payer, payment_id: str, failure: BaseException) -> Generator[Effect, Any, None]:
+def release(
+    payer: Payer, payment_id: str, failure: BaseException, *, unsent: bool = False
+) -> Generator[Effect, Any, None]:
     """Give the reservation back; if even that fails it stays reserved, which counts."""
     note = f"never sent: {type(failure).__name__}"
     if isinstance(failure, PaymentError):
@@ -636,7 +687,9 @@ def release(payer: Payer, payment_id: str, failure: BaseException) -> Generator[
     now_us = payer.now_us()
     try:
         yield from record(
-            lambda wait_s: payer.ledger.release(payment_id, note, now_us=now_us, wait_s=wait_s)
+            lambda wait_s: payer.ledger.release(
+                payment_id, note, unsent=unsent, now_us=now_us, wait_s=wait_s
+            )
         )
     except LedgerError as exc:
         log.exception("payment %s could not be released and stays reserved", payment_id)

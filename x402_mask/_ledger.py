@@ -28,7 +28,7 @@ from x402_mask._windows import NOTHING, SECOND, Used, applying, as_datetime, buc
 from x402_mask.errors import CapExceeded, LedgerError, OfferRefused, Paused, PaymentRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from x402_mask._head import HeadFile
@@ -85,9 +85,10 @@ CREATE TABLE IF NOT EXISTS history (
 _DAY: Final = 86400 * SECOND
 _STEPS: Final = {"hour": 3600 * SECOND, "day": _DAY}
 
+NO_CHANGE: Final[Mapping[str, object]] = {}
 _MOVES: Final[Mapping[str, frozenset[str]]] = {
     "reserved": frozenset({"held", "released"}),
-    "held": frozenset({"held", "settled", "void"}),
+    "held": frozenset({"held", "settled", "void", "released"}),  # released: it was never sent
     "settled": frozenset({"settled", "void"}),  # void: the chain disproved an unseen claim
     "released": frozenset(),
     "void": frozenset(),
@@ -215,9 +216,13 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reserved:
-    """The reservation stands; ``new_payee`` tells of a payee not seen before for the service."""
+    """The reservation stands; ``new_payee`` tells of a payee not seen before for the service.
+
+    ``proof`` is what was made with it: then the payment is held already.
+    """
 
     new_payee: bool
+    proof: Proof | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,11 +332,14 @@ class Ledger(TokenBook, TransferBook, ABC):
         breaker: Breaker | None = None,
         *,
         durable: bool = False,
+        prove: Callable[[], Proof] | None = None,
         wait_s: float = WAIT_S,
     ) -> Reserved | Twin:
         """Check every cap and reserve, in one atomic step.
 
         Returns a :class:`Twin` instead when the operation turned out to be open already.
+        *prove* makes the proof, without waiting for anybody: it is stored in the same transaction,
+        as :meth:`hold` would, and may leave when this returns.
 
         Raises:
             Paused, CapExceeded, OfferRefused, PaymentRefused: nothing was reserved.
@@ -339,6 +347,7 @@ class Ledger(TokenBook, TransferBook, ABC):
         """
         self._know(_units(want.limits), wait_s)
         self._flush(wait_s)
+        durable = durable or prove is not None
         with self._carrying(want.id), self._transaction(wait_s, durable=durable) as db:
             if self._is_paused(db):
                 raise Paused("this ledger is paused; `x402-mask resume` ends it")
@@ -351,8 +360,10 @@ class Ledger(TokenBook, TransferBook, ABC):
             new_payee = _check_payee(db, want)
             meters = self._running(db, want)
             before = self._check_caps(db, want)
-            self._insert(db, want, before, meters)
-        return Reserved(new_payee=new_payee)
+            proof = None if prove is None else prove()
+            self._insert(db, want, before, proof)
+            _count(db, meters, want.at, 0, want.micro)
+        return Reserved(new_payee=new_payee, proof=proof)
 
     def hold(self, payment_id: str, proof: Proof, *, now_us: int, wait_s: float = WAIT_S) -> None:
         """Store the proof, encrypted and durably: from here on it may leave.
@@ -432,12 +443,25 @@ class Ledger(TokenBook, TransferBook, ABC):
         self._unwritten[payment_id] = (replace(end, delivered=False, lost=True, note=note), now_us)
         self._flush(wait_s)
 
-    def release(self, payment_id: str, note: str, *, now_us: int, wait_s: float = WAIT_S) -> None:
-        """Give a reservation back: its proof never left this process."""
+    def release(
+        self,
+        payment_id: str,
+        note: str,
+        *,
+        unsent: bool = False,
+        now_us: int,
+        wait_s: float = WAIT_S,
+    ) -> None:
+        """Give a reservation back: its proof never left this process.
+
+        *unsent*: there is a proof, made with the reservation, and its caller, who alone ever had
+        it, says that it was not sent.
+        """
         note = _text(note)
         with self._transaction(wait_s) as db:
             row = self._row(db, payment_id)
-            if row.state != "reserved":
+            mine = unsent and row.state == "held" and row.id in self._flying
+            if row.state != "reserved" and not mine:
                 raise LedgerError(f"payment {payment_id} is {row.state}, not reserved")
             self._move(db, row, "released", now_us, {"note": note}, note=note)
         self._flying.pop(payment_id, None)
@@ -685,15 +709,20 @@ class Ledger(TokenBook, TransferBook, ABC):
         db: Db,
         want: Reservation,
         before: Mapping[str, int],
-        meters: Sequence[tuple[str, str]],
+        proof: Proof | None,
     ) -> None:
+        """The payment's row and its first entries of history; held at once with a *proof*."""
+        sealed = None if proof is None else self._vault().seal(proof.value, want.id)
+        named = None if proof is None else digest(proof.value)
         db.run(
             "INSERT INTO payments (id, at, updated, state, service, origin, route, micro, amount,"
-            " asset, network, payer, pay_to, operation, flight)"
-            " VALUES (?, ?, ?, 'reserved', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " asset, network, payer, pay_to, operation, flight, header, proof, proof_digest,"
+            " nonce, valid_before)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             want.id,
             want.at,
             want.at,
+            "reserved" if proof is None else "held",
             want.service,
             want.origin,
             want.route,
@@ -705,8 +734,12 @@ class Ledger(TokenBook, TransferBook, ABC):
             want.pay_to,
             want.operation,
             self._me(),
+            proof and proof.header,
+            sealed,
+            named,
+            proof and proof.nonce,
+            proof and proof.valid_before,
         )
-        _count(db, meters, want.at, 0, want.micro)
         after = {name: used + want.micro for name, used in before.items()}
         record = {
             **want.detail,
@@ -724,6 +757,8 @@ class Ledger(TokenBook, TransferBook, ABC):
             "caps_after": after,
         }
         self._write(db, want.at, want.id, "reserved", record)
+        if proof is not None:
+            self._write(db, want.at, want.id, "held", {**_described(proof), "state": "held"})
 
     def _finish(
         self, db: Db, payment_id: str, result: Result, breaker: Breaker | None, now_us: int
@@ -751,14 +786,9 @@ class Ledger(TokenBook, TransferBook, ABC):
             "transaction": transaction,
         }
         kind = "reopened" if result.lost else outcome
-        self._move(db, row, state, now_us, detail, note=note, kind=kind)
-        db.run(
-            "UPDATE payments SET delivered=?, outcome=?, trans=COALESCE(trans, ?) WHERE id=?",
-            int(delivered),
-            outcome,
-            transaction,
-            row.id,
-        )
+        told = transaction if row.trans is None else row.trans
+        also = {"delivered": int(delivered), "outcome": outcome, "trans": told}
+        self._move(db, row, state, now_us, detail, note=note, kind=kind, also=also)
         if row.route == "token" and delivered:
             self._forget_spent(db, row.id)
         return _trip(db, row.origin, result, breaker, now_us)
@@ -767,18 +797,14 @@ class Ledger(TokenBook, TransferBook, ABC):
         self, db: Db, row: Row, proof: Proof | None, sealed: bytes | None, now_us: int
     ) -> None:
         """Money may move from here on; *sealed* is the proof, encrypted, if there is one."""
-        header, named = (None, None) if proof is None else (proof.header, digest(proof.value))
-        nonce, before = (None, None) if proof is None else (proof.nonce, proof.valid_before)
-        data = {"header": header, "proof": named, "nonce": nonce, "valid_before": before}
-        self._move(db, row, "held", now_us, data, keep_flight=True)
-        if proof is not None:
-            db.run(
-                "UPDATE payments SET header=?, proof=?, proof_digest=?, nonce=?, valid_before=?"
-                " WHERE id=?",
-                *(header, sealed, named, nonce, before, row.id),
-            )
+        said = _described(proof)
+        also = {} if proof is None else {
+            "header": said["header"], "proof": sealed, "proof_digest": said["proof"],
+            "nonce": said["nonce"], "valid_before": said["valid_before"],
+        }  # fmt: skip
+        self._move(db, row, "held", now_us, said, keep_flight=True, also=also)
 
-    def _move(
+    def _move(  # noqa: PLR0913  # a keyword for each thing that changes with the state
         self,
         db: Db,
         row: Row,
@@ -789,18 +815,18 @@ class Ledger(TokenBook, TransferBook, ABC):
         note: str = "",
         kind: str | None = None,
         keep_flight: bool = False,
+        also: Mapping[str, object] = NO_CHANGE,
     ) -> None:
-        """The one place where a payment changes state, and its counters with it."""
+        """The one place where a payment changes state, and its counters with it.
+
+        *also* names further columns to set.
+        """
         if state not in _MOVES[row.state]:
             raise LedgerError(f"payment {row.id} cannot go from {row.state} to {state}")
         flight = row.flight if keep_flight else None
         db.run(
-            "UPDATE payments SET state=?, updated=?, note=?, flight=? WHERE id=?",
-            state,
-            now_us,
-            note,
-            flight,
-            row.id,
+            f"UPDATE payments SET state=?, updated=?, note=?, flight=?{_set(also)} WHERE id=?",  # noqa: S608
+            *(state, now_us, note, flight, *also.values(), row.id),
         )
         settled = (state == "settled") - (row.state == "settled")
         held = (state in ("reserved", "held")) - (row.state in ("reserved", "held"))
@@ -935,6 +961,18 @@ def newer_schema(name: str, version: object) -> LedgerError:
 # --- pieces that need only a transaction ----------------------------------------------------------
 
 
+def _described(proof: Proof | None) -> dict[str, Any]:
+    """What the history says of a proof, or of money that moves without one."""
+    if proof is None:
+        return dict.fromkeys(("header", "proof", "nonce", "valid_before"))
+    return {
+        "header": proof.header,
+        "proof": digest(proof.value),
+        "nonce": proof.nonce,
+        "valid_before": proof.valid_before,
+    }
+
+
 def _meta(db: Db, name: str) -> str | None:
     found = db.one("SELECT value FROM meta WHERE name=?", name)
     return None if found is None else str(found[0])
@@ -1038,7 +1076,9 @@ def _measure(db: Db, want: Reservation) -> tuple[dict[str, int], PaymentRefused 
     """What each cap holds before this payment, and the refusal of the first that is too full."""
     limits = applying(want.limits, want.service)
     used = _used(db, limits, want.at)
-    before = {str(limit.cap): u.total for limit, u in zip(limits, used, strict=True)}
+    before = {limit.name: u.total for limit, u in zip(limits, used, strict=True)}
+    if limits and all(b.total + want.micro <= a.micro for a, b in zip(limits, used, strict=True)):
+        return before, None  # the usual case needs no words
     spends = [limit.spend(want.at, u) for limit, u in zip(limits, used, strict=True)]
     return before, over_cap(limits, spends, want.micro, want.service)
 
@@ -1132,6 +1172,10 @@ def _text(text: str | None) -> str | None:
     if text is None:
         return None
     return text.encode("utf-8", "replace").decode().replace("\0", "?")[:_TEXT_MAX]
+
+
+def _set(columns: Mapping[str, object]) -> str:
+    return "".join(f", {name}=?" for name in columns)
 
 
 def _where(**wanted: str | None) -> tuple[str, list[str]]:

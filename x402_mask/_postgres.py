@@ -42,7 +42,7 @@ else:
         _pg = None
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from x402_mask._ledger import Breaker, Db, Proof, Reservation, Reserved, Twin
@@ -317,11 +317,12 @@ class PostgresLedger(Ledger):
         breaker: Breaker | None = None,
         *,
         durable: bool = False,
+        prove: Callable[[], Proof] | None = None,
         wait_s: float = WAIT_S,
     ) -> Reserved | Twin:
         """Check every cap and reserve; see :meth:`Ledger.reserve`."""
         self._stay_alive(wait_s)
-        return super().reserve(want, breaker, durable=durable, wait_s=wait_s)
+        return super().reserve(want, breaker, durable=durable, prove=prove, wait_s=wait_s)
 
     def claim(
         self, payment_id: str, carrier: object = None, *, now_us: int, wait_s: float = WAIT_S

@@ -47,10 +47,12 @@ _PAUSE_MAX_S: Final = 0.05
 class _Connection:
     """A :class:`Db` over one sqlite3 connection."""
 
-    __slots__ = ("raw",)
+    __slots__ = ("durable", "raw")
 
     def __init__(self, raw: sqlite3.Connection) -> None:
         self.raw = raw
+        self.durable: bool | None = None
+        """What ``synchronous`` was last set to: whether commits survive a power cut."""
 
     def one(self, sql: str, *params: object) -> tuple[Any, ...] | None:
         found = self.raw.execute(sql, params).fetchone()
@@ -120,8 +122,9 @@ class _SQL(Ledger):
     ) -> None:
         if db.raw.in_transaction:  # left by an interruption between two steps
             db.raw.execute("ROLLBACK")
-        if write:
+        if write and db.durable is not durable:
             db.raw.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+            db.durable = durable
         tries = 0
         while not _begun(db.raw, write=write):
             left = deadline - time.monotonic()
@@ -188,6 +191,7 @@ class SQLiteLedger(_SQL):
         super().__init__()
         self.path = Path(path) if path is not None else default_path()
         self._key: Vault | None = None
+        self._real: str | None = None
         self._head = HeadFile(self.path.with_name(self.path.name + ".head"))
         self._frozen = False
         _ledgers.add(self)
@@ -197,7 +201,7 @@ class SQLiteLedger(_SQL):
 
     @property
     def _identity(self) -> object:
-        return os.path.realpath(self.path)
+        return self._real or os.path.realpath(self.path)
 
     @property
     def key_path(self) -> Path:
@@ -231,6 +235,7 @@ class SQLiteLedger(_SQL):
             raise LedgerError(f"cannot open the ledger {self.path.name}: {exc}") from exc
         db = _Connection(raw)
         try:
+            self._real = os.path.realpath(self.path)
             if fresh:
                 self.path.chmod(0o600)
             _insist(db, "PRAGMA journal_mode=WAL", deadline)

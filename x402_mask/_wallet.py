@@ -47,7 +47,7 @@ class Signer(Protocol):
 class Wallet:
     """A private key held in this process.  It cannot be printed, pickled or copied."""
 
-    __slots__ = ("__sign", "_address")
+    __slots__ = ("__sign", "_address", "_public_key")
 
     def __init__(self, key: bytes) -> None:
         """Use ``Wallet.from_key`` and its siblings."""
@@ -57,7 +57,8 @@ class Wallet:
 
         secret = PrivateKey(key)
         self.__sign = secret.sign_recoverable
-        self._address = _address_of(secret.public_key.format(compressed=False))
+        self._public_key: bytes = secret.public_key.format(compressed=False)
+        self._address = _address_of(self._public_key)
 
     @property
     def address(self) -> str:
@@ -147,6 +148,17 @@ class Wallet:
         if len(digest) != 32:
             raise ValueError("a digest has 32 bytes")
         signature: bytes = self.__sign(digest, hasher=None)
+        return signature[:64] + bytes((signature[64] + 27,))
+
+    def sign_checked(self, digest: bytes) -> bytes:
+        """:meth:`sign_digest`, and the signature is proven to recover to this wallet's key.
+
+        Raises:
+            SignerError: it does not, as when a fault in the machine spoiled it.
+        """
+        signature: bytes = self.__sign(digest, hasher=None)
+        if _recovered(signature, digest) != self._public_key:
+            raise SignerError("the wallet returned a signature that is not its own")
         return signature[:64] + bytes((signature[64] + 27,))
 
     def sign_typed_data(
@@ -251,10 +263,17 @@ def _as_bytes(value: object) -> bytes:
 
 
 def _recover(signature: bytes, digest: bytes) -> str:
+    public_key = _recovered(signature, digest)
+    return "0x" + keccak(public_key[1:])[12:].hex() if public_key else ""
+
+
+def _recovered(signature: bytes, digest: bytes) -> bytes:
+    """The public key, uncompressed, that made ``r || s || parity``; empty if none could have."""
     from coincurve import PublicKey  # noqa: PLC0415
 
     try:
         key = PublicKey.from_signature_and_message(signature, digest, hasher=None)
     except Exception:  # noqa: BLE001  # whatever libsecp256k1 says, it is not a signature
-        return ""
-    return "0x" + keccak(key.format(compressed=False)[1:])[12:].hex()
+        return b""
+    found: bytes = key.format(compressed=False)
+    return found

@@ -10,7 +10,7 @@ Times are integer microseconds since the Unix epoch, amounts integer micro-USD.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -39,6 +39,11 @@ class Limit:
     micro: int
     unit: str
     window_us: int = 0
+    name: str = field(init=False, repr=False, compare=False)
+    """The cap in words, as history has it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", str(self.cap))
 
     @property
     def per_call(self) -> bool:

@@ -25,6 +25,7 @@ from x402_mask import (
     Paused,
     PaymentRefused,
     SignerError,
+    Wallet,
 )
 from x402_mask._drive import Abandoned
 from x402_mask._effects import Reply
@@ -83,10 +84,27 @@ def test_paid_from_a_body() -> None:
 
 
 def test_a_wallet_in_this_process_is_no_effect() -> None:
-    """Signing takes a tenth of a millisecond."""
+    """Signing takes a tenth of a millisecond: it is done within the reservation, held at once."""
     hand = Hand(options=local())
     assert hand.call().receipt is not None
-    assert hand.transcript == [*HEAD, "reserve", "hold", *TAIL]
+    assert hand.transcript == [*HEAD, "reserve", "checkpoint", *TAIL]
+    kinds = [entry["kind"] for entry in hand.payer.ledger.history()]
+    assert kinds == ["reserved", "held", "settled"]
+
+
+def test_a_signature_that_fails_reserves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What signs within the reservation takes it back when it fails."""
+    hand = Hand(options=local())
+
+    def spoiled(self: Wallet, digest: bytes) -> bytes:
+        raise SignerError("a bit flipped")
+
+    monkeypatch.setattr(Wallet, "sign_checked", spoiled)
+    with pytest.raises(SignerError):
+        hand.call()
+    assert hand.rows() == [] and hand.payer.spend()[0].left == 1 and hand.proofs == []
+    monkeypatch.undo()
+    assert hand.call().receipt is not None
 
 
 def test_approval_comes_before_the_reservation() -> None:

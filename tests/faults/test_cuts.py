@@ -208,12 +208,12 @@ def run_all(
 def test_what_is_cut(seller: Seller, fast_path: Path) -> None:
     """There are points around every effect, ledger transaction and send of a call."""
     names = points_of(seller, fast_path, "client", "delivered")
-    for part in ("look", "reserve", "hold", "finish"):
+    for part in ("look", "reserve", "finish"):
         for moment in ("enter", "begun", "commit", "committed", "leave"):
             assert f"ledger:{part}:{moment}" in names
     for moment in ("before", "after"):
         assert {f"send:{leg}:{moment}" for leg in ("unpaid", "paid")} <= set(names)
-        assert names.count(f"effect:Record:{moment}") == 4
+        assert names.count(f"effect:Record:{moment}") == 3
         assert {f"effect:{name}:{moment}" for name in ("ReadBody", "Fingerprint")} <= set(names)
     ahead = points_of(seller, fast_path, "client", "sent-ahead")
     assert "send:paid:before" in ahead and "send:unpaid:before" not in ahead
@@ -357,4 +357,4 @@ def test_the_proof_is_synced_before_it_leaves(seller: Seller, fast_path: Path) -
     with Client(jobs.payer_on(ledger, seller.origin, CAP), verify=jobs.NO_TLS) as client:
         assert client.get(url).status_code == 200
     by_name = dict(zip([name for name, _ in modes], levels[-len(modes) :], strict=True))
-    assert ("hold", True) in modes and by_name["hold"] == 2
+    assert ("reserve", True) in modes and by_name["reserve"] == 2
