@@ -24,7 +24,7 @@ from x402_mask._money import MICRO_MAX, usd
 from x402_mask._tokenbook import MARKET_TABLES, TokenBook
 from x402_mask._transfers import TRANSFER_TABLES, TransferBook
 from x402_mask._vault import digest
-from x402_mask._windows import NOTHING, SECOND, Used, applying, as_datetime, bucket
+from x402_mask._windows import NOTHING, SECOND, Used, applying, as_datetime, bucket, named
 from x402_mask.errors import CapExceeded, LedgerError, OfferRefused, Paused, PaymentRefused
 
 if TYPE_CHECKING:
@@ -674,7 +674,10 @@ class Ledger(TokenBook, TransferBook, ABC):
         A connection may be a moment old, and its database another one: a restored backup.
         """
         meters = _meters(db, want.service)
-        missing = _units(applying(want.limits, want.service)).difference(meters)
+        units = _units(applying(want.limits, want.service))
+        missing = units.difference(meters)
+        if {scope for scope, _ in missing} - {"*", want.service}:  # a limit counts its kin as well
+            missing -= set(db.all("SELECT scope, unit FROM meters"))
         if not missing:
             return meters
         self._start_meters(db, missing)
@@ -1058,11 +1061,13 @@ _WINDOW: Final = (
 def _used(db: Db, limits: Sequence[Limit], now_us: int) -> list[Used]:
     """What each limit's window holds, asked at once."""
     found: dict[int, Used] = {}
-    for some in _parts([(n, limit) for n, limit in enumerate(limits) if not limit.per_call]):
-        sql = " UNION ALL ".join(_WINDOW.format(n) for n, _ in some)
-        params = [(x.scope, x.unit, x.first_bucket(now_us)) for _, x in some]
+    read = [(n, x, scope) for n, x in enumerate(limits) if not x.per_call for scope in x.scopes]
+    for some in _parts(read):
+        sql = " UNION ALL ".join(_WINDOW.format(n) for n, _, _ in some)
+        params = [(scope, x.unit, x.first_bucket(now_us)) for _, x, scope in some]
         for n, settled, held, oldest in db.all(sql, *chain.from_iterable(params)):
-            found[n] = Used(int(settled or 0), int(held or 0), oldest)
+            used = Used(int(settled or 0), int(held or 0), oldest)
+            found[n] = used if n not in found else found[n].plus(used)
     return [found.get(n, NOTHING) for n in range(len(limits))]
 
 
@@ -1087,7 +1092,7 @@ def over_cap(
     limits: Sequence[Limit], spends: Sequence[Spend], micro: int, service: str
 ) -> PaymentRefused | None:
     """The refusal of *micro* micro-USD more for *service*, or ``None`` if every limit has room."""
-    if not limits:
+    if not named(limits, service):  # a cap that sees it by an alias only is no permission
         return PaymentRefused(
             f"no cap names the service {service!r}; add a Cap for it, or one on '*'",
             reason="no_cap",
@@ -1108,7 +1113,7 @@ def over_cap(
 
 def _units(limits: Iterable[Limit]) -> set[tuple[str, str]]:
     """Scope and unit of every counter that the limits read."""
-    return {(limit.scope, limit.unit) for limit in limits if not limit.per_call}
+    return {(scope, x.unit) for x in limits if not x.per_call for scope in x.scopes}
 
 
 def _meters(db: Db, service: str) -> list[tuple[str, str]]:

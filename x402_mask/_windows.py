@@ -10,7 +10,7 @@ Times are integer microseconds since the Unix epoch, amounts integer micro-USD.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +18,7 @@ from x402_mask._models import Spend
 from x402_mask._money import usd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from x402_mask._models import Cap
 
@@ -32,18 +32,28 @@ _SLICES: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A cap, ready to be checked: what it counts, in which unit, up to how much."""
+    """A cap, ready to be checked: what it counts, in which unit, up to how much.
+
+    ``kin`` are other services that it counts as well, and that must fit it: names that a seller's
+    catalog calls the same service.
+    """
 
     cap: Cap
     scope: str
     micro: int
     unit: str
     window_us: int = 0
+    kin: tuple[str, ...] = ()
     name: str = field(init=False, repr=False, compare=False)
     """The cap in words, as history has it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", str(self.cap))
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """Every scope whose counters it reads."""
+        return (self.scope, *self.kin)
 
     @property
     def per_call(self) -> bool:
@@ -90,6 +100,11 @@ class Used:
         """All of it: what counts against the cap."""
         return self.settled + self.held
 
+    def plus(self, other: Used) -> Used:
+        """Both together."""
+        oldest = [b for b in (self.oldest, other.oldest) if b is not None]
+        return Used(self.settled + other.settled, self.held + other.held, min(oldest, default=None))
+
 
 NOTHING: Final = Used()
 
@@ -108,7 +123,27 @@ def _compile(cap: Cap, scope: str) -> Limit:
 
 def applying(limits: Sequence[Limit], service: str) -> tuple[Limit, ...]:
     """The limits that a payment for *service* must fit."""
-    return tuple(limit for limit in limits if limit.scope in ("*", service))
+    return tuple(x for x in limits if x.scope in ("*", service) or service in x.kin)
+
+
+def named(limits: Sequence[Limit], service: str) -> bool:
+    """Whether a cap of the owner's own names *service*, or all services."""
+    return any(limit.scope in ("*", service) for limit in limits)
+
+
+def akin(limits: Sequence[Limit], groups: Iterable[frozenset[str]]) -> tuple[Limit, ...]:
+    """The limits, each counting also the services that share a group with its own.
+
+    Nothing is ever taken off a limit, so a group can only make payments harder.
+    """
+    found = tuple(groups)
+    return tuple(replace(limit, kin=_kin(limit.scope, found)) for limit in limits)
+
+
+def _kin(scope: str, groups: tuple[frozenset[str], ...]) -> tuple[str, ...]:
+    if scope == "*":
+        return ()  # counts every service as it is
+    return tuple(sorted({name for group in groups if scope in group for name in group} - {scope}))
 
 
 def bucket(unit: str, at_us: int) -> int:

@@ -14,6 +14,7 @@ from tests.ledger.kit import (
     NOW,
     SECOND,
     SERVICE,
+    WIDE,
     at,
     end,
     held,
@@ -25,8 +26,9 @@ from tests.ledger.kit import (
     want,
 )  # fmt: skip
 from x402_mask import Cap, CapExceeded, PaymentRefused
-from x402_mask._ledger import Ledger
+from x402_mask._ledger import Ledger, Twin
 from x402_mask._money import MICRO_MAX
+from x402_mask._windows import akin
 
 ALL: tuple[Any, ...] = ("hour", "day", "month", "total", timedelta(hours=1), timedelta(days=30))
 
@@ -247,3 +249,44 @@ def test_a_cap_of_another_process_is_kept_up_by_all(shared: Any) -> None:
     reserved(first, Cap(1, per="day"))
     assert used(second, cap) == 2000
     assert isinstance(refusal(second, want(cap)), CapExceeded)
+
+
+# --- services that a catalog calls the same
+
+
+def test_a_limit_counts_its_kin_as_well(ledger: Ledger) -> None:
+    """What was spent before they were known to be kin too, and in every state."""
+    in_state(ledger, "settled", service="foo", micro=1000)
+    in_state(ledger, "void", service="foo", micro=1000)
+    reserved(ledger, service="bar", micro=2000)
+    caps = (Cap("0.01", per="day", service="bar"), Cap("0.008", per="total", service="foo"), WIDE)
+    kin = akin(limits(*caps), [frozenset({"foo", "bar"}), frozenset({"else", "where"})])
+    assert [one.kin for one in kin] == [("foo",), ("bar",), ()]
+    first = ledger.room(kin, now_us=NOW)
+    assert [(s.settled, s.held) for s in first] == [(Decimal("0.001"), Decimal("0.002"))] * 3
+
+    answer = ledger.reserve(want(service="foo", micro=5000, limits=kin))
+    assert not isinstance(answer, Twin)
+    for service in ("foo", "bar"):
+        error = refusal(ledger, want(service=service, micro=1, limits=kin))
+        assert isinstance(error, CapExceeded) and error.cap == caps[1]
+    assert [s.left for s in ledger.room(kin, now_us=NOW)][:2] == [Decimal("0.002"), 0]
+    assert [p.service for p in ledger.payments()] == ["foo", "bar", "foo", "foo"]
+
+
+def test_a_cap_on_kin_is_no_permission(ledger: Ledger) -> None:
+    kin = akin(limits(Cap(1, per="day", service="bar")), [frozenset({"foo", "bar"})])
+    error = refusal(ledger, want(service="foo", limits=kin))
+    assert isinstance(error, PaymentRefused) and error.reason == "no_cap"
+
+
+def test_an_oldest_payment_of_kin_frees_the_window_first(ledger: Ledger) -> None:
+    cap = Cap("0.01", per=timedelta(hours=1), service="bar")
+    kin = akin(limits(cap), [frozenset({"foo", "bar"})])
+    reserved(ledger, service="foo", micro=5000)
+    reserved(ledger, service="bar", micro=5000, at=NOW + 10 * 60 * SECOND)
+    at_once = NOW + 20 * 60 * SECOND
+    (spend,) = ledger.room(kin, now_us=at_once)
+    alone = ledger.room(limits(cap), now_us=at_once)[0]
+    assert spend.left == 0 and spend.resets_at is not None and alone.resets_at is not None
+    assert spend.resets_at < alone.resets_at
