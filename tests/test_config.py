@@ -316,6 +316,8 @@ resign = "never"
 breaker_after = 3
 breaker_for = 90
 max_gas_wei = 2000000000000000
+validate_input = false
+allow_above_catalog = true
 
 [wallet]
 private_key_env = "MY_KEY"
@@ -366,6 +368,8 @@ def test_every_key_of_a_file(file: Path) -> None:
         "breaker_after": 3,
         "breaker_for": timedelta(seconds=90),
         "max_gas_wei": 2 * 10**15,
+        "validate_input": False,
+        "allow_above_catalog": True,
     }
 
 

@@ -619,6 +619,8 @@ _READERS: Final[Mapping[str, Callable[[object], Any]]] = {
     "marketplace_headers": _headers,
     "provider_id": _word,
     "max_gas_wei": _max_gas_wei,
+    "validate_input": _flag,
+    "allow_above_catalog": _flag,
 }
 """Every key of the file besides ``wallet`` and ``ledger``: keywords of ``Payer``."""
 

@@ -7,12 +7,15 @@ still write down how things ended.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
 
 T = TypeVar("T")
+
+PAYLOAD_BYTES_MAX: Final = 1 << 20
+"""Longest request body that is looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +89,22 @@ class Fingerprint:
 
 
 @dataclass(frozen=True, slots=True)
+class Payload:
+    """Look at the request's body; answered by a :class:`Content`.
+
+    ``None`` where it is not in memory, or longer than :data:`PAYLOAD_BYTES_MAX`.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A request body, and the content type that the request gives it."""
+
+    body: bytes = field(repr=False)
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
 class Record(Generic[T]):
     """Call the ledger with the seconds it may wait.
 
@@ -115,7 +134,7 @@ class Checkpoint:
     """Nothing to do; a cancellation that was kept back is delivered here."""
 
 
-Effect = Ask | Fetch | ReadBody | Fingerprint | Record[Any] | Consult | Sleep | Checkpoint
+Effect = Ask | Fetch | ReadBody | Fingerprint | Payload | Record[Any] | Consult | Sleep | Checkpoint
 
 
 def ask(proof: tuple[str, str] | None = None) -> Generator[Effect, Any, Reply]:
@@ -143,6 +162,13 @@ def fingerprint() -> Generator[Effect, Any, str | None]:
     """Digest the request's body."""
     found = yield Fingerprint()
     assert found is None or isinstance(found, str)
+    return found
+
+
+def payload() -> Generator[Effect, Any, Content | None]:
+    """Look at the request's body."""
+    found = yield Payload()
+    assert found is None or isinstance(found, Content)
     return found
 
 

@@ -33,6 +33,7 @@ from x402_mask._effects import (
     checkpoint,
     consult,
     fingerprint,
+    payload,
     read_body,
     record,
     sleep,
@@ -50,6 +51,7 @@ from x402_mask._ledger import (
 from x402_mask._models import Quote, Receipt
 from x402_mask._money import usd
 from x402_mask._policy import Choice, choose
+from x402_mask._schemas import check_input
 from x402_mask._services import origin_of, path_of, tool_of
 from x402_mask._wallet import Wallet, checked_signature
 from x402_mask._windows import applying, as_datetime
@@ -57,6 +59,7 @@ from x402_mask._wire import REQUIRED_HEADER, proof_header, read_challenge, read_
 from x402_mask.errors import (
     ApprovalDenied,
     BodyNotReplayable,
+    InputRefused,
     LedgerError,
     OfferRefused,
     OriginRefused,
@@ -339,6 +342,7 @@ def _open(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any
             waited += _POLL_S
             continue
         yield from _check_lapsed(payer, purchase, view)
+        yield from _check_input(payer, purchase)
         verdict = yield from _by_route(payer, call, purchase, view)
         if verdict is not None:
             return verdict
@@ -382,6 +386,32 @@ def _check_lapsed(payer: Payer, purchase: Purchase, view: View) -> Generator[Eff
 
 
 # --- deciding -------------------------------------------------------------------------------------
+
+
+def _check_input(payer: Payer, purchase: Purchase) -> Generator[Effect, Any, None]:
+    """Refuse a body that the service will refuse once it is paid, as far as schemas tell."""
+    checkers = payer.checkers(purchase)
+    content = (yield from payload()) if checkers else None
+    if content is None:
+        return
+    for checker in checkers:
+        reason = check_input(checker, content.body, content.type, purchase.method)
+        if reason is not None:
+            raise InputRefused(
+                f"{purchase.service} would refuse this request: {reason}; validate_input=False"
+                " pays for it all the same"
+            )
+
+
+def _check_price(payer: Payer, purchase: Purchase, plan: Plan) -> None:
+    """Refuse an offer that is dearer than the price that the seller's own catalog names."""
+    listed = payer.listed_price(purchase)
+    if listed is not None and plan.micro > listed:
+        raise OfferRefused(
+            f"${usd(plan.micro)} is asked, the catalog's price is ${usd(listed)};"
+            " allow_above_catalog=True pays it",
+            reason="catalog_price",
+        )
 
 
 def _by_route(
@@ -468,6 +498,7 @@ def _plan(
 
 def _decide(payer: Payer, purchase: Purchase, plan: Plan) -> Generator[Effect, Any, None]:
     """Ask the owner, before anything is reserved."""
+    _check_price(payer, purchase, plan)
     if payer.preempt and plan.choice is not None:
         payer.memory.learn(purchase.origin, purchase.service, plan.choice)
     if payer.approve is None:
@@ -884,6 +915,11 @@ def quote(payer: Payer, call: Call, reply: Reply) -> Generator[Effect, Any, Quot
         plan, bar = _first_plan(payer, purchase, view, held)
     except PaymentRefused as refusal:
         return _refused_quote(payer, call, reply, refusal)
+    try:
+        _check_price(payer, purchase, plan)
+        yield from _check_input(payer, purchase)
+    except PaymentRefused as refusal:
+        bar = bar or refusal
     found = yield from _full_quote(payer, purchase, plan)
     paused = Paused("this ledger is paused; `x402-mask resume` ends it") if view.paused else None
     return replace(found, refusal=paused or bar or found.refusal)

@@ -250,8 +250,8 @@ class Event:
 
     ``kind`` is one of ``challenge``, ``quote``, ``refused``, ``reserved``, ``sent``,
     ``represented``, ``settled``, ``held``, ``rejected``, ``released``, ``payee_changed``,
-    ``breaker_open``, ``ledger_failed``, ``reconciled``, ``token_asked``, ``bought``,
-    ``token_used``, ``token_dropped``.  ``detail`` holds no secret.
+    ``breaker_open``, ``ledger_failed``, ``reconciled``, ``schema_ignored``, ``token_asked``,
+    ``bought``, ``token_used``, ``token_dropped``.  ``detail`` holds no secret.
     """
 
     kind: str

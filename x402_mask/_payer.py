@@ -12,9 +12,11 @@ from x402_mask._models import Asset, Cap, Event
 from x402_mask._policy import Policy
 from x402_mask._preempt import HeldTokens, Memory
 from x402_mask._registry import BASE, DISPUTED_NAMES, caip2, default_assets
+from x402_mask._schemas import compiled, has_body, schemas_of
 from x402_mask._services import Services, parse_origins
+from x402_mask._shelf import Shelf
 from x402_mask._wallet import as_signer, is_async
-from x402_mask._windows import SECOND, compile_caps
+from x402_mask._windows import SECOND, akin, compile_caps
 from x402_mask._wire import shown
 from x402_mask.errors import LedgerError
 
@@ -24,9 +26,12 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from x402_mask._chain import ChainReader
+    from x402_mask._flow import Purchase
     from x402_mask._ledger import Ledger, Proof, Row
     from x402_mask._market import PaymentDocument
     from x402_mask._models import Payment, Quote, Resolved, Route, Spend
+    from x402_mask._schemas import Checker
+    from x402_mask._shelf import Terms
     from x402_mask._transfer import Desk
     from x402_mask._wallet import Signer
 
@@ -74,6 +79,9 @@ class Payer:
         max_gas_wei: the most that the gas of one payment by on-chain transfer may cost,
             replacements included, in wei (1 ETH is 10**18); default 10**15, which is 0.001 ETH.
             ``None``: no such payments.
+        validate_input: refuse a request body that does not fit the service's own input schema,
+            where the challenge or a catalog entry read within the last hour states one.
+        allow_above_catalog: pay more than the price in such a catalog entry.
 
     Raises:
         TypeError, ValueError: the configuration is not sound; nothing is guessed.
@@ -108,11 +116,16 @@ class Payer:
         marketplace_headers: Mapping[str, str] | None = None,
         provider_id: str | None = None,
         max_gas_wei: int | None = 10**15,
+        validate_input: bool = True,
+        allow_above_catalog: bool = False,
     ) -> None:
         self.signer: Signer | None = None if wallet is None else as_signer(wallet)
         self.origins = parse_origins(origins)
         self.services = Services(services)
         self.limits = compile_caps(_caps(caps), self.services.canonical)
+        self.catalog = Shelf()
+        self.validate_input = bool(validate_input)
+        self.allow_above_catalog = bool(allow_above_catalog)
         self.policy = _policy(
             networks, assets, payees=payees, max_validity=max_validity, payer=self.address
         )
@@ -275,6 +288,39 @@ class Payer:
     def sends_first(self, url: Any) -> bool:
         """Whether a call to *url* (an httpx ``URL``) may be paid with its first request."""
         return self.preempt or (self.tokens.possible and url.raw_path.startswith(b"/api/tools/"))
+
+    def learn(self, origin: str, terms: Terms) -> None:
+        """Remember what the catalog of a listed *origin* says of a service.
+
+        Its other names add caps to one another, for as long as this payer lives.
+        """
+        with self.catalog.lock:
+            if origin in self.origins and self.catalog.keep(origin, terms):
+                self.limits = akin(self.limits, self.catalog.groups)
+
+    def listed_price(self, purchase: Purchase) -> int | None:
+        """The catalog's price, in micro-USD, if there is one that must not be passed."""
+        if self.allow_above_catalog:
+            return None
+        terms = self.catalog.recall(purchase.origin, purchase.service, self.now())
+        return None if terms is None else terms.micro
+
+    def checkers(self, purchase: Purchase) -> list[Checker]:
+        """What a request body must fit, by the challenge and by the catalog."""
+        if not self.validate_input or not has_body(purchase.method):
+            return []
+        texts = schemas_of(purchase.challenge)
+        terms = self.catalog.recall(purchase.origin, purchase.service, self.now())
+        if terms is not None and terms.schema is not None and terms.schema not in texts:
+            texts.append(terms.schema)
+        return [self._checker(purchase, text) for text in texts]
+
+    def _checker(self, purchase: Purchase, text: str) -> Checker:
+        checker, new = self.catalog.checker(text, compiled)
+        if new and checker.ignored:
+            log.warning("parts of an input schema are ignored: %s", ", ".join(checker.ignored))
+            self.emit("schema_ignored", purchase, detail={"ignored": checker.ignored[:8]})
+        return checker
 
     def emit(
         self,

@@ -39,6 +39,7 @@ Stable values of ``PaymentRefused.reason``:
 ``payee``            the payee is zero, the payer, the token, badly written, or not allowed
 ``validity``         the offer leaves less than 10 seconds
 ``service``          a marketplace payment is for another service
+``catalog_price``    the offer is dearer than the catalog's price for the service
 ``contradiction``    header and body of the challenge name different terms
 ``clock``            this machine's clock is too far from the seller's
 ``input``            :class:`InputRefused`

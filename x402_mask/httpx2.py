@@ -12,7 +12,18 @@ import httpx2
 from x402_mask import _flow
 from x402_mask._body import DRAIN_S, READ_S, Gathered, body_digest, date_of, is_replayable
 from x402_mask._drive import FAMILIES, Abandoned, AsyncPerformer, perform
-from x402_mask._effects import Ask, Fetch, Fetched, Fingerprint, ReadBody, Record, Reply
+from x402_mask._effects import (
+    PAYLOAD_BYTES_MAX,
+    Ask,
+    Content,
+    Fetch,
+    Fetched,
+    Fingerprint,
+    Payload,
+    ReadBody,
+    Record,
+    Reply,
+)
 from x402_mask._flow import Call, Trip, Verdict
 from x402_mask._ledger import WAIT_S
 from x402_mask._models import Receipt
@@ -135,7 +146,8 @@ class _Session:
             trip=self.slot.trip,
             key=key,
             wait_s=timeout.get("read") if isinstance(timeout, dict) else None,
-            has_proof=any(name in self.request.headers for name in PROOF_HEADERS),
+            has_proof=_unpaid(options)
+            or any(name in self.request.headers for name in PROOF_HEADERS),
         )
 
     def reply(self, response: httpx2.Response, request: httpx2.Request) -> Reply:
@@ -236,6 +248,12 @@ class _Session:
             return None
         return body_digest(cast("Any", self.request.stream), content_type)
 
+    def payload(self) -> Content | None:
+        """The request body, if it is in memory and not too long to be looked at."""
+        if not _in_memory(self.request) or len(self.request.content) > PAYLOAD_BYTES_MAX:
+            return None
+        return Content(self.request.content, self.request.headers.get("content-type", ""))
+
     def body(self) -> bytes | None:
         """The 402's body, if all of it was read and it could be decoded."""
         assert self.gathered is not None
@@ -325,6 +343,11 @@ def _carry_cookies(response: httpx2.Response, request: httpx2.Request, retry: ht
         retry.headers["cookie"] = "; ".join([*kept, fresh])
 
 
+def _unpaid(options: object) -> bool:
+    """Whether the caller said of this one call that it is never paid: ``{"pay": False}``."""
+    return isinstance(options, dict) and options.get("pay", True) is False
+
+
 class _SyncSession(_Session):
     """One call, sync: give it responses, it gives the next request to send."""
 
@@ -412,6 +435,8 @@ class _SyncSession(_Session):
             return self.read(wanted=effect.wanted)
         if isinstance(effect, Fingerprint):
             return self.fingerprint()
+        if isinstance(effect, Payload):
+            return self.payload()
         assert not isinstance(effect, Ask | Fetch)
         return perform(effect)
 
@@ -560,6 +585,8 @@ class _AsyncSession(_Session):
             return await self.read(wanted=effect.wanted)
         if isinstance(effect, Fingerprint):
             return self.fingerprint()
+        if isinstance(effect, Payload):
+            return self.payload()
         assert not isinstance(effect, Ask | Fetch)
         return await self._performer.perform(effect)
 
@@ -1245,7 +1272,12 @@ def _judged(payer: Payer, response: httpx2.Response, body: bytes | None) -> Quot
     try:
         effect = next(flow)
         while True:
-            answer = body if isinstance(effect, ReadBody) else perform(cast("Any", effect))
+            if isinstance(effect, ReadBody):
+                answer: Any = body
+            elif isinstance(effect, Payload):
+                answer = session.payload()
+            else:
+                answer = perform(cast("Any", effect))
             effect = flow.send(answer)
     except StopIteration as stop:
         return cast("Quote | None", stop.value)

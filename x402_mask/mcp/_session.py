@@ -15,7 +15,7 @@ from pydantic_core import to_jsonable_python
 
 from x402_mask import _flow, _json
 from x402_mask._drive import Abandoned, AsyncPerformer
-from x402_mask._effects import Ask, Fetch, Fingerprint, ReadBody, Reply
+from x402_mask._effects import Ask, Content, Fetch, Fingerprint, Payload, ReadBody, Reply
 from x402_mask._flow import Call, Trip
 from x402_mask._models import Receipt
 from x402_mask._services import origin_of, tool_url
@@ -303,6 +303,9 @@ class _ToolCall:
             return self._heard.body if self._heard is not None else None
         if isinstance(effect, Fingerprint):
             return self._fingerprint()
+        if isinstance(effect, Payload):
+            body = json.dumps(to_jsonable_python(self._arguments or {})).encode()
+            return Content(body=body, type="application/json")
         if isinstance(effect, Fetch):
             await self._performer.deliver()
             return await self.market.fetch(effect)

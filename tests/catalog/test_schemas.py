@@ -1,0 +1,162 @@
+"""Schemas of strangers: what they may refuse, and what they may cost."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from x402_mask import _json
+from x402_mask._schemas import check_input, compiled, text_of
+
+JSON = "application/json"
+IMAGE = {
+    "type": "object",
+    "required": ["ImageURL"],
+    "properties": {"ImageURL": {"type": "string", "format": "uri"}, "size": {"enum": [1, 2]}},
+    "additionalProperties": False,
+}
+
+
+def judged(schema: Any, body: Any, kind: str = JSON, method: str = "POST") -> str | None:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return check_input(json.dumps(schema), raw, kind, method)
+
+
+@pytest.mark.parametrize(("body", "reason"), [
+    ({"ImageURL": "x"}, None), ({"ImageURL": "x", "size": 2}, None),
+    ({}, "'ImageURL' is required"), ([], "the body is not of type object"),
+    ({"ImageURL": 7}, "ImageURL is not of type string"),
+    ({"ImageURL": "x", "size": 3}, "size does not fit enum [1,2]"),
+    ({"imageurl": "x"}, "names are case-sensitive"),
+    ({"ImageURL": "x", "Imageurl": 1}, "'Imageurl' is not a parameter (names are case-sensitive: 'ImageURL')"),
+    (b"", "the body is empty: 'ImageURL' is required"), (b"x", "the body is not JSON"),
+    (b"\xff", "the body is not JSON"), (b'{"ImageURL": NaN}', "the body is not JSON"),
+])  # fmt: skip
+def test_a_body_is_judged(body: Any, reason: str | None) -> None:
+    found = judged(IMAGE, body)
+    assert found is None if reason is None else found is not None and reason in found
+
+
+def test_the_place_is_named_and_the_value_is_not() -> None:
+    secret = "sk-live-" + "7" * 40
+    schema = {"properties": {"a": {"items": {"properties": {"b": {"anyOf": [{"type": "null"}]}}}}}}
+    found = judged(schema, {"a": [{}, {"b": secret}]})
+    assert (
+        found is not None and found.startswith("a[1].b does not fit anyOf") and secret not in found
+    )
+    for part in ({"type": "integer"}, {"maxLength": 3}, {"enum": ["a"]}, {"const": 1}, False):
+        found = judged({"properties": {"key": part}}, {"key": secret})
+        assert found is not None and found.startswith("key ") and secret not in found
+    words = judged({"properties": {"k" * 5000: {"enum": ["x" * 5000]}}}, {"k" * 5000: secret})
+    assert words is not None and len(words) < 300
+
+
+def test_who_is_judged() -> None:
+    """The body is, in memory, of a method that has one; anything else cannot be judged."""
+    assert check_input(json.dumps(IMAGE), None, JSON) is None
+    for method in ("GET", "HEAD", "DELETE"):
+        assert judged(IMAGE, {}, method=method) is None
+    for method in ("POST", "PUT", "patch"):
+        assert judged(IMAGE, {}, method=method) is not None
+
+
+@pytest.mark.parametrize(("kind", "anything", "strict"), [
+    ("", None, "not JSON"), ("application/x-www-form-urlencoded", None, "not JSON"),
+    (JSON, "not JSON", "not JSON"), ("application/vnd.x+json; charset=utf-8", "not JSON", "not JSON"),
+])  # fmt: skip
+def test_a_body_that_is_not_json(kind: str, anything: str | None, strict: str) -> None:
+    """It is refused where it claims to be JSON, or where the schema asks for something."""
+    for schema, reason in (({"type": "object"}, anything), (IMAGE, strict)):
+        found = judged(schema, b"a=1", kind)
+        assert found is None if reason is None else found is not None and reason in found
+    for body in (b'{"a": 1, "a": 2}', b"[" * 60 + b"]" * 60):  # JSON that only we do not read
+        assert judged(IMAGE, body, kind) is None
+
+
+# --- schemas that cannot be trusted
+
+
+@pytest.mark.parametrize(("schema", "ignored"), [
+    ({"properties": {"a": {"$ref": "https://evil.example/s.json"}}}, "a $ref that leads elsewhere"),
+    ({"$ref": "#"}, "a $ref to itself"), ({"$ref": "#/nowhere"}, "a $ref to nothing"),
+    ({"$defs": {"a": {"items": {"$ref": "#/$defs/a"}}}, "$ref": "#/$defs/a"}, "a $ref to itself"),
+    ({"properties": {"a": {"pattern": "(a+)+$"}}}, "pattern"),
+    ({"patternProperties": {"(a+)+$": False}, "additionalProperties": False}, "patternProperties"),
+    ({"$dynamicRef": "#x"}, "$dynamicRef"), ({"not": {"pattern": "a"}}, "not"),
+    ({"oneOf": [{"pattern": "a"}, {"pattern": "b"}]}, "oneOf"),
+    ({"if": {"multipleOf": 0.1}, "then": False}, "if"),
+    ({"required": True}, "required"), ({"required": "a"}, "required"), ({"type": "file"}, "type"),
+    ({"type": [{}]}, "type"), ({"enum": {}}, "enum"), ({"minimum": "5"}, "minimum"),
+    ({"properties": []}, "properties"), ({"allOf": []}, "allOf"), ({"anyOf": 7}, "anyOf"),
+    ({"items": [False]}, "items"), ({"uniqueItems": True}, "uniqueItems"),
+    ([], "not an object"), ("x", "not an object"),
+    ({"description": "x" * 70_000}, "longer than 64 KiB"),
+    ({"properties": {str(n): {} for n in range(2100)}}, "more than 2000 schemas"),
+], ids=range(25))  # fmt: skip
+def test_what_cannot_be_used_is_ignored_and_said(schema: Any, ignored: str) -> None:
+    """Leaving something out never makes a schema refuse more than it did."""
+    checker = compiled(json.dumps(schema))
+    assert any(ignored in one for one in checker.ignored)
+    body = json.dumps({"a": "a" * 50 + "!", "x": [1, 1]}).encode()
+    began = time.monotonic()
+    assert check_input(checker, body, JSON) is None
+    assert check_input(checker, b'["a"]', JSON) is None
+    assert time.monotonic() - began < 0.5
+
+
+def test_local_references_are_followed() -> None:
+    schema = {"$defs": {"url/x": {"type": "string"}, "t": {"$ref": "#/$defs/url~1x"}},
+              "properties": {"a": {"$ref": "#/$defs/t"}, "b": {"$ref": "#/$defs/t"}}}  # fmt: skip
+    assert judged(schema, {"a": "x", "b": "y"}) is None
+    assert judged(schema, {"a": "x", "b": 7}) == "b is not of type string"
+    tree = {"$defs": {"node": {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}}},
+            "$ref": "#/$defs/node"}  # fmt: skip
+    assert judged(tree, []) == "the body is not of type object"
+    assert judged(tree, {"next": {"next": 7}}) is None  # as far as it goes without a circle
+
+
+def test_no_reference_leaves_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> None:
+        raise AssertionError(f"asked for {args}")
+
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    schema = {"$schema": "http://evil.example/s", "$id": "http://evil.example/i", "type": "object",
+              "properties": {"a": {"$ref": "other.json"}, "b": {"$ref": "file:///etc/passwd"}}}  # fmt: skip
+    assert judged(schema, {"a": 1, "b": 2}) is None
+    assert judged(schema, []) == "the body is not of type object"
+
+
+def test_numbers_beyond_all_floats() -> None:
+    assert text_of(_json.loads('{"maximum": 1e400}')) is None
+    assert compiled('{"maximum": 1e400}').ignored == ()
+
+
+def test_openapi_nullable() -> None:
+    schema = {"properties": {"a": {"type": "string", "nullable": True}}}
+    assert judged(schema, {"a": None}) is None and judged(schema, {"a": 1}) is not None
+
+
+def wide(n: int) -> Any:
+    """References that double at each of *n* steps."""
+    steps = {f"d{k}": {"anyOf": [{"$ref": f"#/$defs/d{k + 1}"}] * 2} for k in range(n)}
+    return {"$ref": "#/$defs/d0", "$defs": {**steps, f"d{n}": {"type": "string"}}}
+
+
+@pytest.mark.parametrize(("schema", "body"), [
+    (wide(60), [1]), (wide(9), [1] * 100), ({"$defs": {f"d{n}": {"items": {"$ref": f"#/$defs/d{n + 1}"}}
+     for n in range(900)}, "$ref": "#/$defs/d0"}, [1]),
+    ({"items": {"anyOf": [{"type": "string"}] * 1900}}, [0] * 100_000),
+    ({"items": {"allOf": [{"type": "integer"}] * 60}}, [0] * 300),
+    ({"items": {"enum": [[n] for n in range(5000)]}}, [[-1]] * 2_000),
+    ({"anyOf": [{"type": "null"}] * 11}, "a" * 1_000_000),
+    ({"items": {"required": [f"k{n}" for n in range(4000)]}}, [{}] * 5_000),
+], ids=range(8))  # fmt: skip
+def test_no_schema_takes_long(schema: Any, body: Any) -> None:
+    text, raw = json.dumps(schema), json.dumps(body).encode()
+    began = time.process_time()
+    check_input(text, raw, JSON)
+    assert time.process_time() - began < 2
