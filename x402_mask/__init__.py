@@ -44,7 +44,9 @@ from x402_mask.httpx import (
 )
 
 if TYPE_CHECKING:
+    from x402_mask._catalog import CatalogError, CatalogService, Marketplace, UnknownService
     from x402_mask._postgres import PostgresLedger
+    from x402_mask._refine import RefinedMask, ServiceFailed, refine_mask
     from x402_mask._sqlite import MemoryLedger, SQLiteLedger
 
 __version__ = "0.1.0"
@@ -57,11 +59,14 @@ __all__ = [
     "BodyNotReplayable",
     "Cap",
     "CapExceeded",
+    "CatalogError",
+    "CatalogService",
     "ChallengeError",
     "Client",
     "Event",
     "InputRefused",
     "LedgerError",
+    "Marketplace",
     "MemoryLedger",
     "Offer",
     "OfferRefused",
@@ -76,18 +81,29 @@ __all__ = [
     "PostgresLedger",
     "Quote",
     "Receipt",
+    "RefinedMask",
     "Resolved",
     "SQLiteLedger",
+    "ServiceFailed",
     "SignerError",
     "Spend",
     "TermsRefused",
     "TokenFlowError",
+    "UnknownService",
     "Wallet",
     "attach",
     "receipt_of",
+    "refine_mask",
 ]
 
 _LAZY = {
+    "CatalogError": "x402_mask._catalog",
+    "CatalogService": "x402_mask._catalog",
+    "Marketplace": "x402_mask._catalog",
+    "UnknownService": "x402_mask._catalog",
+    "RefinedMask": "x402_mask._refine",
+    "ServiceFailed": "x402_mask._refine",
+    "refine_mask": "x402_mask._refine",
     "MemoryLedger": "x402_mask._sqlite",
     "SQLiteLedger": "x402_mask._sqlite",
     "PostgresLedger": "x402_mask._postgres",
@@ -95,7 +111,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load ledgers when they are asked for: a database driver is not for everyone."""
+    """Load what not everyone needs, a database driver or a catalog, when it is asked for."""
     if name in _LAZY:
         from importlib import import_module  # noqa: PLC0415
 

@@ -27,9 +27,10 @@ _BOUNDARY: Final = re.compile(r'boundary="?([^";,\s]+)', re.IGNORECASE)
 class Gathered:
     """The start of a response body as it came over the wire, bounded in bytes and time."""
 
-    __slots__ = ("_deadline", "chunks", "complete", "size")
+    __slots__ = ("_deadline", "_limit", "chunks", "complete", "size")
 
-    def __init__(self, seconds: float = READ_S) -> None:
+    def __init__(self, seconds: float = READ_S, limit: int = CHALLENGE_BYTES_MAX) -> None:
+        self._limit = limit
         self.chunks: list[bytes] = []
         self.size = 0
         self.complete = False
@@ -39,38 +40,39 @@ class Gathered:
         """Take a chunk; whether to go on reading."""
         self.chunks.append(chunk)
         self.size += len(chunk)
-        return self.size <= CHALLENGE_BYTES_MAX and time.monotonic() < self._deadline
+        return self.size <= self._limit and time.monotonic() < self._deadline
 
     def decoded(self, encodings: str) -> bytes | None:
         """The whole body, decoded; ``None`` if it is longer than the limit or in another coding."""
-        if not self.complete or self.size > CHALLENGE_BYTES_MAX:
+        if not self.complete or self.size > self._limit:
             return None
-        return decode(b"".join(self.chunks), encodings)
+        return decode(b"".join(self.chunks), encodings, self._limit)
 
 
-def decode(data: bytes, encodings: str) -> bytes | None:
+def decode(data: bytes, encodings: str, limit: int = CHALLENGE_BYTES_MAX) -> bytes | None:
     """Undo gzip and deflate without ever making more than the limit of them."""
     for name in reversed([part.strip().lower() for part in encodings.split(",") if part.strip()]):
         if name == "identity":
             continue
         if name not in ("gzip", "x-gzip", "deflate"):
             return None
-        inflated = _inflate(data, 16 + zlib.MAX_WBITS if "gzip" in name else zlib.MAX_WBITS)
+        wbits = 16 + zlib.MAX_WBITS if "gzip" in name else zlib.MAX_WBITS
+        inflated = _inflate(data, wbits, limit)
         if inflated is None and name == "deflate":  # some servers send it without zlib's header
-            inflated = _inflate(data, -zlib.MAX_WBITS)
+            inflated = _inflate(data, -zlib.MAX_WBITS, limit)
         if inflated is None:
             return None
         data = inflated
     return data
 
 
-def _inflate(data: bytes, wbits: int) -> bytes | None:
+def _inflate(data: bytes, wbits: int, limit: int) -> bytes | None:
     inflater = zlib.decompressobj(wbits)
     try:
-        plain = inflater.decompress(data, CHALLENGE_BYTES_MAX + 1)
+        plain = inflater.decompress(data, limit + 1)
     except zlib.error:
         return None
-    return plain if len(plain) <= CHALLENGE_BYTES_MAX and inflater.eof else None
+    return plain if len(plain) <= limit and inflater.eof else None
 
 
 def is_replayable(stream: Any) -> bool:

@@ -59,7 +59,7 @@ def _ascii(host: str) -> str:
 
 
 def tool_of(url: str) -> str | None:
-    """The marketplace service that *url* calls, by its canonical id."""
+    """The marketplace service that a URL or path calls, by its canonical id."""
     found = _TOOL.fullmatch(unquote(path_of(url)))
     return None if found is None else ALIASES.get(found[1], found[1])
 
@@ -103,6 +103,13 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def service_id(text: str) -> str | None:
+    """The id in what a person may write for a service, an id or a path; ``None`` if it is none."""
+    bare = text.strip()
+    tool = _TOOL.fullmatch(bare) or _TOOL.fullmatch(f"/api/tools/{bare}")
+    return tool[1] if tool and "/" not in tool[1] else None
 
 
 class Services:

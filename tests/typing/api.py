@@ -20,11 +20,14 @@ from x402_mask import (
     BodyNotReplayable,
     Cap,
     CapExceeded,
+    CatalogError,
+    CatalogService,
     ChallengeError,
     Client,
     Event,
     InputRefused,
     LedgerError,
+    Marketplace,
     MemoryLedger,
     Offer,
     OfferRefused,
@@ -38,14 +41,18 @@ from x402_mask import (
     PaymentTransport,
     Quote,
     Receipt,
+    RefinedMask,
     Resolved,
+    ServiceFailed,
     SignerError,
     Spend,
     SQLiteLedger,
     TokenFlowError,
+    UnknownService,
     Wallet,
     attach,
     receipt_of,
+    refine_mask,
 )
 from x402_mask import httpx2 as twin
 
@@ -119,6 +126,8 @@ def payers() -> Payer:
         rpc={"eip155:8453": "http://127.0.0.1:8545"},
         on_refusal="return",
         clock=lambda: 0.0,
+        validate_input=False,
+        allow_above_catalog=True,
     )
 
 
@@ -168,6 +177,40 @@ async def other_family(payer: Payer) -> None:
     httpx2.Client(transport=PaymentTransport(payer))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     twin.PaymentTransport(payer, httpx.HTTPTransport())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     twin.attach(httpx.Client(), payer)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
+
+
+def catalogs(payer: Payer) -> None:
+    market = Marketplace("https://x402vip.com", Client(payer))
+    assert_type(market.search("mask"), list[CatalogService])
+    service = market.service("mask-refinement")
+    assert_type(service, CatalogService)
+    assert_type(service.usd, Decimal | None)
+    assert_type(service.aliases, tuple[str, ...])
+    assert_type(service.input_schema, Mapping[str, Any] | None)
+    assert_type(
+        Marketplace("https://a", httpx2.Client(), payer=payer).search(), list[CatalogService]
+    )
+    found = refine_mask(httpx.Client(), image_url="a", mask_image_url="b", base_url="https://a")
+    assert_type(found, RefinedMask)
+    assert_type(found.receipt, Receipt | None)
+    Marketplace("https://x402vip.com", 42)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
+    try:
+        market.service("nothing")
+    except UnknownService as unknown:
+        assert_type(str(unknown), str)
+    except (CatalogError, LookupError):
+        raise
+    except ServiceFailed as failed:
+        assert_type(failed.receipt, Receipt | None)
+
+
+async def catalogs_async(payer: Payer) -> None:
+    market = Marketplace("https://x402vip.com", AsyncClient(payer))
+    assert_type(await market.search("mask"), list[CatalogService])
+    assert_type(await market.service("mask-refinement"), CatalogService)
+    later = twin.AsyncClient(payer)
+    assert_type(await Marketplace("https://a", later).service("x"), CatalogService)
+    assert_type(await refine_mask(later, image_url="a", mask_image_url="b"), RefinedMask)
 
 
 def questions(payer: Payer) -> None:

@@ -1,0 +1,46 @@
+"""Clients of either family and colour, told apart by what they can do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from x402_mask._payer import Payer
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+
+class SyncClient(Protocol):
+    """An ``httpx.Client`` or ``httpx2.Client``, paying or not."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+class AsyncClient(Protocol):
+    """An ``httpx.AsyncClient`` or ``httpx2.AsyncClient``, paying or not."""
+
+    def aclose(self) -> Coroutine[Any, Any, None]:
+        """Close it."""
+        ...
+
+
+def is_async(client: object) -> bool:
+    """Whether calls of *client* are awaited.
+
+    Raises:
+        TypeError: not a client.
+    """
+    if not callable(getattr(client, "build_request", None)):
+        raise TypeError(f"takes an httpx or httpx2 client, not {type(client).__name__}")
+    return hasattr(client, "aclose")
+
+
+def payer_of(client: object) -> Payer | None:
+    """The payer of a client of this library, or of one it was attached to."""
+    for found in (
+        getattr(client, "_payer", None), getattr(getattr(client, "auth", None), "payer", None)
+    ):  # fmt: skip
+        if isinstance(found, Payer):
+            return found
+    return None
