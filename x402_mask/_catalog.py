@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlencode, urljoin, urlsplit
 from x402_mask import _json
 from x402_mask._body import Gathered
 from x402_mask._clients import AsyncClient, SyncClient, is_async, payer_of
-from x402_mask._schemas import text_of
+from x402_mask._schemas import SCHEMA_BYTES_MAX, text_of
 from x402_mask._services import ALIASES, origin_of, parse_origins, service_id, tool_of
 from x402_mask._shelf import Terms
 from x402_mask._wire import PROOF_HEADERS, shown
@@ -140,6 +140,8 @@ class Marketplace(Generic[C_co]):
 
     def __init__(self, origin: str, client: C_co, *, payer: Payer | None = None) -> None:
         (self.origin,) = parse_origins([origin])
+        if self.origin.startswith("mcp:"):
+            raise ValueError(f"a marketplace is an http(s) origin, not {origin!r}")
         self._client: Any = client
         self._async = is_async(client)
         self._payer = payer_of(client) if payer is None else payer
@@ -296,11 +298,12 @@ class Marketplace(Generic[C_co]):
         payer, tool = self._payer, tool_of(_path(service.endpoint))
         if payer is None or tool is None:  # another path names the service by the owner's patterns
             return service
+        schema = text_of(service.input_schema) or ""
         names = (service.id, service.canonical_id, *service.aliases)
         terms = Terms(
             service=tool,
             micro=_most(service),
-            schema=text_of(service.input_schema),
+            schema=schema[: SCHEMA_BYTES_MAX + 1],  # as much as tells that it is too long
             names=frozenset(ALIASES.get(name, name) for name in names),
             at=payer.now(),
         )
@@ -516,7 +519,7 @@ def _read(site: _Site, item: Json) -> CatalogService | None:
     known = [i for i in ids if isinstance(i, str) and service_id(i) == i]
     if not known:
         return None
-    site.check_payments(item.get("discovery"))
+    site.check_payments(_at(item, "discovery", "paymentFlow"))
     site.check_payments(item.get("payment"))
     endpoint = item.get("endpoint")
     method = str(item.get("method")).upper()

@@ -311,7 +311,7 @@ class Payer:
             return []
         texts = schemas_of(purchase.challenge)
         terms = self.catalog.recall(purchase.origin, purchase.service, self.now())
-        if terms is not None and terms.schema is not None and terms.schema not in texts:
+        if terms is not None and terms.schema and terms.schema not in texts:
             texts.append(terms.schema)
         return [self._checker(purchase, text) for text in texts]
 

@@ -31,13 +31,13 @@ class Terms:
     """What a catalog said of one service.
 
     ``micro`` is the most its list price can mean, in micro-USD, ``None`` where it names none;
-    ``schema`` its input schema as JSON text; ``names`` the services that its paths and ids name,
-    its own included; ``at`` the Unix seconds at which it was read.
+    ``schema`` its input schema as JSON text, or empty; ``names`` the services that its paths and
+    ids name, its own included; ``at`` the Unix seconds at which it was read.
     """
 
     service: str
     micro: int | None
-    schema: str | None = field(repr=False)
+    schema: str = field(repr=False)
     names: frozenset[str]
     at: float
 
@@ -55,7 +55,10 @@ class Shelf:
         self._checkers: dict[str, Checker] = {}
 
     def keep(self, origin: str, terms: Terms) -> bool:
-        """Remember *terms*; whether they brought names that were not known before."""
+        """Remember *terms*; whether they brought names that were not known before.
+
+        Its caller holds the lock.
+        """
         _put(self._terms, (origin, terms.service), terms, _TERMS_MAX)
         names = frozenset(sorted(terms.names - {terms.service})[: _NAMES_MAX - 1])
         for name in names:
@@ -87,7 +90,8 @@ class Shelf:
         if known is not None:
             return known, False
         made = make(schema)
-        _put(self._checkers, schema, made, _CHECKERS_MAX)
+        with self.lock:
+            _put(self._checkers, schema, made, _CHECKERS_MAX)
         return made, True
 
 

@@ -118,9 +118,10 @@ def test_without_a_discovery_of_use_the_default_paths_are_asked(shop: Shop, disc
 @pytest.mark.parametrize("foreign", [
     "https://evil.example/find", "//evil.example/find", "http://localhost:1/find", "http://evil:x/",
     "https://127.0.0.1/find", "{}@evil.example/find", "{}.evil.example/find", "file:///etc/passwd",
+    "http://me:secret@{host}/find", "{}/fi\x7fnd", "http://[::1/find", "{}/\u202efind",
 ])  # fmt: skip
 def test_a_foreign_url_is_refused_where_it_would_be_used(shop: Shop, foreign: str) -> None:
-    foreign = foreign.format(shop.origin)
+    foreign = foreign.format(shop.origin, host=shop.origin.partition("//")[2])
     shop.says(DISCOVERY, {"searchUrl": foreign})
     shop.lists(entry())
     with pytest.raises(OriginRefused, match="is not on"):
@@ -279,9 +280,38 @@ def test_what_a_hook_has_read_is_read_all_the_same(shop: Shop) -> None:
         assert len(Marketplace(shop.origin, client).search()) == 1
 
 
+def test_a_catalog_that_trickles_is_not_waited_for(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drops() -> Any:
+        for _ in range(100):
+            shop.seller.pause(0.05)
+            yield b" "
+
+    monkeypatch.setattr("x402_mask._catalog.DOCUMENT_S", 0.2)
+    began = time.monotonic()
+    for mode in ("client", "async-client"):
+        shop.seller.on(SEARCH, Reply(body=drops(), framing="chunked"))
+        with pytest.raises(CatalogError, match="slow"):
+            market(shop, None, mode).search()
+    assert time.monotonic() - began < 4
+
+
+@pytest.mark.parametrize("family", ["httpx", "httpx2"])
+def test_no_redirect_is_followed(shop: Shop, make_payer: MakePayer, family: str) -> None:
+    shop.says("/away", {"services": [entry()]})
+    for path in (DISCOVERY, SEARCH):
+        shop.seller.on(path, Reply(status=302, headers=[("Location", "/away")]))
+    payer = make_payer()
+    client = client_of("attach", payer, family, follow_redirects=True)
+    with client, pytest.raises(CatalogError, match="answered 302"):
+        Marketplace(shop.origin, client).search()
+    assert shop.paths() == [DISCOVERY, SEARCH]
+
+
 def test_what_is_not_a_marketplace(shop: Shop) -> None:
     with httpx.Client() as client:
-        for origin in ("http://shop.example", "ftp://x", "", "https://a/b", "https://u@a"):
+        for origin in ("http://shop.example", "ftp://x", "", "https://a/b", "https://u@a", "mcp:a"):
             with pytest.raises(ValueError):
                 Marketplace(origin, client)
     with pytest.raises(TypeError, match="takes an httpx or httpx2 client"):

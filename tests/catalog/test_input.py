@@ -196,3 +196,18 @@ def test_no_challenge_makes_trouble(shop: Shop, make_payer: MakePayer) -> None:
                 {"input": {"type": "http", "bodyFields": {"a": 7}}}, {"input": {"type": "object"}}):  # fmt: skip
         url = shop.sells(schema=odd, inputSchema=odd, extensions={"bazaar": odd})
         assert using("client", payer, lambda c: c.post(url, json={"a": 7})).status_code == 200  # noqa: B023
+
+
+def test_a_giant_schema_of_the_catalog_is_ignored_and_not_kept(
+    shop: Shop, make_payer: MakePayer
+) -> None:
+    events: list[Any] = []
+    payer = make_payer(on_event=events.append)
+    shop.lists(entry(inputSchema={**SCHEMA, "description": "x" * 500_000}))
+    market(shop, payer).service("mask-refinement")
+    terms = payer.catalog.recall(shop.origin, "mask-refinement", payer.now())
+    assert terms is not None and len(terms.schema) < 70_000
+    url = shop.sells()
+    assert using("client", payer, lambda c: c.post(url, json={})).status_code == 200
+    (said,) = [event for event in events if event.kind == "schema_ignored"]
+    assert said.detail == {"ignored": ("longer than 64 KiB",)}

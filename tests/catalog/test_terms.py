@@ -173,7 +173,7 @@ def test_an_endpoint_that_names_no_tool_teaches_nothing(shop: Shop, make_payer: 
 
 
 def terms(name: str, *names: str, at: float = 0) -> Terms:
-    return Terms(service=name, micro=1, schema=None, names=frozenset((name, *names)), at=at)
+    return Terms(service=name, micro=1, schema="", names=frozenset((name, *names)), at=at)
 
 
 def test_a_shelf_is_bounded() -> None:
