@@ -121,12 +121,14 @@ def test_what_cannot_be_judged_is_paid(shop: Shop, make_payer: MakePayer) -> Non
     url = shop.sells(schema=FIELDS)
     info = {"bazaar": {"info": BAZAAR["bazaar"]["info"], "schema": {"type": "object"}}}
     example = shop.sells("example", extensions=info)
+    said = {**BAZAAR["bazaar"], "info": {"input": {"type": "http", "bodyType": "form-data"}}}
+    upload = shop.sells("upload", extensions={"bazaar": said})
     form = shop.sells("form", schema={"input": {**FIELDS["input"], "bodyType": "form-data"}})
     with client_of("client", payer) as client:
         for answer in (
             client.get(url), client.post(url, files={"f": b"x"}),
             client.post(url, content=b"[" + b"1," * 600_000 + b"1]"),
-            client.post(example, json={}), client.post(form, data={"b": "x"}),
+            client.post(example, json={}), client.post(form, data={"b": "x"}), client.post(upload, data={"b": "x"}),
         ):  # fmt: skip
             assert answer.status_code == 200
 
