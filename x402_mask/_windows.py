@@ -28,6 +28,8 @@ _DAY: Final = 24 * _HOUR
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _TIME_MAX: Final = 253_402_300_799 * SECOND  # the last second of the year 9999
 _SLICES: Final = 100
+_KIN_MAX: Final = 16
+"""Most other services that one limit counts: each has counters of its own, started by a scan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +134,10 @@ def named(limits: Sequence[Limit], service: str) -> bool:
 
 
 def akin(limits: Sequence[Limit], groups: Iterable[frozenset[str]]) -> tuple[Limit, ...]:
-    """The limits, each counting also the services that share a group with its own.
+    """The limits, each counting also the services that share a group with its own, 16 at most.
 
-    Nothing is ever taken off a limit, so a group can only make payments harder.
+    Those of earlier groups go first, so that later groups take none away.  Nothing is ever taken
+    off a limit, so a group can only make payments harder.
     """
     found = tuple(groups)
     return tuple(replace(limit, kin=_kin(limit.scope, found)) for limit in limits)
@@ -143,7 +146,8 @@ def akin(limits: Sequence[Limit], groups: Iterable[frozenset[str]]) -> tuple[Lim
 def _kin(scope: str, groups: tuple[frozenset[str], ...]) -> tuple[str, ...]:
     if scope == "*":
         return ()  # counts every service as it is
-    return tuple(sorted({name for group in groups if scope in group for name in group} - {scope}))
+    names = (name for group in groups if scope in group for name in sorted(group))
+    return tuple(name for name in dict.fromkeys(names) if name != scope)[:_KIN_MAX]
 
 
 def bucket(unit: str, at_us: int) -> int:

@@ -252,8 +252,10 @@ class _Session:
         return body_digest(cast("Any", self.request.stream), content_type)
 
     def payload(self) -> Content | None:
-        """The request body, if it is in memory and not too long to be looked at."""
-        if not _in_memory(self.request) or len(self.request.content) > PAYLOAD_BYTES_MAX:
+        """The request body, if it is in memory, in plain, and not too long to be looked at."""
+        if "content-encoding" in self.request.headers or not _in_memory(self.request):
+            return None
+        if len(self.request.content) > PAYLOAD_BYTES_MAX:
             return None
         return Content(self.request.content, self.request.headers.get("content-type", ""))
 

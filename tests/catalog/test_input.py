@@ -128,6 +128,7 @@ def test_what_cannot_be_judged_is_paid(shop: Shop, make_payer: MakePayer) -> Non
         for answer in (
             client.get(url), client.post(url, files={"f": b"x"}),
             client.post(url, content=b"[" + b"1," * 600_000 + b"1]"),
+            client.post(url, content=b"\x1f\x8b", headers={"Content-Encoding": "gzip"}),
             client.post(example, json={}), client.post(form, data={"b": "x"}), client.post(upload, data={"b": "x"}),
         ):  # fmt: skip
             assert answer.status_code == 200
@@ -213,3 +214,21 @@ def test_a_giant_schema_of_the_catalog_is_ignored_and_not_kept(
     assert using("client", payer, lambda c: c.post(url, json={})).status_code == 200
     (said,) = [event for event in events if event.kind == "schema_ignored"]
     assert said.detail == {"ignored": ("longer than 64 KiB",)}
+
+
+def test_nobody_is_asked_to_approve_what_would_be_refused(
+    shop: Shop, make_payer: MakePayer
+) -> None:
+    asked: list[Any] = []
+
+    def approve(quote: Any) -> bool:
+        asked.append(quote)
+        return True
+
+    payer = make_payer(approve=approve)
+    url = shop.sells(schema=FIELDS)
+    with pytest.raises(InputRefused):
+        using("client", payer, lambda c: c.post(url, json={}))
+    assert asked == []
+    using("client", payer, lambda c: c.post(url, json={"a": "x"}))
+    assert len(asked) == 1

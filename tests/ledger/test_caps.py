@@ -290,3 +290,12 @@ def test_an_oldest_payment_of_kin_frees_the_window_first(ledger: Ledger) -> None
     alone = ledger.room(limits(cap), now_us=at_once)[0]
     assert spend.left == 0 and spend.resets_at is not None and alone.resets_at is not None
     assert spend.resets_at < alone.resets_at
+
+
+def test_kin_are_few_and_never_lost_to_later_ones() -> None:
+    groups = [frozenset({"bar", f"a{n:02}", f"b{n:02}"}) for n in range(50)]
+    (first,) = akin(limits(Cap(1, per="day", service="bar")), groups[:2])
+    (later,) = akin((first,), groups)
+    assert first.kin == ("a00", "b00", "a01", "b01")
+    assert len(later.kin) == 16 and later.kin[:4] == first.kin
+    assert "bar" not in later.kin
