@@ -1082,7 +1082,8 @@ def _measure(db: Db, want: Reservation) -> tuple[dict[str, int], PaymentRefused 
     limits = applying(want.limits, want.service)
     used = _used(db, limits, want.at)
     before = {limit.name: u.total for limit, u in zip(limits, used, strict=True)}
-    if limits and all(b.total + want.micro <= a.micro for a, b in zip(limits, used, strict=True)):
+    fits = all(b.total + want.micro <= a.micro for a, b in zip(limits, used, strict=True))
+    if fits and named(limits, want.service):
         return before, None  # the usual case needs no words
     spends = [limit.spend(want.at, u) for limit, u in zip(limits, used, strict=True)]
     return before, over_cap(limits, spends, want.micro, want.service)
