@@ -159,7 +159,7 @@ async def _reverted(view: _View, stored: StoredTransfer, receipt: _Receipt) -> R
 
 
 async def _displaced(view: _View, stored: StoredTransfer, top: _Header) -> Verdict:
-    """No stored transaction has a receipt: then no event may say that one of them paid.
+    """No stored transaction has a receipt: then no event may be of one that has this nonce.
 
     A wallet program that "sped up" the transfer made another transaction with the same nonce and
     the same effect: that one paid.
@@ -167,8 +167,6 @@ async def _displaced(view: _View, stored: StoredTransfer, top: _Header) -> Verdi
     first = stored.attempts[0].first_block
     await _check_memory(view, first, top.number)
     for log in await _payments(view, stored.terms, first, top.number):
-        if log.transaction in stored.hashes:
-            raise view.fault("contradiction: an event of a transaction that has no receipt")
         if await _is_at_nonce(view, log.transaction, stored):
             receipt = await view.confirmed_receipt(log, top)
             if not _pays(receipt, stored.terms):

@@ -46,7 +46,10 @@ def send_other(buyer: Buyer, nonce: int | None = None, **fields: Any) -> str:
         "maxPriorityFeePerGas": 10**11,
     }  # fmt: skip
     signed = buyer.account.sign_transaction({**plain, **fields})
-    return str(Web3.to_hex(w3.eth.send_raw_transaction(signed.raw_transaction)))
+    sent = str(Web3.to_hex(w3.eth.send_raw_transaction(signed.raw_transaction)))
+    if buyer.chain._mining:
+        buyer.chain._mined(sent)
+    return sent
 
 
 def admin(chain: Chain, function: str, *args: Any) -> None:
@@ -271,8 +274,11 @@ def test_every_endpoint_gets_it(chain: Chain, buyer: BuyerFor, proxy: Proxy) -> 
     assert b.paid() == [PRICE]
 
 
-def test_endpoints_that_disagree_prove_nothing(chain: Chain, buyer: BuyerFor, proxy: Proxy) -> None:
-    b = buyer(urls=[proxy.url, chain.url])
+@pytest.mark.parametrize("first", [0, 1], ids=["honest-last", "honest-first"])
+def test_endpoints_that_disagree_prove_nothing(
+    chain: Chain, buyer: BuyerFor, proxy: Proxy, first: int
+) -> None:
+    b = buyer(urls=[proxy.url, chain.url][:: 1 - 2 * first])
     proxy.lies["eth_getTransactionReceipt"] = lambda params, told: {"result": None}
     sent = b.hold()
     carried = b.desk.carry(sent.terms.payment_id, 0.5)
@@ -315,7 +321,9 @@ def test_one_lie_frees_no_money(chain: Chain, buyer: BuyerFor, proxy: Proxy, lie
     sent = b.hold()
     b.desk.carry(sent.terms.payment_id, 0)
     chain.mine(MARGIN)
-    proxy.lies["eth_getTransactionReceipt"] = lambda params, told: {"result": lie(told["result"])}
+    proxy.lies["eth_getTransactionReceipt"] = lambda params, told: (
+        {"result": lie(told["result"])} if params[0] == sent.hash else told
+    )
     assert isinstance(b.desk.evidence(b.stored(sent.terms.payment_id)), Unknown)
     assert b.desk.carry(sent.terms.payment_id, 0).state == "pending"
     assert b.paid() == [PRICE]
@@ -341,6 +349,11 @@ def test_a_block_that_was_replaced(chain: Chain, buyer: BuyerFor) -> None:
     assert b.desk.carry(sent.terms.payment_id, 10).state == "mined"
     chain.revert(before)
     assert b.paid() == [] and b.nonce() == 0
+    with chain.mining_paused():
+        assert b.desk.carry(sent.terms.payment_id, 0).state == "pending"
+        assert b.stored(sent.terms.payment_id).state == "open"
+        chain.rpc("anvil_dropTransaction", sent.hash)
+    assert b.paid() == []
     b.hold()  # the next one waits for it
     assert b.stored(sent.terms.payment_id).state == "mined"
     assert b.paid() == [PRICE] and b.nonce() == 1
@@ -472,8 +485,8 @@ def test_two_that_prepare_at_once(buyer: BuyerFor, tmp_path: Any) -> None:
 # --- the nonce is used, and nothing was paid ------------------------------------------------------
 
 
-def test_a_displaced_one_is_void_only_at_depth(chain: Chain, buyer: BuyerFor) -> None:
-    b = buyer()
+def test_a_displaced_one_is_void_only_at_depth(chain: Chain, buyer: BuyerFor, proxy: Proxy) -> None:
+    b = buyer(urls=[proxy.url])
     sent = b.hold()
     send_other(b, sent.nonce)
     carried = b.desk.carry(sent.terms.payment_id, 0)
@@ -482,8 +495,11 @@ def test_a_displaced_one_is_void_only_at_depth(chain: Chain, buyer: BuyerFor) ->
     chain.mine(MARGIN)
     assert isinstance(b.desk.evidence(b.stored(sent.terms.payment_id)), Displaced)
     assert b.desk.carry(sent.terms.payment_id, 0).state == "displaced"
-    assert b.desk.carry(sent.terms.payment_id, 0).state == "displaced"
-    assert b.paid() == []
+    assert b.paid() == [] and not proxy.sent
+    proxy.lies["eth_getTransactionCount"] = lambda params, told: {"result": "0x0"}
+    assert b.desk.carry(sent.terms.payment_id, 0).state == "displaced"  # what is proven stays
+    assert not proxy.sent
+    proxy.lies.clear()
     again = b.hold()  # the address is free
     assert b.desk.carry(again.terms.payment_id, 10).state == "mined"
     assert b.paid() == [PRICE]
