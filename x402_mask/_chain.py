@@ -665,7 +665,7 @@ class _View:
                 "address": address,
                 "fromBlock": hex(first),
                 "toBlock": hex(last),
-                "topics": [list(words) if len(words) > 1 else words[0] for words in topics],
+                "topics": [words[0] if len(words) == 1 else list(words) for words in topics],
             },
         )
         logs = [_log(item, self) for item in _list(raw, self)]

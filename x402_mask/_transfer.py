@@ -436,7 +436,7 @@ def _web3_on() -> Callable[[Callable[[str, Sequence[Any]], Any]], Any]:
             super().__init__()
             self._call = call
 
-        def make_request(self, method: str, params: Any) -> dict[str, Any]:
+        def make_request(self, method: str, params: Any) -> Any:
             return {"jsonrpc": "2.0", "id": 1, "result": self._call(method, params)}
 
     return lambda call: Web3(Bounded(call), middleware=[])

@@ -35,6 +35,7 @@ CREATE TABLE IF NOT EXISTS transfers (
   nonce BIGINT NOT NULL, hash TEXT NOT NULL, raw {blob} NOT NULL, max_gas TEXT NOT NULL,
   first_block BIGINT NOT NULL, state TEXT NOT NULL, at BIGINT NOT NULL,
   PRIMARY KEY (network, payer, nonce, attempt), UNIQUE (payment, attempt));
+CREATE INDEX IF NOT EXISTS transfers_open ON transfers (network, payer) WHERE state = 'open';
 """
 
 Progress = Literal["open", "mined", "failed", "displaced"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -607,3 +608,57 @@ def test_killed_at_any_step_it_is_paid_once(chain: Chain, buyer: BuyerFor, tmp_p
             assert pay(again, terms) == "mined"
         assert b.paid() == [PRICE], f"cut at step {at}"
     assert at > 16
+
+
+# --- a storm --------------------------------------------------------------------------------------
+
+
+class Storm:
+    """Every answer may be lost, refused, or be the one to the same question a while ago."""
+
+    def __init__(self, seed: int) -> None:
+        self.dice, self.old = random.Random(seed), dict[str, Any]()
+
+    def lie(self, method: str) -> Any:
+        def told(params: list[Any], truth: Any) -> Any:
+            key = json.dumps([method, params])
+            past = self.old.setdefault(key, truth)
+            cast = self.dice.random()
+            if cast < 0.05:
+                raise Lost
+            if cast < 0.1:
+                return {"error": {"code": -32000, "message": "no"}}
+            if cast < 0.2 and method != "eth_sendRawTransaction":
+                return past
+            return truth
+
+        return told
+
+
+METHODS = (
+    "eth_sendRawTransaction", "eth_getTransactionReceipt", "eth_getTransactionCount",
+    "eth_blockNumber", "eth_estimateGas", "eth_getBlockByNumber", "eth_getLogs",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_through_a_storm_each_is_paid_once(
+    chain: Chain, buyer: BuyerFor, proxy: Proxy, seed: int
+) -> None:
+    storm = Storm(seed)
+    proxy.lies = {method: storm.lie(method) for method in METHODS}
+    b, held = buyer(urls=[proxy.url]), dict[str, int]()
+    for number in range(8):
+        terms = b.reserve(PRICE + number)
+        try:
+            signed = b.desk.prepare(terms, 0.3)
+        except TokenFlowError:
+            continue
+        if b.ledger.hold_transfer(terms.payment_id, signed, now_us=b.now_us()):
+            held[terms.payment_id] = terms.amount
+            assert b.desk.carry(terms.payment_id, 0.3).state in ("mined", "pending")
+        chain.mine(MARGIN)
+        b.clock[0] += 25
+    proxy.lies = {}
+    assert {b.desk.carry(name, 10).state for name in held} == {"mined"}
+    assert sorted(b.paid()) == sorted(held.values()) and len(held) >= 3

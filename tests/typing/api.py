@@ -128,6 +128,7 @@ def payers() -> Payer:
         clock=lambda: 0.0,
         validate_input=False,
         allow_above_catalog=True,
+        max_gas_wei=2 * 10**15,
     )
 
 
