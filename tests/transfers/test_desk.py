@@ -330,6 +330,21 @@ def test_one_lie_frees_no_money(chain: Chain, buyer: BuyerFor, proxy: Proxy, lie
     assert b.paid() == [PRICE]
 
 
+def test_a_consistent_liar_does_not_convince_beside_an_honest_endpoint(
+    chain: Chain, buyer: BuyerFor, proxy: Proxy
+) -> None:
+    b = buyer(urls=[proxy.url, chain.url])
+    sent = b.hold()
+    b.desk.carry(sent.terms.payment_id, 0)
+    chain.mine(MARGIN)
+    proxy.lies["eth_getTransactionReceipt"] = lambda params, told: {
+        "result": _failed_without_logs(told["result"])
+    }
+    proxy.lies["eth_getLogs"] = lambda params, told: {"result": []}
+    verdict = b.desk.evidence(b.stored(sent.terms.payment_id))
+    assert isinstance(verdict, Unknown) and "disagree" in verdict.reason
+
+
 def test_an_endpoint_that_has_forgotten(chain: Chain, buyer: BuyerFor, proxy: Proxy) -> None:
     """Neither receipts nor logs of those days are left, and it says so of none."""
     b = buyer(urls=[proxy.url])
