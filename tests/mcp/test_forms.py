@@ -24,7 +24,9 @@ from tests.mcp.kit import (
 )
 from tests.support.seller import challenge, offer, offer_server402, offer_v1
 from x402_mask import ChallengeError, OfferRefused, OriginRefused, Receipt
+from x402_mask._wire import read_challenge, read_settlement
 from x402_mask.mcp import PaidSession, receipt_of
+from x402_mask.mcp._answers import heard
 
 V1 = challenge(offer_v1("100000"), version=1)
 ATTESTED: Json = {"accepts": [offer_server402("100000")], "error": "payment required"}
@@ -153,6 +155,30 @@ def test_structured_content_and_text_that_name_other_terms() -> None:
 
     run(scenario)
     assert shop.proofs == []
+
+
+ODD: dict[str, CallToolResult] = {
+    "not a number": said("", {"score": float("nan")}, meta={"x402/payment-response": float("inf")}),
+    "long": said("x" * 200_000, {"accepts": "x" * 200_000}),
+    "no text": CallToolResult(content=[], structured_content=[1], is_error=True),
+    "half a character": said("\ud800", {"a": "\ud800"}, is_error=True),
+    "settlement without end": said("", {"a": 1}, meta={"x402/payment-response": "y" * 200_000}),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_no_answer_is_too_odd_to_be_handed_back(kind: str) -> None:
+    """After a payment above all: reading an answer never fails."""
+    found = heard(ODD[kind], lambda _: True)
+    assert found.status == (500 if ODD[kind].is_error else 200)
+    settled = read_settlement(found.headers)
+    assert settled is None or settled.garbled
+
+
+def test_a_challenge_that_no_json_can_hold() -> None:
+    found = heard(asks({**document(), "extensions": {"a": float("nan")}}), lambda _: True)
+    with pytest.raises(ChallengeError):
+        read_challenge(found.headers["payment-required"], found.body)
 
 
 @colours

@@ -95,14 +95,14 @@ def test_an_error_after_a_proof_leaves_the_operation_open(kind: str) -> None:
             assert result.is_error and result.content == answer.content
             (payment,) = payer.payments()
             assert (payment.state, payment.open) == (state, True)
+            await paid.call_tool("make_thing", {"n": 2})  # other input is another operation,
+            await paid.call_tool("make_other", {"n": 1})  # and so is another tool
             shop.paid = made()
             assert not (await paid.call_tool("make_thing", {"n": 1})).is_error
-            shop.paid = answer
-            await paid.call_tool("make_thing", {"n": 2})  # another call is another operation
 
     run(scenario)
-    assert len(shop.proofs) == 3 and shop.proofs[0] == shop.proofs[1] != shop.proofs[2]
-    assert len(payer.payments()) == 2
+    assert len(shop.proofs) == 4 and shop.proofs[3] == shop.proofs[0]
+    assert len(shop.authorizations) == len(payer.payments()) == 3
 
 
 RECEIPTS: dict[str, Any] = {

@@ -8,6 +8,7 @@ import click
 
 from x402_mask.cli._faults import USAGE, Failure
 from x402_mask.cli._session import Session, common
+from x402_mask.cli._show import say
 
 if TYPE_CHECKING:
     from mcp.server.context import ServerRequestContext
@@ -38,9 +39,13 @@ def mcp_server(session: Session) -> None:
             raise
         message = "the MCP server needs mcp: pip install 'x402-mask[mcp]'"
         raise Failure(message, USAGE, code="missing_extra") from None
+    import sys
+
     import anyio
 
     origin = session.origin(None)
+    if sys.stdin.isatty():
+        say(f"an MCP server for {origin}: it talks to an agent on stdin and stdout")
     with session.payer(signs=True, on_event=None) as payer:
         anyio.run(_serve, payer, origin)
 

@@ -13,6 +13,7 @@ PyPI x402 2.25.0 ``mcp/``, and what the public documents of Server402 leave open
 from __future__ import annotations
 
 import base64
+import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -34,6 +35,7 @@ PAYMENT_REQUIRED: Final = 402
 
 _WRAPPER: Final = "x402/error"
 _PREFIX: Final = re.compile(r"Error executing tool [^\r\n{]{1,256}?:\s*(?=\{)")
+_WORDS: Final = ("x402Version", "accepts", "paymentId")
 _UNPAID: Final = frozenset({"pending", "unpaid", "required", "payment_required", "created", "new"})
 
 
@@ -48,12 +50,20 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """A JSON object that may be a challenge; ``text`` as it was written."""
+    """A JSON object that may be a challenge.
+
+    ``written`` is its text where it came as text; ``marked`` whether it is wrapped as one.
+    """
 
     document: dict[str, Any]
-    text: str
+    written: str | None = None
     marked: bool = False
-    """Whether it says itself that it is about payment."""
+
+    @property
+    def data(self) -> bytes:
+        """The JSON as written."""
+        text = _dumped(self.document) if self.written is None else self.written
+        return text.encode("utf-8", "replace")
 
 
 def heard(result: CallToolResult, ours: Callable[[dict[str, Any]], bool]) -> Heard:
@@ -84,7 +94,7 @@ def heard_error(error: MCPError) -> Heard | None:
         return None
     data = error.data
     if isinstance(data, dict):
-        said: _Said | None = _unwrapped(data, None)
+        said: _Said | None = _unwrapped(data)
     else:
         said = _object_in(data if isinstance(data, str) else error.message)
     if said is None:
@@ -128,7 +138,7 @@ def _is_place(resource: Any, origin: str, tool: str) -> bool:
 
 def _structured(result: CallToolResult) -> _Said | None:
     content = result.structured_content
-    return _unwrapped(content, None) if isinstance(content, dict) else None
+    return _unwrapped(content) if isinstance(content, dict) else None
 
 
 def _text(result: CallToolResult) -> _Said | None:
@@ -141,6 +151,8 @@ def _object_in(text: str) -> _Said | None:
     """The JSON object that *text* is, behind a server's prefix or not."""
     text = _bare(text)
     if not text.startswith("{") or len(text) > CHALLENGE_BYTES_MAX:
+        return None
+    if not any(f'"{word}"' in text for word in _WORDS):  # most answers, which are not parsed twice
         return None
     try:
         document = _json.loads(text)
@@ -163,13 +175,13 @@ def _broken(result: CallToolResult) -> bytes | None:
     return text.encode("utf-8", "replace") if claims and _object_in(text) is None else None
 
 
-def _unwrapped(document: dict[str, Any], text: str | None) -> _Said:
+def _unwrapped(document: dict[str, Any], written: str | None = None) -> _Said:
     error = document.get(_WRAPPER)
     if not isinstance(error, dict):
-        return _Said(document, _json.dumps(document) if text is None else text)
+        return _Said(document, written)
     data = error.get("data")
     inner = data if isinstance(data, dict) else error
-    return _Said(inner, _json.dumps(inner), marked=error.get("code", 402) in (402, "402"))
+    return _Said(inner, marked=error.get("code", 402) in (402, "402"))
 
 
 def _claims(document: dict[str, Any]) -> bool:
@@ -192,15 +204,22 @@ def _challenged(found: list[_Said], headers: dict[str, list[str]]) -> Heard:
     """The first document decides; a second one may not name other terms, as with HTTP's body."""
     first, others = found[0], found[1:]
     if "x402Version" not in first.document:
-        return Heard(status=402, headers=headers, body=_bytes(first))
-    required = base64.b64encode(first.text.encode("utf-8", "replace")).decode("ascii")
-    body = _bytes(others[0]) if others else None
-    return Heard(status=402, headers={REQUIRED_HEADER: [required], **headers}, body=body)
+        return Heard(status=402, headers=headers, body=_bounded(first.data))
+    required = {REQUIRED_HEADER: [base64.b64encode(first.data).decode("ascii")]}
+    body = _bounded(others[0].data) if others else None
+    return Heard(status=402, headers={**required, **headers}, body=body)
 
 
-def _bytes(said: _Said) -> bytes | None:
-    body = said.text.encode("utf-8", "replace")
+def _bounded(body: bytes) -> bytes | None:
     return body if len(body) <= CHALLENGE_BYTES_MAX else None
+
+
+def _dumped(value: Any) -> str:
+    """JSON of what a seller sent; what no JSON can hold is refused by whoever reads it."""
+    try:
+        return json.dumps(value, separators=(",", ":"))
+    except RecursionError:
+        return "nested too deep"
 
 
 def _succeeded(result: CallToolResult) -> bool:
@@ -215,6 +234,6 @@ def _settlement(result: CallToolResult) -> dict[str, list[str]]:
         told = result.structured_content.get(SETTLEMENT_META)
     if told is None:
         return {}
-    text = told if isinstance(told, str) else _json.dumps(told)
+    text = told if isinstance(told, str) else _dumped(told)
     value = base64.b64encode(text.encode("utf-8", "replace")).decode("ascii")
     return {SETTLEMENT_HEADERS[0]: [value]}

@@ -81,6 +81,8 @@ class PaidSession:
         self.origin = origin_of(origin)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_session":  # of a copy that is not filled yet
+            raise AttributeError(name)
         return getattr(self._session, name)
 
     @overload
