@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from mcp import MCPError
+from mcp import Client, MCPError
 from mcp.types import CallToolResult
 
 from tests.mcp.kit import (
@@ -356,6 +356,16 @@ def test_the_session_is_still_the_session() -> None:
 
     written = json.loads(run(scenario).model_dump_json())
     assert written["meta"]["x402_mask"]["usd"] == "0.10"
+
+
+def test_a_client_does_as_well_as_its_session() -> None:
+    shop = Shop(asks(document()))
+
+    async def scenario() -> CallToolResult:
+        async with Client(shop.server()) as client:
+            return await PaidSession(client, payer_of(), ORIGIN).call_tool("make_thing")
+
+    assert receipt_of(run(scenario)) is not None
 
 
 def test_what_is_no_origin() -> None:

@@ -40,6 +40,8 @@ PAID_BYTES_MAX: Final = 256 << 10
 """Bytes of a service's answer that are handed on."""
 CATALOG_BYTES_MAX: Final = 1 << 20
 SERVICES_MAX: Final = 10
+METHODS_MAX: Final = 10_000
+"""Services whose HTTP method is remembered."""
 READ_S: Final = 120.0
 """Seconds for a whole answer: a seller that trickles is not waited for."""
 
@@ -51,6 +53,7 @@ INSTRUCTIONS: Final = (
     "answered presents the same payment again when it is repeated unchanged."
 )
 _SERVICE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_MEDIA_TYPE: Final = re.compile(r"[A-Za-z]{1,20}/[A-Za-z0-9.+-]{1,60}(?=[ ;,]|$)")
 _CAPS: Final = "X402_MASK_CAPS (caps)"
 _KNOBS: Final = {
     "cap": _CAPS,
@@ -176,9 +179,12 @@ class Agent:
                 found = await self._catalog(service)
             except (httpx.HTTPError, Mistake):
                 return "POST"
+            if len(self._methods) > METHODS_MAX:
+                self._methods.clear()
             for item in filter(_is_service, found):
                 self._methods.setdefault(item["id"], "GET" if _is_get(item) else "POST")
-        return self._methods.get(service, "POST")
+            self._methods.setdefault(service, "POST")
+        return self._methods[service]
 
     async def _catalog(self, query: str) -> list[Json]:
         """One search of the origin's catalog; whatever is no object there is left out."""
@@ -274,7 +280,8 @@ def _detached(response: httpx.Response, body: bytes) -> httpx.Response:
 
 def _seller(response: httpx.Response, body: bytes, limit: int, *, whole: bool) -> Json:
     """A body as data: text cleaned of what could act on a reader, anything else in base64."""
-    kind = clean(response.headers.get("content-type", ""), 80)
+    found = _MEDIA_TYPE.match(response.headers.get("content-type", ""))
+    kind = found[0].lower() if found else None
     try:
         text = body.decode() if whole else body.decode(errors="ignore")
     except UnicodeDecodeError:
