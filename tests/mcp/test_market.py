@@ -52,6 +52,9 @@ def test_requests_of_one_payment(backend: str) -> None:
             assert (await market.fetch(Fetch(method="GET", path="/moved"))).status == 307
             assert market.open
             await market.aclose()
+            kinds = [hit.header("content-type") for hit in seller.hits[:2]]
+            assert kinds == ["application/json", None]
+            assert {hit.header("accept-encoding") for hit in seller.hits} == {"gzip, deflate"}
             assert [hit.header("x-a") for hit in seller.hits] == [
                 "1",
                 *[None] * (len(seller.hits) - 1),

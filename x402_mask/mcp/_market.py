@@ -38,7 +38,11 @@ class Market:
             )
         if self._client is None:
             self._client = httpx.AsyncClient(timeout=_TIMEOUT, follow_redirects=False)
-        headers = {"accept": "application/json", **wanted.headers}
+        headers = {
+            "accept": "application/json",
+            "accept-encoding": "gzip, deflate",
+            **wanted.headers,
+        }
         if wanted.content is not None:
             headers.setdefault("content-type", "application/json")
         if wanted.proof is not None:
