@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from mcp import Client, MCPError
+from mcp import Client, ClientSession, MCPError
 from mcp.types import CallToolResult
 
 from tests.mcp.kit import (
@@ -187,6 +187,51 @@ def test_a_lost_answer_is_asked_for_with_the_same_bytes(backend: str, how: str) 
     first, second = shop.proofs
     assert first == second
     assert [(p.state, p.open) for p in payer.payments()] == [("settled", False)]
+
+
+class _Closed:
+    """Drives a coroutine until *arrived*, then closes it, as an interpreter that ends does."""
+
+    def __init__(self, coroutine: Any, arrived: anyio.Event) -> None:
+        self.coroutine, self.arrived = coroutine, arrived
+
+    def __await__(self) -> Any:
+        steps = self.coroutine.__await__()
+        waits_for = next(steps)
+        while not self.arrived.is_set():
+            yield waits_for
+            waits_for = next(steps)
+        steps.close()
+
+
+def test_a_call_that_is_closed_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coroutine that may not wait any more still writes down that a proof has left."""
+    shop, payer = Shop(asks(document())), payer_of()
+    asked = ClientSession.send_request
+
+    async def scenario() -> None:
+        arrived = anyio.Event()
+
+        async def send(session: Any, request: Any, *args: Any, **more: Any) -> Any:
+            if request.params.meta is None or "x402/payment" not in request.params.meta:
+                return await asked(session, request, *args, **more)
+            shop.calls.append(Heard(tool="", arguments={}, meta=dict(request.params.meta)))
+            arrived.set()
+            await anyio.sleep(30)
+            raise AssertionError("nobody waits for this")
+
+        async with connected(shop) as session:
+            paid = PaidSession(session, payer, ORIGIN)
+            monkeypatch.setattr(ClientSession, "send_request", send)
+            await _Closed(paid.call_tool("make_thing"), arrived)
+            (payment,) = payer.payments()
+            assert (payment.state, payment.open) == ("held", True)
+            assert "Abandoned" in payment.note
+            monkeypatch.undo()
+            assert receipt_of(await paid.call_tool("make_thing")) is not None
+
+    run(scenario)
+    assert len(shop.authorizations) == 1 and shop.proofs[0] == shop.proofs[1]
 
 
 def test_a_seller_that_loses_the_connection() -> None:

@@ -9,7 +9,9 @@ from typing import Any, Literal, assert_type
 
 import httpx
 import httpx2
+import mcp
 from eth_account import Account
+from mcp.types import CallToolResult
 
 import x402_mask
 from x402_mask import (
@@ -55,6 +57,7 @@ from x402_mask import (
     refine_mask,
 )
 from x402_mask import httpx2 as twin
+from x402_mask import mcp as tools
 
 
 def approve(quote: Quote) -> bool:
@@ -276,6 +279,18 @@ def failures(client: Client) -> None:
         assert_type(failed.payment_id, str | None)
     except PaymentError as other:
         assert_type(str(other), str)
+
+
+async def over_mcp(session: mcp.ClientSession, client: mcp.Client, payer: Payer) -> None:
+    paid = tools.PaidSession(session, payer, "mcp:shop")
+    result = await paid.call_tool("mask_refinement", {"n": 1}, 30, operation="order 7")
+    assert_type(result, CallToolResult)
+    assert_type(tools.receipt_of(result), Receipt | None)
+    any_result = await paid.call_tool("mask_refinement", allow_input_required=True)
+    assert_type(any_result, tools.Result)
+    assert_type(paid.origin, str)
+    tools.PaidSession(client, payer, "https://x402vip.com/mcp")
+    tools.PaidSession(session, payer)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 def lazily() -> None:

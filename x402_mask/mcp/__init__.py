@@ -16,6 +16,6 @@ Source: x402 specification v2, ``transports-v2/mcp.md``.
 
 from __future__ import annotations
 
-from x402_mask.mcp._session import PaidSession, receipt_of
+from x402_mask.mcp._session import PaidSession, Result, receipt_of
 
-__all__ = ["PaidSession", "receipt_of"]
+__all__ = ["PaidSession", "Result", "receipt_of"]

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("x402_mask")
 
 Result = types.CallToolResult | types.InputRequiredResult | types.Result
+"""What a tool call may end in, for callers that allow more than a ``CallToolResult``."""
 Proof = tuple[str, str]
 
 _RECEIPT: Final = "x402_mask"

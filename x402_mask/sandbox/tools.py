@@ -55,20 +55,25 @@ class Counter(Protocol):
     @property
     def settings(self) -> SandboxSettings:
         """What the sandbox was told."""
+        raise NotImplementedError
 
     @property
     def tariff(self) -> Tariff:
         """What asks to be paid."""
+        raise NotImplementedError
 
     @property
     def desk(self) -> TokenDesk:
         """Where tokens are had."""
+        raise NotImplementedError
 
     async def sell(self, request: Request, service: Service, header: str, body: bytes) -> Response:
         """Perform for a proof, or say why it does not pay."""
+        raise NotImplementedError
 
     async def redeem(self, request: Request, service: Service, token: str, body: bytes) -> Response:
         """Perform for a token, or say why it buys nothing."""
+        raise NotImplementedError
 
 
 def tools_route(counter: Counter) -> Route:
