@@ -14,12 +14,14 @@ from typing import Any
 
 import anyio
 import pytest
-from mcp import ClientSession, MCPError, StdioServerParameters, stdio_client
+from mcp import Client, ClientSession, MCPError, StdioServerParameters, stdio_client
 
 from tests.mcp.kit import KEY, run
 from tests.support.seller import Hit, Reply, Seller, offer, paywall, served, v2_header
-from x402_mask import SQLiteLedger
-from x402_mask.cli._agent import PAID_BYTES_MAX, TEXT_MAX
+from x402_mask import Payer, SQLiteLedger
+from x402_mask.cli._agent import PAID_BYTES_MAX, TEXT_MAX, Agent
+from x402_mask.cli._app import run as cli
+from x402_mask.cli._mcp import server_of
 from x402_mask.sandbox import Sandbox
 
 Json = dict[str, Any]
@@ -53,6 +55,17 @@ async def agent(env: dict[str, str], *origins: str) -> AsyncIterator[ClientSessi
         async with stdio_client(server) as streams, ClientSession(*streams) as session:
             await session.initialize()
             yield session
+
+
+@asynccontextmanager
+async def within(env: dict[str, str], *origins: str) -> AsyncIterator[ClientSession]:
+    """The same server in this process, which is quicker."""
+    payer = Payer.from_env({**env, "X402_MASK_ORIGINS": ",".join(origins)})
+    served = Agent(payer, origins[0])
+    with anyio.fail_after(30), payer:
+        async with Client(server_of(served), mode="legacy") as client:
+            yield client.session
+        await served.aclose()
 
 
 async def ask(session: ClientSession, tool: str, **arguments: Any) -> tuple[bool, Json]:
@@ -118,7 +131,7 @@ def test_no_tool_offers_a_way_to_change_limits(box: Sandbox, env: dict[str, str]
     """Hostile seller 56: the model chooses a service and its input, and nothing else."""
 
     async def scenario() -> None:
-        async with agent(env, box.url) as session:
+        async with within(env, box.url) as session:
             tools = {tool.name: tool.input_schema for tool in (await session.list_tools()).tools}
             inputs = {name: set(schema["properties"]) for name, schema in tools.items()}
             assert inputs == {
@@ -173,7 +186,7 @@ def test_what_sellers_say_is_marked_cleaned_and_cut(env: dict[str, str]) -> None
         seller.on("/api/tools/odd", Reply(status=402, body=b'{"x402Version": 9, "accepts": []}'))
 
         async def scenario() -> None:
-            async with agent(env, seller.origin) as session:
+            async with within(env, seller.origin) as session:
                 failed, found = await ask(session, "search_services", query="x")
                 assert not failed and len(found["services"]) == 10
                 texts = [service["untrusted_seller_text"] for service in found["services"]]
@@ -214,7 +227,7 @@ def test_a_seller_that_is_not_there(env: dict[str, str]) -> None:
         origin = seller.origin
 
     async def scenario() -> None:
-        async with agent(env, origin) as session:
+        async with within(env, origin) as session:
             for tool, arguments in (
                 ("search_services", {"query": "x"}),
                 ("quote", {"service": "thing"}),
@@ -227,26 +240,29 @@ def test_a_seller_that_is_not_there(env: dict[str, str]) -> None:
     run(scenario)
 
 
-def mcp(env: dict[str, str], *args: str, **more: str) -> subprocess.CompletedProcess[str]:
-    code = "import sys; sys.modules['mcp'] = None\n" if "without" in args else ""
-    code += "from x402_mask.cli import main; main(sys.argv[1:])"
-    return subprocess.run(
-        [sys.executable, "-c", f"import sys\n{code}", "mcp", *(a for a in args if a != "without")],
-        env={**env, **more}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
-        check=False,
-    )  # fmt: skip
-
-
 def test_how_the_command_ends(env: dict[str, str]) -> None:
-    """Usage errors are one line and code 2; the end of stdin is the end, with nothing on stdout."""
-    origin = {"X402_MASK_ORIGINS": "https://shop.example"}
-    without = mcp(env, "without", **origin)
-    assert without.returncode == 2 and "pip install 'x402-mask[mcp]'" in without.stderr
-    assert without.stderr.count("\n") == 1 and without.stdout == ""
-    nothing = mcp(env, X402_MASK_ORIGINS="mcp:shop")
-    assert nothing.returncode == 2 and "origin" in nothing.stderr
-    ended = mcp(env, **origin)
-    assert (ended.returncode, ended.stdout) == (0, "")
+    """The end of stdin is the end, with nothing on stdout."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "x402_mask", "mcp"], stdin=subprocess.DEVNULL, capture_output=True,
+        env={**env, "X402_MASK_ORIGINS": "https://shop.example"}, timeout=60, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (0, b"")
+
+
+@pytest.mark.parametrize("lack", ["the extra", "an http origin"])
+def test_what_the_command_needs(
+    env: dict[str, str], lack: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A usage error: one line on stderr, nothing on stdout, code 2."""
+    origin = "mcp:shop" if lack == "an http origin" else "https://shop.example"
+    monkeypatch.setattr(os, "environ", {**env, "X402_MASK_ORIGINS": origin})
+    if lack == "the extra":
+        for name in [name for name in sys.modules if name.partition(".")[0] == "mcp"]:
+            monkeypatch.setitem(sys.modules, name, None)
+    assert cli(["mcp"]) == 2
+    out, err = capsys.readouterr()
+    wanted = {"the extra": "pip install 'x402-mask[mcp]'", "an http origin": "no http(s) origin"}
+    assert wanted[lack] in err and err.count("\n") == 1 and out == ""
 
 
 def test_the_first_configured_origin_is_the_only_one(box: Sandbox, env: dict[str, str]) -> None:
@@ -254,7 +270,7 @@ def test_the_first_configured_origin_is_the_only_one(box: Sandbox, env: dict[str
     caps = {**env, "X402_MASK_CAPS": "0.10/day@timestamp"}
 
     async def scenario() -> None:
-        async with agent(caps, box.url, "https://other.example") as session:
+        async with within(caps, box.url, "https://other.example") as session:
             failed, found = await ask(session, "call_service", service="random-uuid")
             assert failed and found["error"]["reason"] == "no_cap"
             failed, found = await ask(session, "call_service", service="timestamp")

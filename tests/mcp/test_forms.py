@@ -98,6 +98,7 @@ HANDED_BACK: dict[str, CallToolResult] = {
     "a payment object that was delivered": said(
         "", {"paymentId": "p", "status": "pending", "serviceId": "other-thing"}
     ),
+    "a text over 64 KiB": said(json.dumps(document(more="x" * 65_536)), is_error=True),
     "prose": said('{"x402Version": is a key of challenges', is_error=True),
 }
 

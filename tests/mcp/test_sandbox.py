@@ -6,9 +6,10 @@ import itertools
 import sys
 from collections.abc import Iterator
 from decimal import Decimal
-from typing import Any
+from typing import Any, get_args
 
 import anyio
+import click
 import httpx
 import pytest
 from mcp import ClientSession, MCPError
@@ -16,8 +17,10 @@ from mcp import ClientSession, MCPError
 from tests.mcp.kit import over_http, payer_of, run
 from tests.sandbox.buyer import Buyer
 from x402_mask import Cap, CapExceeded, Payer
+from x402_mask.cli._sandbox import sandbox as command
 from x402_mask.mcp import PaidSession, receipt_of
 from x402_mask.sandbox import Sandbox
+from x402_mask.sandbox.settings import MCPChallenge
 
 PAID_FORMS = ("structured", "text", "wrapped", "prefixed", "error")
 CHALLENGES = ("attested", "v2-header", "v2-body", "v1")
@@ -223,10 +226,10 @@ def test_a_payment_object_as_challenge(ask: Any) -> None:
         assert told["paymentId"].startswith("pay_") and told["status"] == "pending"
         assert ("accepts" in told) is (ask == "accepts")
         payer = payer_of(box.url)
-        if ask == "accepts":
-            (result,) = buy(box, payer, "random_uuid")
-            assert receipt_of(result) is not None
-            assert [p.state for p in payer.payments()] == ["settled"]
+        (result,) = buy(box, payer, "random_uuid")
+        assert (receipt_of(result) is not None) is (ask == "accepts")
+        assert [p.state for p in payer.payments()] == (["settled"] if ask == "accepts" else [])
+        assert result.is_error is (ask == "nothing")
 
 
 def test_what_the_desk_will_not_take(box: Sandbox) -> None:
@@ -257,6 +260,12 @@ def test_a_sandbox_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         answer = client.post("/mcp", json={})
         assert answer.status_code == 404 and "x402-mask[mcp]" in answer.text
         assert client.get("/api/tools/timestamp").status_code == 402
+
+
+def test_every_form_can_be_asked_for_on_the_command_line() -> None:
+    (option,) = (param for param in command.params if param.name == "mcp_challenge")
+    assert isinstance(option.type, click.Choice)
+    assert tuple(option.type.choices) == get_args(MCPChallenge) == (*PAID_FORMS, "payment")
 
 
 def test_discovery_names_the_endpoint(box: Sandbox) -> None:

@@ -12,6 +12,7 @@ from x402_mask.cli._show import say
 
 if TYPE_CHECKING:
     from mcp.server.context import ServerRequestContext
+    from mcp.server.lowlevel import Server
     from mcp.types import (
         CallToolRequestParams,
         CallToolResult,
@@ -51,24 +52,32 @@ def mcp_server(session: Session) -> None:
 
 
 async def _serve(payer: Payer, origin: str) -> None:
-    from importlib.metadata import version
-
-    from mcp.server.lowlevel import Server
     from mcp.server.stdio import stdio_server
 
-    from x402_mask.cli._agent import INSTRUCTIONS, Agent
+    from x402_mask.cli._agent import Agent
 
     agent = Agent(payer, origin)
-    tools = _Tools(agent)
-    server: Server[Any] = Server(
-        "x402-mask", version=version("x402-mask"), instructions=INSTRUCTIONS,
-        on_list_tools=tools.listed, on_call_tool=tools.call,
-    )  # fmt: skip
+    server = server_of(agent)
     try:
         async with stdio_server() as (read, write):
             await server.run(read, write, server.create_initialization_options())
     finally:
         await agent.aclose()
+
+
+def server_of(agent: Agent) -> Server[Any]:
+    """The agent's tools as an MCP server, for any transport."""
+    from importlib.metadata import version
+
+    from mcp.server.lowlevel import Server
+
+    from x402_mask.cli._agent import INSTRUCTIONS
+
+    tools = _Tools(agent)
+    return Server(
+        "x402-mask", version=version("x402-mask"), instructions=INSTRUCTIONS,
+        on_list_tools=tools.listed, on_call_tool=tools.call,
+    )  # fmt: skip
 
 
 class _Tools:

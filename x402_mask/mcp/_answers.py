@@ -171,6 +171,8 @@ def _broken(result: CallToolResult) -> bytes | None:
     """Text that claims to be a challenge and cannot be read: it is an error, not an answer."""
     first = result.content[0] if result.content else None
     text = _bare(str(getattr(first, "text", "")))
+    if len(text) > CHALLENGE_BYTES_MAX:
+        return None
     claims = text.startswith("{") and '"x402Version"' in text and '"accepts"' in text
     return text.encode("utf-8", "replace") if claims and _object_in(text) is None else None
 
