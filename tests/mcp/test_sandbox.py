@@ -12,7 +12,7 @@ import anyio
 import click
 import httpx
 import pytest
-from mcp import ClientSession, MCPError
+from mcp import Client, ClientSession, MCPError
 
 from tests.mcp.kit import over_http, payer_of, run
 from tests.sandbox.buyer import Buyer
@@ -121,6 +121,25 @@ def test_a_lost_answer_costs_once(faulty: Sandbox, fault: str) -> None:
     assert first is None or first.payment_id == second.payment_id
     assert len(faulty.book.settlements) - before == 1
     assert len(payer.payments()) == 1
+
+
+def test_a_connection_that_takes_the_session_with_it(faulty: Sandbox) -> None:
+    """In protocol 2026-07-28 a cut answer ends the SDK's client; a new one gets what was bought."""
+    payer, before = payer_of(faulty.url), len(faulty.book.settlements)
+
+    async def once() -> Any:
+        with anyio.fail_after(30):
+            async with Client(f"{faulty.url}/mcp") as client:
+                assert client.session.protocol_version == "2026-07-28"
+                return await PaidSession(client, payer, faulty.url).call_tool("random_uuid")
+
+    faulty.faults.set("drop-after-settle", 1)
+    with pytest.raises(ExceptionGroup, match="TaskGroup"):
+        run(once)
+    assert [(p.state, p.open) for p in payer.payments()] == [("held", True)]
+    receipt = receipt_of(run(once))
+    assert receipt is not None and receipt.outcome == "settled"
+    assert len(faulty.book.settlements) - before == len(payer.payments()) == 1
 
 
 DOUBTED = {
