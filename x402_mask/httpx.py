@@ -1004,6 +1004,7 @@ class PaymentAuth(httpx.Auth):
             asked = _scrub(response, sent, request, session.errand)
             sent = session.received(response, asked)
         assert session.response is not None
+        _become(response, session.response)
         for hook, seen in deferred:
             if seen is session.response:
                 hook(seen)
@@ -1041,6 +1042,7 @@ class PaymentAuth(httpx.Auth):
                     asked = _scrub(response, sent, wanted, session.errand)
                     sent = await session.received(response, asked)
                 assert session.response is not None
+                _become(response, session.response)
                 for hook, seen in deferred:
                     if seen is session.response:
                         await hook(seen)
@@ -1099,6 +1101,20 @@ def _scrub(
     if response.request is sent:
         response.request = request
     return request
+
+
+def _become(last: httpx.Response, wanted: httpx.Response) -> None:
+    """Make the last answer of an auth flow, which httpx hands back, the one that is *wanted*.
+
+    They differ where an errand came after the 402 that is handed back; httpx has read that one.
+    """
+    if last is wanted:
+        return
+    last.status_code, last.request = wanted.status_code, wanted.request
+    last.headers, last.stream = wanted.headers.copy(), httpx.ByteStream(wanted.content)
+    last.headers.pop("content-encoding", None)
+    last.extensions, last.history = wanted.extensions, wanted.history
+    last.next_request = None
 
 
 def _bare(request: httpx.Request) -> None:

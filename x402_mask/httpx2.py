@@ -1001,6 +1001,7 @@ class PaymentAuth(httpx2.Auth):
             asked = _scrub(response, sent, request, session.errand)
             sent = session.received(response, asked)
         assert session.response is not None
+        _become(response, session.response)
         for hook, seen in deferred:
             if seen is session.response:
                 hook(seen)
@@ -1038,6 +1039,7 @@ class PaymentAuth(httpx2.Auth):
                     asked = _scrub(response, sent, wanted, session.errand)
                     sent = await session.received(response, asked)
                 assert session.response is not None
+                _become(response, session.response)
                 for hook, seen in deferred:
                     if seen is session.response:
                         await hook(seen)
@@ -1096,6 +1098,20 @@ def _scrub(
     if response.request is sent:
         response.request = request
     return request
+
+
+def _become(last: httpx2.Response, wanted: httpx2.Response) -> None:
+    """Make the last answer of an auth flow, which httpx2 hands back, the one that is *wanted*.
+
+    They differ where an errand came after the 402 that is handed back; httpx2 has read that one.
+    """
+    if last is wanted:
+        return
+    last.status_code, last.request = wanted.status_code, wanted.request
+    last.headers, last.stream = wanted.headers.copy(), httpx2.ByteStream(wanted.content)
+    last.headers.pop("content-encoding", None)
+    last.extensions, last.history = wanted.extensions, wanted.history
+    last.next_request = None
 
 
 def _bare(request: httpx2.Request) -> None:

@@ -1,0 +1,40 @@
+"""Fixtures of the token tests."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.tokens.bazaar import Bazaar
+from x402_mask import _tokens
+
+
+@pytest.fixture(autouse=True)
+def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxies and no home of whoever runs the tests; the first poll comes at once."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(_tokens, "_FIRST_DELAY_S", 0.01)
+
+
+@pytest.fixture
+def bazaar() -> Iterator[Bazaar]:
+    """Return a marketplace on loopback."""
+    with Bazaar() as opened:
+        yield opened
+
+
+@pytest.fixture
+def fast_path(tmp_path: Path) -> Iterator[Path]:
+    """Return a directory in memory, where there is one."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as directory:
+        yield Path(directory)
