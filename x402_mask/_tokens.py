@@ -259,7 +259,12 @@ def _create(deal: _Deal) -> Generator[Effect, Any, Verdict]:
                 f"{deal.purchase.origin}{PAYMENTS_PATH} answered {answer.status}: {exc}"
             ) from None
     if payment is not None:
-        yield from _note(deal, payment)
+        try:
+            yield from _note(deal, payment)
+        except LedgerError:
+            if not payment.is_paid:
+                raise
+            log.exception("the id of a payment that is paid could not be stored")  # its token may
     return (yield from _pay(deal, payment, answer))
 
 
@@ -641,6 +646,9 @@ def _take(deal: _Deal, payment: MarketPayment) -> Generator[Effect, Any, Verdict
             lambda wait_s: payer.ledger.store_token(row.id, bought, now_us=now_us, wait_s=wait_s)
         )
     except LedgerError as exc:
+        if not deal.held:  # a balance paid, and nothing says so: an identical call reads it again
+            exc.at_risk = True
+            raise
         log.exception("the token of payment %s could not be stored", row.id)
         payer.emit("ledger_failed", payment_id=row.id, detail={"error": str(exc)})
     deal.held = True

@@ -28,7 +28,11 @@ import httpx
 from x402_mask import MemoryLedger, SQLiteLedger
 from x402_mask.errors import LedgerError
 
-_METHODS: Final = ("look", "reserve", "hold", "claim", "finish", "release", "note_refusal", "room")
+_METHODS: Final = (
+    *("look", "reserve", "hold", "claim", "finish", "release", "note_refusal", "room"),
+    *("unpaid", "ask_payment", "note_created", "hold_purchase", "store_token", "give_up"),
+    *("claim_purchase", "take_token", "drop_token"),
+)
 
 Strike = Callable[[str], None]
 
@@ -223,7 +227,10 @@ NO_TLS: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def _leg(request: httpx.Request) -> str:
-    return "paid" if "payment-signature" in request.headers else "unpaid"
+    if request.url.path.startswith("/api/payments"):
+        return f"market-{request.method}"
+    proofs = {"payment-signature", "x-payment-token"}
+    return "paid" if proofs & request.headers.keys() else "unpaid"
 
 
 class CutTransport(httpx.HTTPTransport):
