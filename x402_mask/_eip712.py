@@ -83,6 +83,7 @@ def transfer_digest(
     return _final(_separator(asset), keccak(words))
 
 
+@lru_cache(maxsize=256)
 def checksum(address: str) -> str:
     """The EIP-55 spelling of a well-formed address."""
     bare = address[2:].lower()

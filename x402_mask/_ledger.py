@@ -844,8 +844,7 @@ class Ledger(TokenBook, TransferBook, ABC):
         """Append to the history, chained to the row before."""
         last = db.one("SELECT seq, mac FROM history ORDER BY seq DESC LIMIT 1") or (0, b"")
         seq, text = last[0] + 1, _json.dumps(data)
-        record = _json.dumps([seq, now_us, payment_id, kind, text]).encode()
-        mac = self._vault().link(bytes(last[1]), record)
+        mac = self._vault().link(bytes(last[1]), _record(seq, now_us, payment_id, kind, text))
         db.run(
             "INSERT INTO history (seq, at, payment, kind, data, mac) VALUES (?, ?, ?, ?, ?, ?)",
             seq,
@@ -962,6 +961,12 @@ def newer_schema(name: str, version: object) -> LedgerError:
 
 
 # --- pieces that need only a transaction ----------------------------------------------------------
+
+
+def _record(seq: int, at: int, payment_id: str | None, kind: str, text: str) -> bytes:
+    """What is chained of a row of history: these five as a JSON array."""
+    named = _json.dumps(payment_id)
+    return f"[{seq},{at},{named},{_json.dumps(kind)},{_json.dumps(text)}]".encode("ascii")
 
 
 def _described(proof: Proof | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import base64
 import binascii
 import re
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from x402_mask import _json
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 CHALLENGE_BYTES_MAX: Final = 64 * 1024
 """Most of a challenge that is read.  nginx buffers 32 KiB of headers, h11 100 KiB of one event, and
 the longest challenge seen in the wild (bazaar schemas included) is below 10 KiB."""
+
+_KNOWN_BYTES_MAX: Final = 16 * 1024  # times 32 bounds what is remembered
 
 OFFERS_MAX: Final = 64
 """Most entries of ``accepts``.  Sellers list one to five."""
@@ -114,9 +117,18 @@ def read_challenge(headers: Sequence[str], body: bytes | None) -> Challenge | No
         raise ChallengeError("the 402 carries more than one PAYMENT-REQUIRED header")
     if not headers:
         return _body_challenge(body) if body else None
-    text = _decode_header(headers[0])
-    found = _read_document(_parse(text, "PAYMENT-REQUIRED header"), text, in_header=True)
+    known = len(headers[0]) <= _KNOWN_BYTES_MAX
+    found = _known_challenge(headers[0]) if known else _header_challenge(headers[0])
     return _with_rival(found, body)
+
+
+def _header_challenge(header: str) -> Challenge:
+    text = _decode_header(header)
+    return _read_document(_parse(text, "PAYMENT-REQUIRED header"), text, in_header=True)
+
+
+_known_challenge = lru_cache(maxsize=32)(_header_challenge)
+"""Sellers say the same to every caller: what was read once is not read again."""
 
 
 def _with_rival(found: Challenge, body: bytes | None) -> Challenge:
@@ -275,10 +287,10 @@ def proof_header(
     if challenge.form == "v1":
         message = {"x402Version": 1, "scheme": offer.scheme, "network": offer.raw["network"]}
         return V1_HEADER, _encode({**_texts(message), "payload": _json.dumps(payload)})
-    said = _json.members(challenge.text)
+    said, accepts = _as_written(challenge.text)
     fields = {
         "x402Version": "2",
-        "accepted": _json.elements(said["accepts"])[offer.index],
+        "accepted": accepts[offer.index],
         "payload": _json.dumps(payload),
     }
     if challenge.document.get("resource") is not None:
@@ -286,6 +298,13 @@ def proof_header(
     if challenge.extensions:
         fields["extensions"] = _echo(said["extensions"], challenge.extensions, payment_id)
     return SIGNATURE_HEADER, _encode(fields)
+
+
+@lru_cache(maxsize=32)
+def _as_written(text: str) -> tuple[Mapping[str, str], Sequence[str]]:
+    """The members of a challenge and the elements of its ``accepts``, to the letter."""
+    said = _json.members(text)
+    return said, _json.elements(said["accepts"])
 
 
 def _echo(text: str, extensions: Mapping[str, Any], payment_id: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import AsyncGenerator
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import httpx
@@ -62,6 +63,7 @@ TIMEOUT = httpx.Timeout(5.0, read=60.0)
 
 _READ_HEADERS = (REQUIRED_HEADER, *SETTLEMENT_HEADERS)
 _ERRAND_HEADERS = (*_READ_HEADERS, "retry-after")
+_PROOFS = frozenset(name.lower() for name in PROOF_HEADERS)
 _SLOT = "x402_mask_trip"
 _KNOWN = {_SLOT, "x402_mask"}
 _AnyClient = TypeVar("_AnyClient", httpx.Client, httpx.AsyncClient)
@@ -149,8 +151,7 @@ class _Session:
             trip=self.slot.trip,
             key=key,
             wait_s=timeout.get("read") if isinstance(timeout, dict) else None,
-            has_proof=_unpaid(options)
-            or any(name in self.request.headers for name in PROOF_HEADERS),
+            has_proof=_unpaid(options) or not _PROOFS.isdisjoint(self.request.headers.keys()),
         )
 
     def reply(self, response: httpx.Response, request: httpx.Request) -> Reply:
@@ -303,8 +304,11 @@ class _Session:
 
 
 def _lists(response: httpx.Response, names: tuple[str, ...]) -> dict[str, list[str]]:
-    headers = response.headers
-    return {name: headers.get_list(name) for name in names if name in headers}
+    found: dict[str, list[str]] = {}
+    for name, value in response.headers.multi_items():  # in lower case
+        if name in names:
+            found.setdefault(name, []).append(value)
+    return found
 
 
 def _in_memory(request: httpx.Request) -> bool:
@@ -322,9 +326,12 @@ def _origin(request: httpx.Request) -> str:
 
 def _origin_of(url: httpx.URL) -> str:
     try:
-        return origin_of(str(url))
+        return _known_origin(f"{url.scheme}://{url.netloc.decode('ascii')}")
     except ValueError:
         return ""
+
+
+_known_origin = lru_cache(maxsize=256)(origin_of)
 
 
 def _url(request: httpx.Request) -> str:
@@ -395,7 +402,7 @@ class _SyncSession(_Session):
     def _pump(self, step: Callable[[], Effect]) -> httpx.Request | None:
         try:
             effect = step()
-            while not isinstance(effect, Ask | Fetch):
+            while not isinstance(effect, (Ask, Fetch)):
                 try:
                     answer = self._perform(effect)
                 except BaseException as exc:  # noqa: BLE001  # the flow decides
@@ -442,7 +449,7 @@ class _SyncSession(_Session):
             return self.fingerprint()
         if isinstance(effect, Payload):
             return self.payload()
-        assert not isinstance(effect, Ask | Fetch)
+        assert not isinstance(effect, (Ask, Fetch))
         return perform(effect)
 
     def read(self, *, wanted: bool) -> bytes | None:
@@ -541,7 +548,7 @@ class _AsyncSession(_Session):
     async def _pump(self, step: Callable[[], Effect]) -> httpx.Request | None:
         try:
             effect = step()
-            while not isinstance(effect, Ask | Fetch):
+            while not isinstance(effect, (Ask, Fetch)):
                 try:
                     answer = await self._perform(effect)
                 except BaseException as exc:  # noqa: BLE001  # the flow decides
@@ -592,7 +599,7 @@ class _AsyncSession(_Session):
             return self.fingerprint()
         if isinstance(effect, Payload):
             return self.payload()
-        assert not isinstance(effect, Ask | Fetch)
+        assert not isinstance(effect, (Ask, Fetch))
         return await self._performer.perform(effect)
 
     async def read(self, *, wanted: bool) -> bytes | None:
