@@ -998,7 +998,7 @@ class PaymentAuth(httpx.Auth):
             return (yield request)
         session = _SyncSession(self.payer, request)
         deferred = session.slot.deferred = []
-        sent = session.start()
+        sent, response = session.start(), None
         while sent is not None:
             try:
                 response = yield sent
@@ -1010,6 +1010,7 @@ class PaymentAuth(httpx.Auth):
                 raise
             asked = _scrub(response, sent, request, session.errand)
             sent = session.received(response, asked)
+        assert response is not None
         assert session.response is not None
         _become(response, session.response)
         for hook, seen in deferred:
@@ -1037,7 +1038,7 @@ class PaymentAuth(httpx.Auth):
                     continue
                 session = _AsyncSession(self.payer, wanted)
                 deferred = session.slot.deferred = []
-                sent = await session.start()
+                sent, response = await session.start(), None
                 while sent is not None:
                     try:
                         response = yield sent
@@ -1048,6 +1049,7 @@ class PaymentAuth(httpx.Auth):
                         raise
                     asked = _scrub(response, sent, wanted, session.errand)
                     sent = await session.received(response, asked)
+                assert response is not None
                 assert session.response is not None
                 _become(response, session.response)
                 for hook, seen in deferred:

@@ -995,7 +995,7 @@ class PaymentAuth(httpx2.Auth):
             return (yield request)
         session = _SyncSession(self.payer, request)
         deferred = session.slot.deferred = []
-        sent = session.start()
+        sent, response = session.start(), None
         while sent is not None:
             try:
                 response = yield sent
@@ -1007,6 +1007,7 @@ class PaymentAuth(httpx2.Auth):
                 raise
             asked = _scrub(response, sent, request, session.errand)
             sent = session.received(response, asked)
+        assert response is not None
         assert session.response is not None
         _become(response, session.response)
         for hook, seen in deferred:
@@ -1034,7 +1035,7 @@ class PaymentAuth(httpx2.Auth):
                     continue
                 session = _AsyncSession(self.payer, wanted)
                 deferred = session.slot.deferred = []
-                sent = await session.start()
+                sent, response = await session.start(), None
                 while sent is not None:
                     try:
                         response = yield sent
@@ -1045,6 +1046,7 @@ class PaymentAuth(httpx2.Auth):
                         raise
                     asked = _scrub(response, sent, wanted, session.errand)
                     sent = await session.received(response, asked)
+                assert response is not None
                 assert session.response is not None
                 _become(response, session.response)
                 for hook, seen in deferred:
