@@ -53,6 +53,7 @@ from x402_mask._money import usd
 from x402_mask._policy import Choice, choose
 from x402_mask._schemas import check_input
 from x402_mask._services import origin_of, path_of, tool_of
+from x402_mask._shelf import Asked
 from x402_mask._wallet import Wallet, checked_signature
 from x402_mask._windows import applying, as_datetime
 from x402_mask._wire import REQUIRED_HEADER, proof_header, read_challenge, read_settlement, shown
@@ -137,6 +138,11 @@ class Purchase:
     operation: str = ""
     path: str = field(default="", repr=False)
     is_tool: bool = False
+
+    @property
+    def asked(self) -> Asked:
+        """What is asked of the service, for judging the input."""
+        return Asked(self.method, self.origin, self.service, self.challenge)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +272,10 @@ def _held_first(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | Re
             return None
     if (origin, service) not in payer.tokens.known:
         return None
+    try:
+        yield from _check_input(payer, Asked(call.method, origin, service))
+    except InputRefused:
+        return None  # said when the seller asks for money; until then it costs no token
     from x402_mask._tokens import spend_held  # noqa: PLC0415  # most payers hold none
 
     return (yield from spend_held(payer, call, origin, service))
@@ -342,7 +352,7 @@ def _open(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any
             waited += _POLL_S
             continue
         yield from _check_lapsed(payer, purchase, view)
-        yield from _check_input(payer, purchase)
+        yield from _check_input(payer, purchase.asked)
         verdict = yield from _by_route(payer, call, purchase, view)
         if verdict is not None:
             return verdict
@@ -388,17 +398,17 @@ def _check_lapsed(payer: Payer, purchase: Purchase, view: View) -> Generator[Eff
 # --- deciding -------------------------------------------------------------------------------------
 
 
-def _check_input(payer: Payer, purchase: Purchase) -> Generator[Effect, Any, None]:
+def _check_input(payer: Payer, asked: Asked) -> Generator[Effect, Any, None]:
     """Refuse a body that the service will refuse once it is paid, as far as schemas tell."""
-    checkers = payer.checkers(purchase)
+    checkers = payer.checkers(asked)
     content = (yield from payload()) if checkers else None
     if content is None:
         return
     for checker in checkers:
-        reason = check_input(checker, content.body, content.type, purchase.method)
+        reason = check_input(checker, content.body, content.type, asked.method)
         if reason is not None:
             raise InputRefused(
-                f"{purchase.service} would refuse this request: {reason}; validate_input=False"
+                f"{asked.service} would refuse this request: {reason}; validate_input=False"
                 " pays for it all the same"
             )
 
@@ -917,7 +927,7 @@ def quote(payer: Payer, call: Call, reply: Reply) -> Generator[Effect, Any, Quot
         return _refused_quote(payer, call, reply, refusal)
     try:
         _check_price(payer, purchase, plan)
-        yield from _check_input(payer, purchase)
+        yield from _check_input(payer, purchase.asked)
     except PaymentRefused as refusal:
         bar = bar or refusal
     found = yield from _full_quote(payer, purchase, plan)

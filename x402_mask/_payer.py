@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from x402_mask._market import PaymentDocument
     from x402_mask._models import Payment, Quote, Resolved, Route, Spend
     from x402_mask._schemas import Checker
-    from x402_mask._shelf import Terms
+    from x402_mask._shelf import Asked, Terms
     from x402_mask._transfer import Desk
     from x402_mask._wallet import Signer
 
@@ -305,21 +305,21 @@ class Payer:
         terms = self.catalog.recall(purchase.origin, purchase.service, self.now())
         return None if terms is None else terms.micro
 
-    def checkers(self, purchase: Purchase) -> list[Checker]:
+    def checkers(self, asked: Asked) -> list[Checker]:
         """What a request body must fit, by the challenge and by the catalog."""
-        if not self.validate_input or not has_body(purchase.method):
+        if not self.validate_input or not has_body(asked.method):
             return []
-        texts = schemas_of(purchase.challenge)
-        terms = self.catalog.recall(purchase.origin, purchase.service, self.now())
+        texts = schemas_of(asked.challenge) if asked.challenge is not None else []
+        terms = self.catalog.recall(asked.origin, asked.service, self.now())
         if terms is not None and terms.schema and terms.schema not in texts:
             texts.append(terms.schema)
-        return [self._checker(purchase, text) for text in texts]
+        return [self._checker(asked, text) for text in texts]
 
-    def _checker(self, purchase: Purchase, text: str) -> Checker:
+    def _checker(self, asked: Asked, text: str) -> Checker:
         checker, new = self.catalog.checker(text, compiled)
         if new and checker.ignored:
             log.warning("parts of an input schema are ignored: %s", ", ".join(checker.ignored))
-            self.emit("schema_ignored", purchase, detail={"ignored": checker.ignored[:8]})
+            self.emit("schema_ignored", asked, detail={"ignored": checker.ignored[:8]})
         return checker
 
     def emit(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from x402_mask._schemas import Checker
+    from x402_mask._wire import Challenge
 
 TERMS_S: Final = 3600
 _TERMS_MAX: Final = 256
@@ -40,6 +41,18 @@ class Terms:
     schema: str = field(repr=False)
     names: frozenset[str]
     at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request asks of which service, and the challenge it was answered, if it was sent."""
+
+    method: str
+    origin: str
+    service: str
+    challenge: Challenge | None = field(default=None, repr=False)
+
+    __hash__ = None  # type: ignore[assignment]  # holds a challenge
 
 
 class Shelf:

@@ -9,7 +9,16 @@ import pytest
 from tests.catalog.conftest import MakePayer
 from tests.catalog.kit import MODES, Shop, client_of, entry, market, using
 from tests.support.seller import offer, offer_v1, paywall, served, v1_body, v2_body, v2_header
-from x402_mask import Cap, InputRefused, MemoryLedger, Payer, PaymentRefused, Wallet
+from x402_mask import (
+    Cap,
+    InputRefused,
+    Marketplace,
+    MemoryLedger,
+    Payer,
+    PaymentRefused,
+    Wallet,
+    receipt_of,
+)
 from x402_mask.sandbox import Sandbox
 
 SCHEMA = {"type": "object", "required": ["a"], "properties": {"a": {"type": "string"}}}
@@ -232,3 +241,27 @@ def test_nobody_is_asked_to_approve_what_would_be_refused(
     assert asked == []
     using("client", payer, lambda c: c.post(url, json={"a": "x"}))
     assert len(asked) == 1
+
+
+def test_a_held_token_is_not_spent_on_what_would_be_refused() -> None:
+    """Neither before the seller is asked nor after: a token is money that is gone already."""
+    with Sandbox(auto_paid=True, calls_per_payment=2) as real:
+        options: Any = {"caps": [Cap(1, per="total")], "origins": [real.url], "prefer": TOKENS}
+        pictures = {name: f"{real.url}/static/{path}" for name, path in PICTURES.items()}
+        url = real.url + "/api/tools/mask-refinement"
+        with (
+            Payer(None, ledger=MemoryLedger(), **options) as payer,
+            client_of("client", payer) as client,
+        ):
+            Marketplace(real.url, client).service("mask-refinement")
+            bought = receipt_of(client.post(url, json=pictures))
+            with pytest.raises(InputRefused, match="'MaskImageURL' is required"):
+                client.post(url, json={"ImageURL": "x"})
+            used = receipt_of(client.post(url, json=pictures))
+        assert bought is not None and bought.route == "token"
+        assert used is not None and used.route == "held-token"
+        assert used.payment_id == bought.payment_id
+
+
+TOKENS = ("held-token", "token")
+PICTURES = {"ImageURL": "photo.png", "MaskImageURL": "mask.png"}

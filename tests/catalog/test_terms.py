@@ -10,8 +10,17 @@ import pytest
 from tests.catalog.conftest import MakePayer
 from tests.catalog.kit import MODES, Shop, client_of, entry, market, using
 from tests.support.seller import offer
-from x402_mask import Cap, CapExceeded, Marketplace, OfferRefused, Payer, PaymentRefused
+from x402_mask import (
+    Cap,
+    CapExceeded,
+    Marketplace,
+    MemoryLedger,
+    OfferRefused,
+    Payer,
+    PaymentRefused,
+)
 from x402_mask._shelf import Shelf, Terms
+from x402_mask.sandbox import Sandbox
 
 
 def post(payer: Payer, url: str) -> Any:
@@ -193,3 +202,18 @@ def test_a_shelf_tells_whether_a_name_is_new() -> None:
     assert shelf.keep("o", terms("a", "b"))
     assert not shelf.keep("o", terms("a", "b", at=5))
     assert shelf.keep("o", terms("a", "c"))
+
+
+def test_a_token_is_not_bought_above_the_catalogs_price() -> None:
+    """The token route is judged as the x402 route is: by what the live offer asks."""
+    with Sandbox(auto_paid=True) as real:
+        options: Any = {"caps": [Cap(1, per="total")], "origins": [real.url], "prefer": ("token",)}
+        with Payer(None, ledger=MemoryLedger(), **options) as payer:
+            using("client", payer, lambda c: Marketplace(real.url, c).service("timestamp"))
+            cheap = Terms(
+                service="timestamp", micro=29_999, schema="", names=frozenset(), at=payer.now()
+            )
+            payer.learn(real.url, cheap)
+            with pytest.raises(OfferRefused, match="the catalog's price"):
+                using("client", payer, lambda c: c.get(real.url + "/api/tools/timestamp"))
+            assert payer.payments() == []
