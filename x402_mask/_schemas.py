@@ -40,7 +40,7 @@ _BYTES: Final = 1024
 _DEPTH_MAX: Final = 40
 
 _OFFERS_READ: Final = 8
-_METHODS: Final = frozenset({"POST", "PUT", "PATCH"})
+_METHODS: Final = frozenset({"POST", "PUT", "PATCH", "TOOLS/CALL"})
 _TYPES: Final = frozenset({"array", "boolean", "integer", "null", "number", "object", "string"})
 
 
@@ -87,7 +87,7 @@ def check_input(
         schema: JSON text, or what :func:`compiled` made of it.
         body: as it would be sent; ``None`` where it is not in memory.
         content_type: as the request says.
-        method: of the request; only POST, PUT and PATCH have a body to judge.
+        method: of the request; only POST, PUT, PATCH and MCP's tools/call have a body to judge.
     """
     checker = compiled(schema) if isinstance(schema, str) else schema
     if body is None or checker.find is None or not has_body(method):

@@ -28,7 +28,8 @@ from tests.mcp.kit import (
     said,
 )
 from tests.support.seller import TRANSACTION
-from x402_mask import Cap, CapExceeded, PaymentRefused
+from x402_mask import Cap, CapExceeded, InputRefused, PaymentRefused
+from x402_mask._shelf import Terms
 from x402_mask.httpx import AsyncPaymentTransport
 from x402_mask.mcp import PaidSession, receipt_of
 
@@ -417,3 +418,25 @@ def test_what_is_no_origin() -> None:
     for odd in ("shop.example", "mcp:", "mcp:a b", "ftp://shop.example", ""):
         with pytest.raises(ValueError, match="URL"):
             PaidSession(None, payer_of(), odd)  # type: ignore[arg-type]
+
+
+def test_arguments_that_the_catalog_says_are_wrong_are_not_paid_for() -> None:
+    """A marketplace settles first: bad arguments would cost the price all the same."""
+    shop, payer = Shop(asks(document())), payer_of()
+    schema = '{"type": "object", "required": ["ImageURL"]}'
+    terms = Terms(
+        service="make-thing", micro=None, schema=schema, names=frozenset(), at=payer.now()
+    )
+    payer.learn(ORIGIN, terms)
+
+    async def scenario() -> None:
+        async with connected(shop) as session:
+            paid = PaidSession(session, payer, ORIGIN)
+            for arguments in (None, {"imageurl": "x"}):
+                with pytest.raises(InputRefused, match="'ImageURL' is required"):
+                    await paid.call_tool("make_thing", arguments)
+            assert shop.proofs == [] and payer.payments() == []
+            assert receipt_of(await paid.call_tool("make_thing", {"ImageURL": "x"})) is not None
+
+    run(scenario)
+    assert len(shop.authorizations) == 1

@@ -15,7 +15,16 @@ from pydantic_core import to_jsonable_python
 
 from x402_mask import _flow, _json
 from x402_mask._drive import Abandoned, AsyncPerformer
-from x402_mask._effects import Ask, Content, Fetch, Fingerprint, Payload, ReadBody, Reply
+from x402_mask._effects import (
+    PAYLOAD_BYTES_MAX,
+    Ask,
+    Content,
+    Fetch,
+    Fingerprint,
+    Payload,
+    ReadBody,
+    Reply,
+)
 from x402_mask._flow import Call, Trip
 from x402_mask._models import Receipt
 from x402_mask._services import origin_of, tool_url
@@ -307,8 +316,7 @@ class _ToolCall:
         if isinstance(effect, Fingerprint):
             return self._fingerprint()
         if isinstance(effect, Payload):
-            body = json.dumps(to_jsonable_python(self._arguments or {})).encode()
-            return Content(body=body, type="application/json")
+            return self._payload()
         if isinstance(effect, Fetch):
             await self._performer.deliver()
             return await self.market.fetch(effect)
@@ -345,6 +353,11 @@ class _ToolCall:
     def _fingerprint(self) -> str:
         asked = {"tool": self._tool, "arguments": to_jsonable_python(self._arguments or {})}
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+    def _payload(self) -> Content | None:
+        """The arguments, as the service behind the tool takes them."""
+        body = json.dumps(to_jsonable_python(self._arguments or {})).encode()
+        return Content(body, "application/json") if len(body) <= PAYLOAD_BYTES_MAX else None
 
     def _concluded(self, verdict: Verdict) -> Result:
         """The answer with its receipt; an answer that was an error is raised as it came."""
