@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import secrets
+import json
+import os
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from x402_mask import Cap, SQLiteLedger
-from x402_mask._ledger import Reservation
+from tests.support.postgres import Postgres, Unavailable
+from x402_mask import Cap, PostgresLedger, SQLiteLedger
+from x402_mask._ledger import Ledger, Proof, Reservation, new_payment_id
 from x402_mask._windows import compile_caps
 
 LIMITS = compile_caps(
@@ -18,13 +22,26 @@ LIMITS = compile_caps(
 )
 
 
+WRITERS = (1, 8, 64)
+PROCESSES = 8
+
+
 def reservation(number: int) -> Reservation:
+    at = time.time_ns() // 1000
     return Reservation(
-        id="pay_" + secrets.token_hex(16), at=time.time_ns() // 1000, service="mask-refinement",
-        origin="https://seller.example", operation=f"{number}-{secrets.token_hex(12)}",
+        id=new_payment_id(at), at=at, service="mask-refinement",
+        origin="https://seller.example", operation=f"{number}-{os.urandom(12).hex()}",
         keyed=False, route="x402", micro=200000, amount=200000, asset="0x" + "1" * 40,
         network="eip155:8453", payer="0x" + "2" * 40, pay_to="0x" + "3" * 40, limits=LIMITS,
         pin_payee=False,
+    )  # fmt: skip
+
+
+def prove() -> Proof:
+    """A proof of the usual size: what is measured is all that happens before it leaves."""
+    return Proof(
+        header="PAYMENT-SIGNATURE", value="x" * 1100, nonce="0x" + os.urandom(32).hex(),
+        valid_before=int(time.time()) + 300,
     )  # fmt: skip
 
 
@@ -61,43 +78,99 @@ def reserve_times(ledgers: list[Any], rounds: int) -> list[list[float]]:
         for at, ledger in order if turn % 2 else reversed(order):
             want = reservation(turn)
             begun = time.perf_counter()
-            ledger.reserve(want, durable=True)
+            ledger.reserve(want, prove=prove)
             times[at].append(time.perf_counter() - begun)
     return times
 
 
-def by_size(folder: Path, sizes: tuple[int, ...], rounds: int = 600) -> dict[int, float]:
-    """Median microseconds of a durable reservation by payments on the ledger."""
-    ledgers = []
-    for size in sizes:
-        ledger = SQLiteLedger(folder / f"size-{size}.db")
+def filled(folder: Path, sizes: tuple[int, ...]) -> dict[int, SQLiteLedger]:
+    """Ledgers that hold so many payments."""
+    ledgers = {size: SQLiteLedger(folder / f"size-{size}.db") for size in sizes}
+    for size, ledger in ledgers.items():
         if size:
             fill(ledger, size)
-        ledgers.append(ledger)
-    times = reserve_times(ledgers, rounds + 50)
-    for ledger in ledgers:
+    return ledgers
+
+
+def by_size(ledgers: dict[int, SQLiteLedger], rounds: int = 300) -> dict[int, float]:
+    """Median microseconds of a durable reservation by payments on the ledger."""
+    times = reserve_times(list(ledgers.values()), rounds + 50)
+    for ledger in ledgers.values():
         ledger.close()
-        ledger.path.unlink()
     return {
-        size: statistics.median(spent[50:]) * 1e6 for size, spent in zip(sizes, times, strict=True)
+        size: statistics.median(spent[50:]) * 1e6
+        for size, spent in zip(ledgers, times, strict=True)
     }
 
 
-def throughput(ledger: Any, writers: int, seconds: float = 3.0) -> tuple[float, float]:
-    """Durable reservations per second, and the median microseconds of one, with many writers."""
+# --- many writers -----------------------------------------------------------------------------
+
+
+def throughput(store: str, writers: int, seconds: float = 2.0) -> dict[str, float]:
+    """Durable reservations per second by that many writers, threads of up to eight processes.
+
+    *store* is the path of a SQLite file, or the connection string of a PostgreSQL database.
+    """
+    processes = min(writers, PROCESSES)
+    command = [sys.executable, "-m", "tests.bench.ledgers", store, str(writers // processes)]
+    workers = [
+        subprocess.Popen(
+            [*command, str(seconds)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(processes)
+    ]
     spent: list[float] = []
-    until = time.monotonic() + seconds
+    for worker in workers:
+        assert worker.stdout is not None and worker.stdout.readline() == "ready\n"
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    for worker in workers:
+        spent += json.loads(worker.communicate(timeout=120)[0])
+    return {
+        "per_s": len(spent) / seconds,
+        "median_ms": statistics.median(spent) * 1e3,
+        "worst_ms": max(spent) * 1e3,
+    }
+
+
+def by_writers(folder: Path) -> dict[str, dict[int, dict[str, float]]]:
+    """Throughput of both stores; PostgreSQL is left out where it does not run."""
+    found = {"SQLite": {n: throughput(str(folder / f"{n}.db"), n) for n in WRITERS}}
+    try:
+        with Postgres({"fsync": "on"}) as server:
+            os.environ["X402_MASK_LEDGER_KEY"] = "11" * 32
+            found["PostgreSQL"] = {n: throughput(server.database(), n) for n in WRITERS}
+    except Unavailable as why:
+        print(f"no PostgreSQL here: {why}")
+    return found
+
+
+def work(store: str, threads: int, seconds: float) -> None:
+    """One process of writers: ready, go, and the seconds that each reservation took."""
+    ledger: Ledger = PostgresLedger(store) if " " in store else SQLiteLedger(store)
+    ledger.reserve(reservation(0), durable=True)
+    spent: list[float] = []
 
     def write() -> None:
         while time.monotonic() < until:
+            want = reservation(0)
             begun = time.perf_counter()
-            ledger.reserve(reservation(0), durable=True)
+            ledger.reserve(want, prove=prove, wait_s=30)
             spent.append(time.perf_counter() - begun)
 
-    threads = [threading.Thread(target=write) for _ in range(writers)]
-    begun = time.monotonic()
-    for thread in threads:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    until = time.monotonic() + seconds
+    others = [threading.Thread(target=write) for _ in range(threads - 1)]
+    for thread in others:
         thread.start()
-    for thread in threads:
+    write()
+    for thread in others:
         thread.join()
-    return len(spent) / (time.monotonic() - begun), statistics.median(spent) * 1e6
+    print(json.dumps(spent))
+
+
+if __name__ == "__main__":
+    work(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))

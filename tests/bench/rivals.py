@@ -136,7 +136,7 @@ def sign_ours(url: str) -> Callable[[int], None]:
     from x402_mask._exact import authorize
     from x402_mask._policy import Choice
     from x402_mask._registry import EIP3009_ASSETS
-    from x402_mask._wallet import Wallet, checked_signature
+    from x402_mask._wallet import Wallet
     from x402_mask._wire import proof_header, read_challenge
 
     wallet = Wallet.from_key(KEY)
@@ -151,8 +151,7 @@ def sign_ours(url: str) -> Callable[[int], None]:
             choice, payer=wallet.address, now=1.7e9, seller_now=1.7e9, cap_s=300,
             nonce=number.to_bytes(32, "big"), backdate=False,
         )  # fmt: skip
-        digest = signed.digest
-        signature = checked_signature(wallet.sign_digest(digest), digest, wallet.address)
+        signature = wallet.sign_checked(signed.digest)
         proof_header(challenge, choice.offer, signed.payload(signature), "pay_" + "0" * 32)
 
     return call
