@@ -46,7 +46,8 @@ _MOVING: Final = (
 )  # fmt: skip
 _ASIDE: Final = frozenset(
     {
-        *("represented", "asked", "created", "closed", "token_used", "token_dropped"),
+        *("represented", "asked", "created", "closed"),
+        *("token_used", "token_returned", "token_dropped"),
         *("transfer_replaced", "transfer_closed"),
     }
 )

@@ -293,6 +293,10 @@ def _preempt(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | None]
         verdict = yield from _open(payer, call, purchase)
     except PaymentRefused:
         return None  # the refusal is said, and recorded, when the seller really asks
+    except TokenFlowError as error:
+        if error.at_risk:
+            raise
+        return None  # as above
     if verdict.receipt is not None and verdict.receipt.outcome == "rejected":
         payer.memory.rejected(call.method, origin, service, payer.now())
     return verdict

@@ -117,6 +117,29 @@ def find_payment(document: Any) -> Mapping[str, Any] | None:
     return None
 
 
+def find_accepts(body: bytes | None) -> bytes | None:
+    """The object in *body* that lists ``accepts``, as it was written; ``None`` if there is none.
+
+    At the top level, or where a payment object may be.
+    """
+    if body is None or b'"accepts"' not in body:
+        return None
+    try:
+        text = _json.as_text(body)
+        document = _json.loads(text)
+    except (_json.BadJSON, UnicodeDecodeError):
+        return None
+    for path in ((), ("payment",), ("data", "payment"), ("data",)):
+        place, written = document, text
+        for name in path:
+            place = place.get(name) if isinstance(place, dict) else None
+            if isinstance(place, dict):
+                written = _json.members(written)[name]
+        if isinstance(place, dict) and isinstance(place.get("accepts"), list):
+            return written.encode()
+    return None
+
+
 def _read(found: Mapping[str, Any], document: Mapping[str, Any]) -> MarketPayment:
     payment_id = found.get("paymentId")
     if not isinstance(payment_id, str) or not _ID.fullmatch(payment_id) or ".." in payment_id:

@@ -73,7 +73,7 @@ class HeldTokens:
         if self.known is not None:
             self.known.add((origin, service))
 
-    def forget(self, origin: str, service: str) -> None:
-        """None is left."""
-        if self.known is not None:
-            self.known.discard((origin, service))
+    def doubt(self, origin: str, service: str) -> None:
+        """None was to be had: it is spent, or all is paused.  The next call looks again."""
+        if self.known is not None and (origin, service) in self.known:
+            self.known = None

@@ -219,7 +219,7 @@ class TokenBook:
     ) -> Purchase:
         from x402_mask._ledger import Proof  # noqa: PLC0415  # it is built on this module
 
-        token = db.one("SELECT sealed FROM tokens WHERE payment=? AND live=1", row.id)
+        token = db.one("SELECT sealed FROM tokens WHERE payment=? AND sealed IS NOT NULL", row.id)
         proof = None
         if row.proof is not None:
             value = self._vault().open(bytes(row.proof), row.id)
@@ -249,21 +249,27 @@ class TokenBook:
         self, origin: str, service: str, *, now_us: int, wait_s: float = WAIT_S
     ) -> Held | None:
         """Take one call of a token that has calls left and is not expired, the oldest first."""
-        with self._transaction(wait_s) as db:
-            if self._is_paused(db):
+        with self._transaction(wait_s, write=False) as db:  # most often there is none
+            if _usable(db, origin, service, now_us) is None:
                 return None
-            found = db.one(
-                "SELECT payment, sealed FROM tokens WHERE origin=? AND service=? AND live=1"
-                " AND calls<>0 AND (until IS NULL OR until>?) ORDER BY at LIMIT 1",
-                *(origin, service, now_us),
-            )
-            if found is None:
+        with self._transaction(wait_s) as db:
+            found = _usable(db, origin, service, now_us)
+            if found is None or self._is_paused(db):
                 return None
             payment_id, sealed = found
             token = self._vault().open(bytes(sealed), _label(payment_id))
             db.run("UPDATE tokens SET calls=calls-1 WHERE payment=? AND calls>0", payment_id)
             self._write(db, now_us, payment_id, "token_used", {})
             return Held(row=self._row(db, payment_id), token=token)
+
+    def return_call(self, payment_id: str, *, now_us: int, wait_s: float = WAIT_S) -> None:
+        """The call that :meth:`take_token` took brought nothing: it may be presented again."""
+        with self._transaction(wait_s) as db:
+            db.run(
+                "UPDATE tokens SET calls=calls+1 WHERE payment=? AND live=1 AND calls>=0",
+                payment_id,
+            )
+            self._write(db, now_us, payment_id, "token_returned", {})
 
     def held_tokens(self, *, now_us: int, wait_s: float = WAIT_S) -> frozenset[tuple[str, str]]:
         """Origin and service of every token that has calls left."""
@@ -284,8 +290,11 @@ class TokenBook:
             self._write(db, now_us, payment_id, "token_dropped", {"note": note})
 
     def _forget_spent(self, db: Db, payment_id: str) -> None:
-        """After a delivery: a token without calls left is not kept."""
-        sql = "UPDATE tokens SET live=0, sealed=NULL WHERE payment=? AND calls=0"
+        """After a delivery: a token without calls left is not used again.
+
+        Unless the answer breaks off after all, and its own operation presents it once more.
+        """
+        sql = "UPDATE tokens SET live=0 WHERE payment=? AND calls=0"
         db.run(sql, payment_id)
 
     # --- what the ledger provides
@@ -321,6 +330,14 @@ class TokenBook:
         def _write(
             self, db: Db, now_us: int, payment_id: str | None, kind: str, data: Mapping[str, Any]
         ) -> None: ...
+
+
+def _usable(db: Db, origin: str, service: str, now_us: int) -> tuple[Any, ...] | None:
+    return db.one(
+        "SELECT payment, sealed FROM tokens WHERE origin=? AND service=? AND live=1 AND calls<>0"
+        " AND (until IS NULL OR until>?) ORDER BY at LIMIT 1",
+        *(origin, service, now_us),
+    )
 
 
 def _taken_over(db: Db, row: Row, remote: str) -> bool:

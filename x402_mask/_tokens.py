@@ -15,12 +15,12 @@ ledger says this one stopped.
 
 from __future__ import annotations
 
-import email.utils
 import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from x402_mask import _json
+from x402_mask._body import date_of
 from x402_mask._effects import Fetch, Reply, ask, checkpoint, consult, fetch, record, sleep
 from x402_mask._flow import (
     Plan,
@@ -38,6 +38,7 @@ from x402_mask._market import (
     MarketPayment,
     PaymentDocument,
     Unreadable,
+    find_accepts,
     find_payment,
     micro_of,
     price_fault,
@@ -159,8 +160,9 @@ def spend_held(
         log.warning("held tokens cannot be read: %s", exc)
         return None
     if taken is None:
-        payer.tokens.forget(origin, service)
+        payer.tokens.doubt(origin, service)
         return None
+    payer.tokens.learn(origin, service)
     row = taken.row
     payer.emit("token_used", row, payment_id=row.id)
     outcome: Outcome = "settled" if row.state == "settled" else "unknown"
@@ -171,13 +173,30 @@ def spend_held(
     try:
         reply = yield from ask((TOKEN_HEADER, taken.token))
     except BaseException as failure:
-        failure.add_note(f"x402_mask: a call of the token of payment {row.id} was used")
+        failure.add_note(f"x402_mask: a call of the token of payment {row.id} may be used")
+        yield from _give_back(payer, row)
         raise
     if reply.status != 402:
+        if not reply.delivered:
+            yield from _give_back(payer, row)
         return Verdict(receipt=receipt, delivered=reply.delivered, prepaid=True)
     call.trip.paid, call.trip.receipt = False, None
     yield from _drop(payer, row, "refused by the seller")
     return reply
+
+
+def _give_back(payer: Payer, row: Row) -> Generator[Effect, Any, None]:
+    """Nothing was delivered for a call of a token: let an identical call present it again.
+
+    If the seller has counted it, it says so with a 402, and that costs nothing.
+    """
+    now_us = payer.now_us()
+    try:
+        yield from record(
+            lambda wait_s: payer.ledger.return_call(row.id, now_us=now_us, wait_s=wait_s)
+        )
+    except LedgerError as exc:
+        log.warning("a call of the token of payment %s is lost: %s", row.id, exc)
 
 
 def _drop(payer: Payer, row: Row, note: str) -> Generator[Effect, Any, None]:
@@ -306,13 +325,15 @@ def _pay(
         raise TokenFlowError(f"the marketplace payment is {payment.status} already")
     challenge = _asked(answer)
     if challenge is not None and payer.signer is not None:
+        _check_payee(deal, payment)
         return (yield from _pay_x402(deal, challenge, answer))
     if payment is None:
-        raise TokenFlowError(
-            f"{deal.purchase.origin}{PAYMENTS_PATH} wants an x402 signature and this payer has"
-            " no wallet"
-        )
+        why = "wants an x402 signature and this payer has no wallet"
+        if challenge is None:
+            why = "answered 402 and named neither a payment nor an offer"
+        raise TokenFlowError(f"{deal.purchase.origin}{PAYMENTS_PATH} {why}")
     if _can_transfer(deal, payment):
+        _check_payee(deal, payment)
         try:
             return (yield from _pay_by_transfer(deal, payment))
         except TokenFlowError as failure:
@@ -320,25 +341,27 @@ def _pay(
                 raise
             log.info("no transfer for payment %s: %s", deal.row.id, failure)
     if payer.settle_payment is not None:
+        _check_payee(deal, payment)
         return (yield from _pay_by_hand(deal, payment))
     return (yield from _await_balance(deal, payment))
 
 
 def _asked(answer: Fetched) -> Challenge | None:
     header = answer.headers.get(REQUIRED_HEADER, ())
-    if not header and (answer.body is None or b'"accepts"' not in answer.body):
+    body = find_accepts(answer.body)
+    if not header and body is None:
         return None
-    found = read_challenge(header, answer.body)
+    found = read_challenge(header, body)
     return found if found is not None and (found.offers or found.skipped) else None
 
 
 def _check_terms(deal: _Deal, payment: MarketPayment | None) -> None:
-    """The payment object is for this service, at the live price, to the live payee."""
+    """The payment object is for this service, at the live price."""
     if payment is None:
         return
     service = deal.purchase.service
     for named in payment.services:
-        if deal.payer.services.canonical(named) != service:
+        if not _is_service(deal.payer, named, service):
             raise TermsRefused(
                 f"the payment is for the service {shown(named, 60)}, not {service}",
                 reason="service",
@@ -346,9 +369,19 @@ def _check_terms(deal: _Deal, payment: MarketPayment | None) -> None:
     fault = price_fault(payment, deal.terms.micro)
     if fault is not None:
         raise TermsRefused(fault, reason="price")
-    ours, theirs = deal.terms.pay_to, payment.pay_to
-    pays = deal.payer.signer is not None
-    if pays and ours is not None and theirs is not None and theirs.lower() != ours.lower():
+
+
+def _is_service(payer: Payer, named: str, service: str) -> bool:
+    try:
+        return payer.services.canonical(named) == service
+    except ValueError:  # it looks like a URL, and is none
+        return False
+
+
+def _check_payee(deal: _Deal, payment: MarketPayment | None) -> None:
+    """Where the payee is to be paid: the payment object and the live offer name the same."""
+    ours, theirs = deal.terms.pay_to, payment.pay_to if payment is not None else None
+    if ours is not None and theirs is not None and theirs.lower() != ours.lower():
         raise TermsRefused(
             f"the payment names the payee {shown(theirs, 50)}, the live offer {ours}",
             reason="payee",
@@ -388,6 +421,8 @@ def _pay_x402(
     deal: _Deal, challenge: Challenge, answer: Fetched
 ) -> Generator[Effect, Any, Verdict]:
     choice = _same_offer(deal, challenge)
+    if deal.terms.choice is None:
+        yield from _check_pinned(deal, choice)
     there = Reply(status=402, url=answer.url, headers=answer.headers, date=answer.date)
     asked = replace(deal.purchase, challenge=challenge, reply=there)
     proof = yield from prove(deal.payer, asked, choice, deal.row.id)
@@ -421,6 +456,23 @@ def _same_offer(deal: _Deal, challenge: Challenge) -> Choice:
             reason="price",
         )
     return choice
+
+
+def _check_pinned(deal: _Deal, choice: Choice) -> Generator[Effect, Any, None]:
+    """A payee that the live 402 does not name was not recorded with the reservation."""
+    payer, service, payee = deal.payer, deal.purchase.service, choice.offer.pay_to
+    if not payer.policy.pin:
+        return
+    now_us = payer.now_us()
+    view = yield from record(
+        lambda wait_s: payer.ledger.look("", service, now_us=now_us, wait_s=wait_s)
+    )
+    if not view.payees.get(payee.lower()):
+        raise TermsRefused(
+            f"only the payments endpoint names the payee {payee}; if that is right:"
+            f" payer.accept_payee({service!r}, {payee!r})",
+            reason="payee",
+        )
 
 
 def _other_terms(live: Choice, challenge: Challenge) -> TermsRefused:
@@ -617,10 +669,8 @@ def _retry_after(answer: Fetched, now: float) -> float:
     text = next(iter(answer.headers.get("retry-after", ())), "").strip()
     if text.isascii() and text.isdigit() and len(text) < 9:
         return float(text)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - now)
-    except (ValueError, TypeError, OverflowError):
-        return 0.0
+    date = date_of(text)
+    return 0.0 if date is None else max(0.0, date - now)
 
 
 # --- the token ------------------------------------------------------------------------------------
@@ -725,16 +775,28 @@ def resume(
         )
         if begun is None:
             return None
-        row = begun.row
+        row, terms = begun.row, _terms_again(payer, purchase, begun.row)
+        if row.state == "reserved" and row.network is not None and terms.choice is None:
+            yield from _let_go(payer, row)
+            return None  # decided anew
         payer.emit("represented", row, payment_id=row.id, usd=usd(row.micro))
         deal = _Deal(
-            payer, call, purchase, row, _terms_again(payer, purchase, row),
+            payer, call, purchase, row, terms,
             remote=begun.remote, until=begun.until, held=row.state != "reserved",
             settled=row.state == "settled", transaction=row.trans,
         )  # fmt: skip
         return (yield from _orderly(deal, _go_on(deal, begun)))
     finally:
         payer.ledger.put_down(twin.row.id, call, now_us=now_us)
+
+
+def _let_go(payer: Payer, row: Row) -> Generator[Effect, Any, None]:
+    """Nothing was paid for this reservation, and the seller now asks for something else."""
+    note, now_us = "the live offer is not the one that was reserved", payer.now_us()
+    yield from record(
+        lambda wait_s: payer.ledger.release(row.id, note, now_us=now_us, wait_s=wait_s)
+    )
+    payer.emit("released", row, payment_id=row.id, detail={"note": note})
 
 
 def _terms_again(payer: Payer, purchase: Purchase, row: Row) -> Plan:
@@ -744,8 +806,8 @@ def _terms_again(payer: Payer, purchase: Purchase, row: Row) -> Plan:
     except OfferRefused:
         choice = None
     same = choice is not None and (
-        (choice.offer.network, choice.asset.address, str(choice.offer.amount))
-        == (row.network, row.asset, row.amount)
+        (choice.offer.network, choice.asset.address, str(choice.offer.amount), payer.address)
+        == (row.network, row.asset, row.amount, row.payer)
         and choice.offer.pay_to.lower() == (row.pay_to or "").lower()
     )
     return Plan(

@@ -81,7 +81,9 @@ def receipt_of(response: httpx.Response) -> Receipt | None:
 class _Slot:
     """What the requests of one call share: redirects copy extensions, but not what is in them."""
 
-    __slots__ = ("_trip", "_url", "deferred", "errand", "over", "proof", "requests", "retry")
+    __slots__ = (
+        "_trip", "_url", "deferred", "errand", "over", "private", "proof", "requests", "retry",
+    )  # fmt: skip
 
     def __init__(self, request: httpx.Request) -> None:
         self._url = request.url
@@ -90,6 +92,7 @@ class _Slot:
         self.retry: weakref.ref[httpx.Request] | None = None
         self.errand: weakref.ref[httpx.Request] | None = None
         self.proof: tuple[str, str] | None = None
+        self.private: tuple[str, ...] = ()
         self.over = False
         self.deferred: list[tuple[Callable[[httpx.Response], Any], httpx.Response]] | None = None
 
@@ -120,8 +123,16 @@ class _Slot:
         """Whether *request* was already sent in this call."""
         return any(known() is request for known in self.requests)
 
+    @property
+    def on_errand(self) -> bool:
+        """Whether what is sent, and answered, is an errand, or where one was redirected to."""
+        return self.errand is not None and self.errand is self.retry
+
     def shed(self, request: httpx.Request) -> None:
         """Take every proof off a request that leaves the origin the caller named."""
+        if self.on_errand and self.errand is not None and self.errand() is not request:
+            for name in (*self.private, "authorization", "cookie"):
+                request.headers.pop(name, None)
         if _origin(request) != self.trip.origin:
             for name in PROOF_HEADERS:
                 request.headers.pop(name, None)
@@ -196,14 +207,17 @@ class _Session:
             headers["user-agent"] = self.request.headers["user-agent"]
         if wanted.content is not None:
             headers["content-type"] = "application/json"
+        named = httpx.Headers(headers)
+        named.update(wanted.headers)
         errand = httpx.Request(
-            wanted.method, url, headers={**headers, **wanted.headers}, content=wanted.content,
+            wanted.method, url, headers=named, content=wanted.content,
             extensions=self.request.extensions,
         )  # fmt: skip
         if wanted.proof is not None:
             errand.headers[wanted.proof[0]] = wanted.proof[1]
             self.slot.proof = wanted.proof
         self.slot.retry = self.slot.errand = weakref.ref(errand)
+        self.slot.private = tuple(wanted.headers)
         self.slot.requests.append(self.slot.errand)
         self.errand = errand
         return errand
@@ -1232,8 +1246,7 @@ class _Deferred:
     def waits(self, response: httpx.Response) -> bool:
         """Whether the hook is put off."""
         slot = response.request.extensions.get(_SLOT)
-        errand = slot.errand() if isinstance(slot, _Slot) and slot.errand is not None else None
-        if errand is response.request:
+        if isinstance(slot, _Slot) and slot.on_errand:
             return True  # an errand of ours is no answer of the caller's
         if response.status_code != 402 or not isinstance(slot, _Slot) or slot.deferred is None:
             return False

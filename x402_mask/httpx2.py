@@ -78,7 +78,9 @@ def receipt_of(response: httpx2.Response) -> Receipt | None:
 class _Slot:
     """What the requests of one call share: redirects copy extensions, but not what is in them."""
 
-    __slots__ = ("_trip", "_url", "deferred", "errand", "over", "proof", "requests", "retry")
+    __slots__ = (
+        "_trip", "_url", "deferred", "errand", "over", "private", "proof", "requests", "retry",
+    )  # fmt: skip
 
     def __init__(self, request: httpx2.Request) -> None:
         self._url = request.url
@@ -87,6 +89,7 @@ class _Slot:
         self.retry: weakref.ref[httpx2.Request] | None = None
         self.errand: weakref.ref[httpx2.Request] | None = None
         self.proof: tuple[str, str] | None = None
+        self.private: tuple[str, ...] = ()
         self.over = False
         self.deferred: list[tuple[Callable[[httpx2.Response], Any], httpx2.Response]] | None = None
 
@@ -117,8 +120,16 @@ class _Slot:
         """Whether *request* was already sent in this call."""
         return any(known() is request for known in self.requests)
 
+    @property
+    def on_errand(self) -> bool:
+        """Whether what is sent, and answered, is an errand, or where one was redirected to."""
+        return self.errand is not None and self.errand is self.retry
+
     def shed(self, request: httpx2.Request) -> None:
         """Take every proof off a request that leaves the origin the caller named."""
+        if self.on_errand and self.errand is not None and self.errand() is not request:
+            for name in (*self.private, "authorization", "cookie"):
+                request.headers.pop(name, None)
         if _origin(request) != self.trip.origin:
             for name in PROOF_HEADERS:
                 request.headers.pop(name, None)
@@ -193,14 +204,17 @@ class _Session:
             headers["user-agent"] = self.request.headers["user-agent"]
         if wanted.content is not None:
             headers["content-type"] = "application/json"
+        named = httpx2.Headers(headers)
+        named.update(wanted.headers)
         errand = httpx2.Request(
-            wanted.method, url, headers={**headers, **wanted.headers}, content=wanted.content,
+            wanted.method, url, headers=named, content=wanted.content,
             extensions=self.request.extensions,
         )  # fmt: skip
         if wanted.proof is not None:
             errand.headers[wanted.proof[0]] = wanted.proof[1]
             self.slot.proof = wanted.proof
         self.slot.retry = self.slot.errand = weakref.ref(errand)
+        self.slot.private = tuple(wanted.headers)
         self.slot.requests.append(self.slot.errand)
         self.errand = errand
         return errand
@@ -1229,8 +1243,7 @@ class _Deferred:
     def waits(self, response: httpx2.Response) -> bool:
         """Whether the hook is put off."""
         slot = response.request.extensions.get(_SLOT)
-        errand = slot.errand() if isinstance(slot, _Slot) and slot.errand is not None else None
-        if errand is response.request:
+        if isinstance(slot, _Slot) and slot.on_errand:
             return True  # an errand of ours is no answer of the caller's
         if response.status_code != 402 or not isinstance(slot, _Slot) or slot.deferred is None:
             return False

@@ -1,0 +1,447 @@
+"""What a marketplace may say wrongly: a typed error says what, and money never moves twice."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+
+from tests.support.seller import OTHER_PAYEE, PAYEE, Hit, Reply, offer_server402
+from tests.tokens.bazaar import (
+    PAYMENTS,
+    PRICE,
+    SERVICE,
+    Bazaar,
+    answered,
+    lost,
+    nothing,
+    once,
+    saying,
+)
+from tests.tokens.shop import USD, WALLET, assert_sound, call, counted, payer, states
+from x402_mask import Cap, PaymentError, TermsRefused, TokenFlowError, _tokens, receipt_of
+
+TOKEN_ONLY: dict[str, Any] = {"prefer": ("held-token", "token")}
+
+
+def refused(bazaar: Bazaar, colour: str = "client", **options: Any) -> PaymentError:
+    """The error of a call for which nothing moved."""
+    buyer = payer(bazaar, **{**TOKEN_ONLY, "poll_unpaid": 0.05, **options})
+    with pytest.raises(PaymentError) as caught:
+        call(colour, buyer, bazaar.url())
+    assert caught.value.at_risk is False, caught.value
+    assert counted(buyer) == 0 and set(states(buyer)) <= {"released"}
+    assert bazaar.moved == [] and "redeem" not in bazaar.steps()
+    assert caught.value.response.status_code == 402
+    assert_sound(buyer, bazaar)
+    return caught.value
+
+
+# --- terms ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("amountCents", 21, "price"),
+        ("amountCents", 2000, "price"),
+        ("amountCents", 0, "price"),
+        ("amountCents", 19.5, "price"),
+        ("currency", "EUR", "price"),
+        ("serviceId", "timestamp", "service"),
+        ("serviceId", "x://y", "service"),
+        ("serviceId", "http://[", "service"),
+        ("serviceId", "*", "service"),
+        ("service_id", "timestamp", "service"),
+        ("payTo", OTHER_PAYEE, "payee"),
+        ("payTo", "0xMerchantAddress", "payee"),
+    ],
+)
+@pytest.mark.parametrize("way", ["x402", "settle"])
+def test_other_terms_than_the_live_offer(
+    bazaar: Bazaar, field: str, value: Any, reason: str, way: str
+) -> None:
+    """The payment object is not for this service, price or payee: nothing is signed or settled."""
+    settled: list[Any] = []
+    bazaar.extra = {field: value}
+    bazaar.asks = "object" if way == "x402" else None
+    error = refused(bazaar, wallet=WALLET if way == "x402" else None, settle_payment=settled.append)
+    assert isinstance(error, TermsRefused) and error.reason == reason
+    assert isinstance(error, TokenFlowError) and error.quote is not None
+    assert settled == [] and "prove" not in bazaar.steps()
+
+
+@pytest.mark.parametrize("wallet", [None, WALLET])
+@pytest.mark.parametrize("paid_at", ["creation", 2])
+def test_a_payee_that_nobody_here_pays(bazaar: Bazaar, wallet: Any, paid_at: Any) -> None:
+    """A balance pays: whom the payment object names does not matter."""
+    bazaar.extra, bazaar.paid_at = {"payTo": "0xMerchantAddress"}, paid_at
+    buyer = payer(bazaar, wallet=wallet, **TOKEN_ONLY)
+    assert call("client", buyer, bazaar.url()).status_code == 200
+    assert counted(buyer) == USD
+    assert_sound(buyer, bazaar)
+
+
+@pytest.mark.parametrize("payee", [PAYEE.lower(), None])
+def test_the_same_payee_in_other_letters(bazaar: Bazaar, payee: Any) -> None:
+    bazaar.asks, bazaar.extra = "object", {"payTo": payee}
+    buyer = payer(bazaar, wallet=WALLET, **TOKEN_ONLY)
+    assert call("client", buyer, bazaar.url()).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"amount": "300000"}, "price"),
+        ({"amount": "100000"}, "price"),
+        ({"payTo": OTHER_PAYEE}, "payee"),
+        ({"network": "eip155:137"}, "price"),
+        ({"asset": OTHER_PAYEE}, "price"),
+        ({"maxTimeoutSeconds": 5}, "validity"),
+        ({"extra": {"name": "Not USDC", "version": "2"}}, "domain"),
+        ({"scheme": "upto"}, "scheme"),
+    ],
+)
+def test_the_payments_endpoint_asks_for_something_else(
+    bazaar: Bazaar, changes: dict[str, Any], reason: str
+) -> None:
+    """Only the live offer is signed, wherever it is asked for."""
+    entry = {**offer_server402(str(PRICE)), **changes}
+    bazaar.before["create"] = saying({"error": "pay", "accepts": [entry]}, 402)
+    assert getattr(refused(bazaar, wallet=WALLET), "reason", None) == reason
+
+
+def test_the_live_offer_among_others_is_the_one_signed(bazaar: Bazaar) -> None:
+    cheaper, live = offer_server402("1", payTo=OTHER_PAYEE), offer_server402(str(PRICE))
+    bazaar.before["create"] = saying({"accepts": [cheaper, live]}, 402)
+    buyer = payer(bazaar, wallet=WALLET, **TOKEN_ONLY)
+    assert call("client", buyer, bazaar.url()).status_code == 200
+    (authorization,) = bazaar.authorizations()
+    assert (authorization.to, authorization.value) == (PAYEE, PRICE)
+
+
+def test_paid_already_on_other_terms(bazaar: Bazaar) -> None:
+    """A balance paid for another service: it counts, and the error says that money may be gone."""
+    bazaar.paid_at, bazaar.extra = "creation", {"serviceId": "timestamp"}
+    buyer = payer(bazaar)
+    with pytest.raises(TokenFlowError, match="timestamp") as caught:
+        call("client", buyer, bazaar.url())
+    assert caught.value.at_risk is True
+    assert counted(buyer) == USD and bazaar.served == 0
+    assert_sound(buyer, bazaar)
+
+
+def test_a_sub_cent_price(bazaar: Bazaar) -> None:
+    """Whole cents cannot hold it: the live offer is the price."""
+    bazaar.price, bazaar.paid_at = 1000, "creation"
+    buyer = payer(bazaar)
+    receipt = receipt_of(call("client", buyer, bazaar.url()))
+    assert receipt is not None and receipt.amount == 1000
+    assert str(receipt.usd) == "0.001" and bazaar.document(next(iter(bazaar.sales.values())))[
+        "amountCents"
+    ] == 0  # fmt: skip
+    assert_sound(buyer, bazaar)
+
+
+def test_terms_that_change_before_a_resumed_purchase(bazaar: Bazaar) -> None:
+    """The answer to creating was lost; then the tool names another payee: policy decides anew."""
+    bazaar.asks = "server402"
+    bazaar.after["create"] = once(lost, answered)
+    buyer = payer(bazaar, wallet=WALLET, payees="pin", **TOKEN_ONLY)
+    with pytest.raises(Exception, match="disconnected|closed") as caught:
+        call("client", buyer, bazaar.url())
+    assert not isinstance(caught.value, PaymentError)
+    moved = [offer_server402(str(PRICE), payTo=OTHER_PAYEE)]
+    bazaar.before["tool"] = bazaar.before["create"] = saying({"accepts": moved}, 402)
+    with pytest.raises(PaymentError) as again:
+        call("client", buyer, bazaar.url())
+    assert getattr(again.value, "reason", None) == "payee"
+    assert bazaar.authorizations() == [] and counted(buyer) == 0
+    bazaar.before.clear()
+    assert call("client", buyer, bazaar.url()).status_code == 200
+    assert_sound(buyer, bazaar)
+
+
+def test_a_pinned_payee_without_a_live_offer(bazaar: Bazaar) -> None:
+    """Where the tool names a price and no payee, the payments endpoint cannot bring in its own."""
+    bazaar.asks = "server402"
+    bazaar.before["tool"] = saying(
+        {"accepts": [], "payment": {"paymentId": "p", "amountCents": 20}}, 402
+    )
+    error = refused(bazaar, wallet=WALLET, payees="pin")
+    assert getattr(error, "reason", None) == "payee"
+    buyer = payer(bazaar, wallet=WALLET, payees="pin")
+    buyer.accept_payee(SERVICE, PAYEE)
+    assert call("client", buyer, bazaar.url()).status_code == 200
+
+
+# --- answers that are no payment ------------------------------------------------------------------
+
+BOMB = gzip.compress(b" " * (8 << 20))
+GARBAGE: dict[str, Reply] = {
+    "empty": Reply(status=201),
+    "not json": Reply(status=200, body=b"<html>"),
+    "no id": Reply(status=201, body=b'{"status": "paid", "token": "t"}'),
+    "bad id": Reply(status=201, body=b'{"paymentId": "../../admin", "status": "pending"}'),
+    "encoded": Reply(status=201, body=b'{"paymentId": "%2e%2e", "status": "pending"}'),
+    "long id": Reply(status=201, body=json.dumps({"paymentId": "x" * 10_000}).encode()),
+    "long": Reply(status=201, body=json.dumps({"paymentId": "p", "x": "y" * 70_000}).encode()),
+    "bomb": Reply(status=201, body=BOMB, headers=[("Content-Encoding", "gzip")]),
+    "coding": Reply(status=201, body=b"{}", headers=[("Content-Encoding", "br")]),
+    "server error": Reply(status=500, body=b"oops"),
+    "unauthorized": Reply(status=401, body=b'{"error": "key"}'),
+    "402 of nothing": Reply(status=402, body=b'{"error": "no"}'),
+    "negative": Reply(status=201, body=b'{"paymentId": "p", "amountCents": -20}'),
+    "boolean": Reply(status=201, body=b'{"paymentId": "p", "amountCents": true}'),
+    "expired": Reply(status=201, body=b'{"paymentId": "p", "status": "EXPIRED"}'),
+    "see other": Reply(status=303, headers=[("Location", "/elsewhere")]),
+}
+
+
+@pytest.mark.parametrize("name", GARBAGE)
+@pytest.mark.parametrize("colour", ["client", "async-attach"])
+def test_no_payment_to_be_had(bazaar: Bazaar, name: str, colour: str) -> None:
+    """Nothing was paid for; the reservation goes back."""
+    bazaar.before["create"] = lambda hit: GARBAGE[name]
+    error = refused(bazaar, colour)
+    assert isinstance(error, TokenFlowError), error
+    assert len(str(error)) < 300
+
+
+def test_garbage_instead_of_a_poll_is_waited_out(bazaar: Bazaar) -> None:
+    """One bad answer among good ones ends nothing."""
+    bazaar.paid_at = 1
+    bad = [Reply(status=500), Reply(status=429, headers=[("Retry-After", "0")]), Reply(body=b"["),
+           Reply(body=b'{"paymentId": "another", "status": "paid", "token": "stolen"}'),
+           Reply(body=BOMB, headers=[("Content-Encoding", "gzip")])]  # fmt: skip
+    bazaar.before["poll"] = lambda hit: bad.pop() if bad else None
+    buyer = payer(bazaar, poll_unpaid=3)
+    assert call("client", buyer, bazaar.url()).status_code == 200
+    assert not any("stolen" in str(hit.headers) for hit in bazaar.hits)
+    assert_sound(buyer, bazaar)
+
+
+@pytest.mark.parametrize("status", ["pending", "processing", "PAYED", "", None, 7])
+def test_a_poll_that_never_ends(bazaar: Bazaar, status: Any) -> None:
+    """Unknown words are not *paid*; the wait is bounded."""
+    bazaar.extra = {"status": status}
+    began = time.monotonic()
+    refused(bazaar, poll_unpaid=0.2)
+    assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("status", ["expired", "EXHAUSTED"])
+def test_a_terminal_status_ends_the_wait(bazaar: Bazaar, status: str) -> None:
+    bazaar.after["poll"] = lambda hit, reply: Reply(
+        body=json.dumps({"paymentId": hit.path.rpartition("/")[2], "status": status}).encode()
+    )
+    began = time.monotonic()
+    refused(bazaar, poll_unpaid=30)
+    assert time.monotonic() - began < 5 and bazaar.steps().count("poll") == 1
+
+
+def test_a_payment_that_expires_ends_the_wait(bazaar: Bazaar) -> None:
+    bazaar.extra = {"expiresAt": time.time() + 0.3}
+    bazaar.shape = lambda said: {**said, "expiresAt": _iso(time.time() + 0.3)}
+    began = time.monotonic()
+    refused(bazaar, poll_unpaid=30)
+    # each answer moves the end a little: the marketplace decides, within poll_unpaid
+    assert time.monotonic() - began < 30
+
+
+def test_an_end_that_stands_still_ends_the_wait(bazaar: Bazaar) -> None:
+    until = _iso(time.time() + 0.3)
+    bazaar.shape = lambda said: {**said, "expiresAt": until}
+    began = time.monotonic()
+    refused(bazaar, poll_unpaid=30)
+    assert time.monotonic() - began < 5
+
+
+def _iso(seconds: float) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["0", "1e9", "-1", "99999999", "x" * 5000, "", formatdate(time.time() + 3600, usegmt=True),
+     formatdate(time.time() - 3600), "Mon, 99 Foo 2026 99:99:99 GMT", ","],
+)  # fmt: skip
+def test_retry_after(bazaar: Bazaar, value: str) -> None:
+    """Honoured within the bound, whatever it says."""
+    bazaar.after["poll"] = lambda hit, reply: Reply(
+        headers=[("Retry-After", value)], body=reply.body
+    )
+    began = time.monotonic()
+    refused(bazaar, poll_unpaid=0.2)
+    assert time.monotonic() - began < 4
+
+
+def test_retry_after_is_waited_for(bazaar: Bazaar) -> None:
+    bazaar.paid_at = 2
+    bazaar.after["poll"] = lambda hit, reply: Reply(headers=[("Retry-After", "1")], body=reply.body)
+    began = time.monotonic()
+    assert call("client", payer(bazaar, poll_unpaid=5), bazaar.url()).status_code == 200
+    assert 1 <= time.monotonic() - began < 4
+
+
+# --- redirects and foreign places -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("step", ["create", "prove", "poll"])
+@pytest.mark.parametrize("colour", ["client", "attach", "async-attach"])
+def test_a_payments_endpoint_that_redirects(
+    bazaar: Bazaar, code: int, step: str, colour: str
+) -> None:
+    """Nothing secret goes to the other origin, and nothing is paid there or paid twice."""
+    with Bazaar() as other:
+        target = f"{other.origin}{PAYMENTS}"
+        bazaar.asks = None if step == "poll" else "server402"
+        bazaar.before[step] = lambda hit: Reply(status=code, headers=[("Location", target)])
+        secrets = {"X-Api-Key": "sesame", "Cookie": "a=b"}
+        buyer = payer(
+            bazaar, wallet=WALLET, marketplace_headers=secrets, poll_unpaid=0.05, **TOKEN_ONLY
+        )
+        options = {"client": {"follow_redirects": True, "cookies": {"session": "s"}}}
+        with pytest.raises(PaymentError) as caught:
+            call(colour, buyer, bazaar.url(), **options)
+        assert caught.value.at_risk is (step == "prove")
+        for hit in other.hits:
+            said = str(hit.headers).lower() + hit.body.decode()
+            assert not hit.proofs and "sesame" not in said and "a=b" not in said
+            assert "session" not in said
+        assert len({proof.raw for proof in bazaar.proofs()}) == (step == "prove")
+        assert other.moved == []
+        assert counted(buyer) == (USD if step == "prove" else 0)
+        if step == "prove":
+            bazaar.before.clear()
+            assert call(colour, buyer, bazaar.url(), **options).status_code == 200
+            assert len(bazaar.moved) == 1
+        assert_sound(buyer, bazaar)
+
+
+def test_a_foreign_payments_url_is_ignored(bazaar: Bazaar) -> None:
+    with Bazaar() as other:
+        bazaar.paid_at = 2
+        links = {"paymentUrl": other.origin, "createPayment": {"url": f"{other.origin}{PAYMENTS}"},
+                 "verifyPayment": f"{other.origin}/x"}  # fmt: skip
+        bazaar.extra = links
+        bazaar.after["tool"] = lambda hit, reply: Reply(
+            status=402, body=json.dumps({**json.loads(bytes(reply.body)), **links}).encode()
+        )
+        assert call("client", payer(bazaar), bazaar.url()).status_code == 200
+        assert other.hits == []
+
+
+# --- lies after the money moved -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes", [{"success": False}, {"amount": "1"}, {"payer": OTHER_PAYEE}, {"network": "eip155:1"},
+                {"transaction": ""}],
+)  # fmt: skip
+def test_a_settlement_that_does_not_agree(bazaar: Bazaar, changes: dict[str, Any]) -> None:
+    """The token is used and the answer handed back; the payment is not called settled."""
+    from tests.support.seller import settlement
+
+    bazaar.asks = "server402"
+    bazaar.after["prove"] = lambda hit, reply: Reply(
+        body=reply.body, headers=[settlement(hit, **changes)]
+    )
+    buyer = payer(bazaar, wallet=WALLET, **TOKEN_ONLY)
+    answer = call("client", buyer, bazaar.url())
+    receipt = receipt_of(answer)
+    assert answer.status_code == 200 and receipt is not None
+    assert (receipt.outcome, receipt.transaction) == ("unknown", None)
+    assert states(buyer) == ["held"] and counted(buyer) == USD
+    assert_sound(buyer, bazaar)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [Reply(status=402, body=b'{"error": "again"}'), Reply(status=500, body=b"oops"),
+     Reply(drop=True), Reply(reset=True), Reply(status=200, body=b"{"),
+     Reply(status=200, body=b'{"paymentId": "x/../y", "status": "paid"}')],
+)  # fmt: skip
+@pytest.mark.parametrize("processed", [False, True])
+def test_a_proof_whose_answer_says_nothing(bazaar: Bazaar, reply: Reply, processed: bool) -> None:
+    """Held; the identical call shows the same bytes, and one token is bought."""
+    bazaar.asks = "server402"
+    if processed:
+        bazaar.after["prove"] = once(lambda hit, honest: reply, answered)
+    else:
+        bazaar.before["prove"] = once(lambda hit: reply, nothing)
+    buyer = payer(bazaar, wallet=WALLET, **TOKEN_ONLY)
+    with pytest.raises(Exception) as caught:
+        call("client", buyer, bazaar.url())
+    if isinstance(caught.value, PaymentError):
+        assert caught.value.at_risk is True
+    assert states(buyer) == ["held"]
+    assert call("client", buyer, bazaar.url()).status_code == 200
+    assert len({proof.raw for proof in bazaar.proofs() if proof.header != "x-payment-token"}) == 1
+    assert len(bazaar.moved) == len(bazaar.bought) == 1
+    assert_sound(buyer, bazaar)
+
+
+def test_settle_payment_is_called_once(bazaar: Bazaar) -> None:
+    """It failed, and may have paid all the same: it is never called again for this payment."""
+    called = []
+
+    def settle(document: Any) -> None:
+        called.append(document.payment_id)
+        raise OSError("secret of the rail")
+
+    buyer = payer(bazaar, settle_payment=settle, poll_paid=0.05)
+    for _ in range(2):
+        with pytest.raises(TokenFlowError) as caught:
+            call("client", buyer, bazaar.url())
+        assert caught.value.at_risk and "secret" not in str(caught.value)
+    assert len(called) == 1 and counted(buyer) == USD
+    bazaar.pay(called[0], "settle")
+    assert call("client", buyer, bazaar.url()).status_code == 200
+    assert len(bazaar.sales) == 1 and states(buyer) == ["settled"]
+    assert_sound(buyer, bazaar)
+
+
+def test_paid_and_then_expired_says_the_marketplace(bazaar: Bazaar) -> None:
+    """What was paid stays counted; an identical call is a new purchase, if the caps allow both."""
+    buyer = payer(bazaar, settle_payment=lambda d: bazaar.pay(d.payment_id, "settle"),
+                  caps=[Cap("0.4", per="total")])  # fmt: skip
+    bazaar.after["poll"] = once(
+        lambda hit, reply: Reply(body=json.dumps(
+            {"paymentId": hit.path.rpartition("/")[2], "status": "expired"}).encode()),
+        answered,
+    )  # fmt: skip
+    with pytest.raises(TokenFlowError, match="expired") as caught:
+        call("client", buyer, bazaar.url())
+    assert caught.value.at_risk and counted(buyer) == USD
+    assert call("client", buyer, bazaar.url()).status_code == 200
+    assert counted(buyer) == 2 * USD
+    assert_sound(buyer, bazaar)
+
+
+def test_polls_of_what_was_paid_are_bounded(bazaar: Bazaar) -> None:
+    buyer = payer(bazaar, settle_payment=lambda document: None, poll_paid=0.2)
+    began = time.monotonic()
+    with pytest.raises(TokenFlowError) as caught:
+        call("client", buyer, bazaar.url())
+    assert time.monotonic() - began < 3 and caught.value.at_risk
+    assert counted(buyer) == USD
+
+
+def test_the_first_wait_is_short() -> None:
+    """Guards the fixture that shortens it: the product has a bounded growth."""
+    assert 1 < _tokens._GROWTH <= 2 and _tokens._DELAY_MAX_S <= 10
+
+
+def test_hit_of_nothing(bazaar: Bazaar) -> None:
+    """A tool that asks, and a marketplace that is not there."""
+    bazaar.before["create"] = lambda hit: Reply(status=404, body=b"no such page")
+    assert isinstance(refused(bazaar), TokenFlowError)
+    assert all(isinstance(hit, Hit) for hit in bazaar.hits)
