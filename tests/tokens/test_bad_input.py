@@ -152,7 +152,7 @@ def test_terms_that_change_before_a_resumed_purchase(bazaar: Bazaar) -> None:
     bazaar.asks = "server402"
     bazaar.after["create"] = once(lost, answered)
     buyer = payer(bazaar, wallet=WALLET, payees="pin", **TOKEN_ONLY)
-    with pytest.raises(Exception, match="disconnected|closed") as caught:
+    with pytest.raises(Exception, match=r"disconnected|closed") as caught:
         call("client", buyer, bazaar.url())
     assert not isinstance(caught.value, PaymentError)
     moved = [offer_server402(str(PRICE), payTo=OTHER_PAYEE)]
