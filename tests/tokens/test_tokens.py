@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.faults import rows
 from tests.support.seller import Reply
-from tests.tokens.bazaar import GOODS, SERVICE, Bazaar, nothing, once
+from tests.tokens.bazaar import GOODS, SERVICE, Bazaar, answered, nothing, once
 from tests.tokens.shop import (
     NO_TLS,
     USD,
@@ -83,9 +83,8 @@ def test_it_is_for_its_service_and_origin_only(bazaar: Bazaar) -> None:
         both.poll_unpaid_s = 0.02
         other.paid_at = bazaar.paid_at = None
         for url in (other.url(), bazaar.url("timestamp"), f"{bazaar.origin}/paid"):
-            with made("client", both) as client:
-                with suppress(PaymentError):
-                    client.get(url)
+            with made("client", both) as client, suppress(PaymentError):
+                client.get(url)
         for hit in [*other.hits, *bazaar.hits]:
             assert token not in str(hit.headers) and token not in hit.target
 
@@ -295,6 +294,23 @@ def test_an_answer_that_breaks_off(bazaar: Bazaar, colour: str) -> None:
     answer = call(colour, buyer, bazaar.url())
     assert answer.json() == GOODS and len(bazaar.moved) == 1
     assert len({hit.header("x-payment-token") for hit in bazaar.hits} - {None}) == 1
+    assert_sound(buyer, bazaar)
+
+
+def test_an_answer_that_breaks_off_from_a_token_that_is_spent(bazaar: Bazaar) -> None:
+    """The marketplace does not show the token any more, and delivers again for it."""
+    bazaar.paid_at = "creation"
+    bazaar.after["redeem"] = once(
+        lambda hit, reply: Reply(body=b"half", length=100, cut=4), answered
+    )
+    buyer = payer(bazaar)
+    with pytest.raises(httpx.RemoteProtocolError):
+        call("client", buyer, bazaar.url())
+    assert bazaar.bought[0].status == "exhausted"
+    bazaar.before["redeem"] = lambda hit: bazaar._goods([])
+    assert call("client", buyer, bazaar.url()).json() == GOODS
+    assert len({hit.header("x-payment-token") for hit in bazaar.hits} - {None}) == 1
+    assert len(bazaar.moved) == 1
     assert_sound(buyer, bazaar)
 
 
