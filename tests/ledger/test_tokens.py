@@ -1,0 +1,334 @@
+"""Marketplace payments and tokens on every kind of ledger: stages, calls left, schema, audit."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from tests.ledger.kit import NOW, ORIGIN, SECOND, SERVICE, WIDE, Store, end, proof, reserved, used
+from x402_mask import LedgerError, SQLiteLedger
+from x402_mask._audit import verify
+from x402_mask._ledger import SCHEMA_VERSION, Ledger, Twin
+from x402_mask._tokenbook import UNLIMITED, Bought
+
+TOKEN = "tok_secret_0123456789"
+
+
+def bought(**changed: Any) -> Bought:
+    """A token for one call that a balance paid."""
+    return Bought(**{"token": TOKEN, "calls": 1, "until": None, "settled": True, **changed})
+
+
+def asked(ledger: Ledger, remote: str | None = None, **changed: Any) -> Any:
+    """A reservation for whose payment the marketplace was asked."""
+    made = reserved(ledger, route="token", **changed)
+    ledger.ask_payment(made.id, remote, now_us=NOW)
+    return made
+
+
+def with_token(ledger: Ledger, now_us: int = NOW, **changed: Any) -> Any:
+    """A payment that brought a token, whose first call was delivered."""
+    made = asked(ledger)
+    ledger.note_created(made.id, "pay_m", None, now_us=NOW)
+    ledger.store_token(made.id, bought(**changed), now_us=now_us)
+    ledger.finish(made.id, end(), now_us=NOW)
+    return made
+
+
+def idle(ledger: Ledger, made: Any) -> Any:
+    """The purchase, once its call has ended."""
+    ledger.put_down(made.id, now_us=NOW)
+    view = ledger.look(made.operation, SERVICE, now_us=NOW)
+    assert view.twin is not None
+    return view.twin
+
+
+def stage(ledger: Ledger, made: Any) -> tuple[Any, ...]:
+    """Where a purchase stands, as an identical call finds it."""
+    assert idle(ledger, made).busy is False
+    found = ledger.claim_purchase(made.id, None, now_us=NOW)
+    assert found is not None
+    ledger.put_down(made.id, now_us=NOW)
+    return found.stage, found.way, found.remote, found.token
+
+
+def test_the_stages_of_a_purchase(ledger: Ledger) -> None:
+    made = asked(ledger)
+    assert stage(ledger, made) == ("asked", None, None, None)
+    ledger.note_created(made.id, "pay_m", 7 * SECOND, now_us=NOW)
+    assert stage(ledger, made) == ("created", None, "pay_m", None)
+    sent = proof()
+    ledger.hold_purchase(made.id, "x402", sent, now_us=NOW)
+    assert stage(ledger, made) == ("paying", "x402", "pay_m", None)
+    found = ledger.claim_purchase(made.id, None, now_us=NOW)
+    assert found is not None and found.proof == sent and found.until == 7 * SECOND
+    assert found.row.state == "held" and used(ledger, WIDE) == 1000
+    ledger.put_down(made.id, now_us=NOW)
+    ledger.store_token(made.id, bought(), now_us=NOW)
+    assert stage(ledger, made) == ("bought", "x402", "pay_m", TOKEN)
+    (payment,) = ledger.payments()
+    assert payment.state == "settled" and payment.route == "token"
+    ledger.finish(made.id, end(), now_us=NOW)
+    assert ledger.look(made.operation, SERVICE, now_us=NOW).twin is None
+    assert verify(ledger).ok
+
+
+def test_a_busy_purchase_is_not_claimed_twice(ledger: Ledger) -> None:
+    made = asked(ledger)
+    twin = ledger.look(made.operation, SERVICE, now_us=NOW).twin
+    assert twin is not None and twin.busy
+    assert ledger.claim_purchase(made.id, None, now_us=NOW) is None
+    idle(ledger, made)
+    assert ledger.claim_purchase(made.id, "carrier", now_us=NOW) is not None
+    assert ledger.claim_purchase(made.id, "other", now_us=NOW) is None
+
+
+@pytest.mark.parametrize("way", ["x402", "settle", "balance"])
+def test_a_paid_purchase_is_never_given_back(ledger: Ledger, way: Any) -> None:
+    made = asked(ledger)
+    ledger.hold_purchase(made.id, way, proof() if way == "x402" else None, now_us=NOW)
+    with pytest.raises(LedgerError):
+        ledger.release(made.id, "no", now_us=NOW)
+    with pytest.raises(LedgerError):
+        ledger.hold_purchase(made.id, way, None, now_us=NOW)
+    idle(ledger, made)
+    assert ledger.sweep(now_us=NOW) == [] and used(ledger, WIDE) == 1000
+
+
+def test_an_interrupted_purchase_stays_reserved(ledger: Ledger) -> None:
+    """Its call is gone: it counts, sweeping leaves it, and an identical call finds it."""
+    made = asked(ledger)
+    assert idle(ledger, made).busy is False
+    assert ledger.sweep(now_us=NOW) == []
+    (payment,) = ledger.payments()
+    assert payment.state == "reserved" and "identical call" in payment.note
+    again = reserved_again(ledger, made)
+    assert isinstance(again, Twin) and again.row.id == made.id
+
+
+def reserved_again(ledger: Ledger, made: Any) -> Any:
+    """What an identical call's reservation is answered."""
+    from dataclasses import replace
+
+    from x402_mask._ledger import new_payment_id
+
+    return ledger.reserve(replace(made, id=new_payment_id(NOW)))
+
+
+def test_an_unpaid_payment_is_taken_over_once(ledger: Ledger) -> None:
+    first = asked(ledger, operation="op")
+    ledger.note_created(first.id, "pay_m", None, now_us=NOW)
+    assert ledger.unpaid("op", ORIGIN) is None  # not while it is reserved
+    ledger.release(first.id, "unpaid", now_us=NOW)
+    assert ledger.unpaid("op", ORIGIN) == "pay_m"
+    assert ledger.unpaid("other", ORIGIN) is None
+    assert ledger.unpaid("op", "https://other.example") is None
+    ones = [reserved(ledger, route="token", operation="op") for _ in range(2)]
+    took = [ledger.ask_payment(one.id, "pay_m", now_us=NOW) for one in ones]
+    assert took == ["pay_m", None]
+    assert stage(ledger, ones[0]) == ("created", None, "pay_m", None)
+    assert stage(ledger, ones[1]) == ("asked", None, None, None)
+    assert ledger.unpaid("op", ORIGIN) is None
+    assert verify(ledger).ok
+
+
+@pytest.mark.parametrize(("calls", "uses"), [(0, 0), (1, 0), (2, 1), (4, 3), (UNLIMITED, 9)])
+def test_calls_are_counted(ledger: Ledger, calls: int, uses: int) -> None:
+    made = with_token(ledger, calls=calls)
+    for _ in range(uses):
+        taken = ledger.take_token(ORIGIN, SERVICE, now_us=NOW)
+        assert taken is not None and (taken.token, taken.row.id) == (TOKEN, made.id)
+        assert TOKEN not in repr(taken)
+    if calls != UNLIMITED:
+        assert ledger.take_token(ORIGIN, SERVICE, now_us=NOW) is None
+        assert ledger.held_tokens(now_us=NOW) == frozenset()
+    else:
+        assert ledger.held_tokens(now_us=NOW) == {(ORIGIN, SERVICE)}
+    assert verify(ledger).ok
+
+
+def test_a_call_that_comes_back(ledger: Ledger) -> None:
+    made = with_token(ledger, calls=2)
+    for _ in range(2):
+        assert ledger.take_token(ORIGIN, SERVICE, now_us=NOW) is not None
+        assert ledger.take_token(ORIGIN, SERVICE, now_us=NOW) is None
+        ledger.return_call(made.id, now_us=NOW)
+    ledger.drop_token(made.id, "refused", now_us=NOW)
+    ledger.return_call(made.id, now_us=NOW)
+    assert ledger.take_token(ORIGIN, SERVICE, now_us=NOW) is None
+    assert verify(ledger).ok
+
+
+def test_which_token_is_taken(ledger: Ledger) -> None:
+    """Of this origin and service, not expired, not dropped, the oldest first; none while paused."""
+    soon = with_token(ledger, calls=9, until=NOW + 5)
+    assert ledger.take_token(ORIGIN, "timestamp", now_us=NOW) is None
+    assert ledger.take_token("https://other.example", SERVICE, now_us=NOW) is None
+    assert ledger.take_token(ORIGIN, SERVICE, now_us=NOW + 4) is not None
+    assert ledger.take_token(ORIGIN, SERVICE, now_us=NOW + 5) is None
+    later = with_token(ledger, NOW + 1, calls=9)
+    taken = ledger.take_token(ORIGIN, SERVICE, now_us=NOW)
+    assert taken is not None and taken.row.id == soon.id
+    ledger.drop_token(soon.id, "refused", now_us=NOW)
+    taken = ledger.take_token(ORIGIN, SERVICE, now_us=NOW)
+    assert taken is not None and taken.row.id == later.id
+    ledger.set_paused(True, now_us=NOW)
+    assert ledger.take_token(ORIGIN, SERVICE, now_us=NOW) is None
+    assert ledger.held_tokens(now_us=NOW) == {(ORIGIN, SERVICE)}
+
+
+def test_a_spent_token_is_there_for_an_answer_that_broke_off(ledger: Ledger) -> None:
+    made = with_token(ledger)
+    assert ledger.take_token(ORIGIN, SERVICE, now_us=NOW) is None
+    ledger.reopen(made.id, now_us=NOW)
+    assert stage(ledger, made)[::3] == ("bought", TOKEN)
+    ledger.drop_token(made.id, "refused", now_us=NOW)
+    assert ledger.look(made.operation, SERVICE, now_us=NOW).twin is None
+    assert used(ledger, WIDE) == 1000 and verify(ledger).ok
+
+
+def test_given_up(ledger: Ledger) -> None:
+    made = asked(ledger)
+    ledger.hold_purchase(made.id, "settle", None, now_us=NOW)
+    ledger.give_up(made.id, "expired", now_us=NOW)
+    ledger.put_down(made.id, now_us=NOW)
+    assert ledger.look(made.operation, SERVICE, now_us=NOW).twin is None
+    assert used(ledger, WIDE) == 1000 and verify(ledger).ok
+
+
+def test_another_ledger_object_goes_on(shared: Store) -> None:
+    made = asked(shared.ledger)
+    shared.ledger.note_created(made.id, "pay_m", None, now_us=NOW)
+    shared.ledger.hold_purchase(made.id, "x402", sent := proof(), now_us=NOW)
+    shared.ledger.store_token(made.id, bought(calls=3), now_us=NOW)
+    shared.ledger.put_down(made.id, now_us=NOW)
+    other = shared.again()
+    other.sweep(now_us=NOW)
+    found = other.claim_purchase(made.id, None, now_us=NOW)
+    assert found is not None and (found.token, found.proof) == (TOKEN, sent)
+    taken = other.take_token(ORIGIN, SERVICE, now_us=NOW)
+    assert taken is not None and taken.token == TOKEN
+    texts = [str(shared.sql(f"SELECT * FROM {table}")) for table in ("tokens", "history")]
+    assert all(TOKEN not in text and sent.value not in text for text in texts)
+
+
+def test_a_token_cannot_pass_for_another(shared: Store) -> None:
+    """What is sealed is bound to its payment: swapped rows are not opened."""
+    one, two = with_token(shared.ledger, calls=5), with_token(shared.ledger, calls=5)
+    shared.sql(
+        "UPDATE tokens SET sealed=(SELECT sealed FROM tokens AS t WHERE t.payment=?)"
+        " WHERE payment=?",
+        *(two.id, one.id),
+    )  # fmt: skip
+    with pytest.raises(LedgerError):
+        shared.ledger.take_token(ORIGIN, SERVICE, now_us=NOW)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    ["state='released'", "micro=1", "pay_to='0x00'", "route='x402'", "delivered=0", "trans='0x1'"],
+)
+def test_an_edited_purchase_is_detected(shared: Store, edit: str) -> None:
+    made = with_token(shared.ledger, calls=3)
+    shared.ledger.take_token(ORIGIN, SERVICE, now_us=NOW)
+    assert verify(shared.ledger).ok
+    shared.sql(f"UPDATE payments SET {edit} WHERE id=?", made.id)
+    report = verify(shared.again())
+    assert not report.ok and any(made.id in problem for problem in report.problems)
+
+
+def test_token_steps_are_in_the_history(ledger: Ledger) -> None:
+    made = with_token(ledger, calls=2)
+    ledger.take_token(ORIGIN, SERVICE, now_us=NOW)
+    ledger.drop_token(made.id, "refused", now_us=NOW)
+    rows = [row for row in ledger.history() if row["payment_id"] == made.id]
+    kinds = ["reserved", "asked", "created", "held", "bought", "settled", "token_used",
+             "token_dropped"]  # fmt: skip
+    assert [row["kind"] for row in rows] == kinds
+    assert TOKEN not in str(rows)
+
+
+# --- schema ---------------------------------------------------------------------------------------
+
+
+def as_before(store: Store) -> None:
+    """Make a ledger what the first schema had."""
+    for table in ("tokens", "purchases"):
+        store.sql(f"DROP TABLE {table}")
+    if store.kind == "sqlite":
+        store.sql("PRAGMA user_version=1")
+    else:
+        store.sql("UPDATE meta SET value='1' WHERE name='schema'")
+
+
+def version_of(store: Store) -> int:
+    """Which schema a ledger says it has."""
+    if store.kind == "sqlite":
+        return int(store.sql("PRAGMA user_version")[0][0])
+    return int(store.sql("SELECT value FROM meta WHERE name='schema'")[0][0])
+
+
+def test_a_ledger_of_the_first_schema_is_migrated(shared: Store) -> None:
+    """Payments and history stay; tokens can be bought then."""
+    assert SCHEMA_VERSION == 2
+    old = reserved(shared.ledger)
+    shared.ledger.hold(old.id, proof(), now_us=NOW)
+    shared.ledger.finish(old.id, end(), now_us=NOW)
+    shared.ledger.close()
+    as_before(shared)
+    assert version_of(shared) == 1
+    ledger = shared.again()
+    assert used(ledger, WIDE) == 1000
+    assert version_of(shared) == 2
+    with_token(ledger, calls=2)
+    assert ledger.take_token(ORIGIN, SERVICE, now_us=NOW) is not None
+    assert used(ledger, WIDE) == 2000 and verify(ledger).ok
+    assert len(shared.again().payments()) == 2
+
+
+def test_an_older_program_refuses_the_second_schema(
+    shared: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from x402_mask import _ledger, _postgres, _sqlite
+
+    with_token(shared.ledger)
+    shared.ledger.close()
+    for module in (_ledger, _postgres, _sqlite):
+        monkeypatch.setattr(module, "SCHEMA_VERSION", 1)
+    with pytest.raises(LedgerError, match="newer x402_mask"):
+        shared.again().payments()
+
+
+def test_two_programs_migrate_at_once(shared: Store) -> None:
+    """Both open a ledger of the first schema: one migrates, both go on."""
+    import threading
+
+    reserved(shared.ledger)
+    shared.ledger.close()
+    as_before(shared)
+    ledgers, failures = [shared.again() for _ in range(4)], []
+
+    def use(ledger: Ledger) -> None:
+        try:
+            with_token(ledger)
+        except BaseException as failure:
+            failures.append(failure)
+
+    threads = [threading.Thread(target=use, args=(ledger,)) for ledger in ledgers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not failures, failures
+    assert len(shared.ledger.payments()) == 5 and verify(shared.ledger).ok
+
+
+def test_the_token_is_not_in_the_files(tmp_path: Any) -> None:
+    with closing(SQLiteLedger(tmp_path / "l.db")) as ledger:
+        made = with_token(ledger, calls=3)
+        ledger.take_token(ORIGIN, SERVICE, now_us=NOW)
+        ledger.drop_token(made.id, "refused", now_us=NOW)
+    for file in tmp_path.iterdir():
+        assert TOKEN.encode() not in file.read_bytes()
