@@ -111,9 +111,12 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load what not everyone needs, a database driver or a catalog, when it is asked for."""
-    if name in _LAZY:
-        from importlib import import_module  # noqa: PLC0415
+    """Load what not everyone needs, a driver, a catalog or MCP, when it is asked for."""
+    from importlib import import_module  # noqa: PLC0415
 
+
+    if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
+    if name == "mcp":
+        return import_module("x402_mask.mcp")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,7 +19,7 @@ from mcp import Client, ClientSession, MCPError, StdioServerParameters, stdio_cl
 from tests.mcp.kit import KEY, run
 from tests.support.seller import Hit, Reply, Seller, offer, paywall, served, v2_header
 from x402_mask import Payer, SQLiteLedger
-from x402_mask.cli._agent import PAID_BYTES_MAX, TEXT_MAX, Agent
+from x402_mask.cli._agent import PAID_BYTES_MAX, TEXT_MAX, Agent, _catalog_price
 from x402_mask.cli._app import run as cli
 from x402_mask.cli._mcp import server_of
 from x402_mask.sandbox import Sandbox
@@ -219,6 +219,31 @@ def test_what_sellers_say_is_marked_cleaned_and_cut(env: dict[str, str]) -> None
 
         run(scenario)
         assert seller.errors == []
+
+
+PRICES = {
+    20: "0.2", 0: "0", "5": "0.05", 0.1: "0.001", "1e-999999": None, "1e9999": None, "NaN": None,
+    -1: None, True: None, None: None, "free": None, "Infinity": None, 10**30: None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cents", PRICES)
+def test_prices_of_a_catalog(cents: Any) -> None:
+    """A hint: what is no sensible number is none, and short."""
+    assert _catalog_price({"amountCents": cents}) == PRICES[cents]
+
+
+@pytest.mark.parametrize("catalog", [b"[]", b'{"services": 5}', b'{"services": {"a": 1}}', b"no"])
+def test_catalogs_that_are_none(env: dict[str, str], catalog: bytes) -> None:
+    with Seller() as seller:
+        seller.on("/api/catalog/search", Reply(body=catalog))
+
+        async def scenario() -> None:
+            async with within(env, seller.origin) as session:
+                failed, found = await ask(session, "search_services", query="x")
+                assert failed is (catalog == b"no") and not found.get("services")
+
+        run(scenario)
 
 
 def test_a_seller_that_is_not_there(env: dict[str, str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 from collections import Counter
 from decimal import Decimal
 from typing import Any
@@ -412,6 +414,30 @@ def test_a_client_does_as_well_as_its_session() -> None:
             return await PaidSession(client, payer_of(), ORIGIN).call_tool("make_thing")
 
     assert receipt_of(run(scenario)) is not None
+
+
+_IMPORTS = """
+import sys
+import x402_mask
+assert not [name for name in sys.modules if name.partition(".")[0] in ("mcp", "pydantic")]
+sys.modules["mcp"] = None
+try:
+    x402_mask.mcp
+except ImportError as exc:
+    assert "pip install 'x402-mask[mcp]'" in str(exc), exc
+else:
+    raise SystemExit("imported without the SDK")
+del sys.modules["mcp"]
+assert x402_mask.mcp.PaidSession
+"""
+
+
+def test_the_sdk_is_imported_when_it_is_asked_for() -> None:
+    """Not by ``import x402_mask``; and where it is missing, the error says what to install."""
+    done = subprocess.run(
+        [sys.executable, "-c", _IMPORTS], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_is_no_origin() -> None:

@@ -199,7 +199,8 @@ class Agent:
         except (ValueError, RecursionError):
             raise Mistake("the catalog is not JSON") from None
         services = found.get("services") if isinstance(found, dict) else None
-        return [item for item in services or [] if isinstance(item, dict)]
+        items = services if isinstance(services, list) else []
+        return [item for item in items if isinstance(item, dict)]
 
 
 # --- what an agent may say ------------------------------------------------------------------------
@@ -320,7 +321,9 @@ def _catalog_price(pricing: object) -> str | None:
         price = Decimal(str(cents)[:20]) / 100
     except InvalidOperation:
         return None
-    return f"{price:f}" if price.is_finite() and 0 <= price < 10**6 else None
+    if not price.is_finite() or not (price == 0 or Decimal("0.000001") <= price < 10**6):
+        return None
+    return f"{price:f}"
 
 
 # --- what is said of money ------------------------------------------------------------------------
