@@ -11,6 +11,7 @@ from tests.support.seller import Hit, Reply, Seller
 from x402_mask import TokenFlowError
 from x402_mask._effects import Fetch
 from x402_mask.mcp._market import Market
+from x402_mask.mcp._session import _request
 
 
 @colours
@@ -72,3 +73,11 @@ def test_a_server_on_stdio_sells_no_tokens() -> None:
         await market.aclose()
 
     run(scenario)
+
+
+def test_a_token_is_an_argument() -> None:
+    """And neither the caller's own arguments nor ``_meta`` are touched by it."""
+    given = {"a": 1}
+    request = _request("thing", given, None, ("X-Payment-Token", "secret"), {})
+    assert request.params.arguments == {"a": 1, "paymentToken": "secret"}
+    assert request.params.meta is None and given == {"a": 1}
