@@ -14,7 +14,7 @@ import pytest
 from mcp import Client, ClientSession
 from mcp.client.streamable_http import streamable_http_client
 from mcp.server.lowlevel import Server
-from mcp.types import CallToolResult, ListToolsResult, TextContent, Tool
+from mcp.types import CallToolResult, InputRequiredResult, ListToolsResult, TextContent, Tool
 
 from tests.support.seller import TRANSACTION, Authorization, authorization_of, decode_proof, offer
 from x402_mask import Cap, MemoryLedger, Payer, Wallet
@@ -60,7 +60,7 @@ def made(**changes: Any) -> CallToolResult:
     return said('{"made": "it"}', {"made": "it"}, meta={"x402/payment-response": told})
 
 
-Answer = CallToolResult | Exception | Callable[["Heard"], Any]
+Answer = CallToolResult | InputRequiredResult | Exception | Callable[["Heard"], Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +111,7 @@ class Shop:
             ]
         )
 
-    async def _call(self, _context: Any, params: Any) -> CallToolResult:
+    async def _call(self, _context: Any, params: Any) -> CallToolResult | InputRequiredResult:
         call = Heard(
             tool=params.name, arguments=dict(params.arguments or {}), meta=dict(params.meta or {})
         )
@@ -123,7 +123,7 @@ class Shop:
             answer = await answer
         if isinstance(answer, Exception):
             raise answer
-        assert isinstance(answer, CallToolResult)
+        assert isinstance(answer, (CallToolResult, InputRequiredResult))
         return answer
 
 

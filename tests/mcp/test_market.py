@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,10 +18,16 @@ from x402_mask.mcp._session import _request
 @colours
 def test_requests_of_one_payment(backend: str) -> None:
     """Headers, proof and body go out; cookies stay; redirects are answers; long bodies are none."""
+    sent: list[int] = []
+
+    def endless() -> Iterator[bytes]:
+        for number in range(1_000):
+            sent.append(number)
+            yield b"x" * 65_536
 
     def answer(hit: Hit) -> Reply:
         if hit.path == "/long":
-            return Reply(body=b"x" * 70_000)
+            return Reply(body=endless(), framing="chunked")
         if hit.path == "/moved":
             return Reply(status=307, headers=[("Location", "https://other.example/")])
         told = {"proof": hit.header("payment-signature"), "cookie": hit.header("cookie")}
@@ -50,6 +57,7 @@ def test_requests_of_one_payment(backend: str) -> None:
             assert json.loads(second.body or b"") == {"proof": None, "cookie": "client=7"}
             if backend == "asyncio":  # trio warns of generators that httpx leaves unfinished
                 assert (await market.fetch(Fetch(method="GET", path="/long"))).body is None
+                assert len(sent) < 1_000
             assert (await market.fetch(Fetch(method="GET", path="/moved"))).status == 307
             assert market.open
             await market.aclose()

@@ -14,7 +14,7 @@ import anyio
 import httpx
 import pytest
 from mcp import Client, ClientSession, MCPError
-from mcp.types import CallToolResult
+from mcp.types import CallToolResult, InputRequiredResult
 
 from tests.mcp.kit import (
     ORIGIN,
@@ -30,7 +30,7 @@ from tests.mcp.kit import (
     said,
 )
 from tests.support.seller import TRANSACTION
-from x402_mask import Cap, CapExceeded, InputRefused, PaymentRefused
+from x402_mask import Cap, CapExceeded, InputRefused, MemoryLedger, PaymentRefused
 from x402_mask._shelf import Terms
 from x402_mask.httpx import AsyncPaymentTransport
 from x402_mask.mcp import PaidSession, receipt_of
@@ -74,6 +74,8 @@ def test_after_a_proof_no_challenge_is_new(kind: str) -> None:
     assert first == second and len(shop.authorizations) == 1
     (payment,) = payer.payments()
     assert (payment.state, payment.open) == ("held", True)
+    if kind.startswith("settlement failure"):
+        assert "insufficient_funds" in payment.note
 
 
 UNKNOWN: dict[str, tuple[CallToolResult, str]] = {
@@ -207,8 +209,10 @@ class _Closed:
         steps.close()
 
 
-def test_a_call_that_is_closed_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("inline", [True, False])
+def test_a_call_that_is_closed_in_the_middle(inline: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A coroutine that may not wait any more still writes down that a proof has left."""
+    monkeypatch.setattr(MemoryLedger, "inline", inline)  # else it is asked in a thread
     shop, payer = Shop(asks(document())), payer_of()
     asked = ClientSession.send_request
 
@@ -230,7 +234,7 @@ def test_a_call_that_is_closed_in_the_middle(monkeypatch: pytest.MonkeyPatch) ->
             (payment,) = payer.payments()
             assert (payment.state, payment.open) == ("held", True)
             assert "Abandoned" in payment.note
-            monkeypatch.undo()
+            monkeypatch.setattr(ClientSession, "send_request", asked)
             assert receipt_of(await paid.call_tool("make_thing")) is not None
 
     run(scenario)
@@ -361,6 +365,29 @@ def test_the_callers_own_proof_and_meta_pass_through() -> None:
     run(scenario)
     assert [call.meta.get("trace") for call in shop.calls] == [None, None, "t1", "t1"]
     assert len(payer.payments()) == 1
+
+
+def test_a_tool_that_wants_more_once_it_is_paid() -> None:
+    """Nothing was delivered: the answer to its questions goes with the same bytes."""
+    more = InputRequiredResult(request_state="size?")
+    shop, payer = Shop(asks(document()), more), payer_of()
+
+    async def scenario() -> None:
+        async with connected(shop, "auto") as session:
+            paid = PaidSession(session, payer, ORIGIN)
+            with pytest.raises(RuntimeError, match="allow_input_required") as caught:
+                await paid.call_tool("make_thing")
+            (payment,) = payer.payments()
+            assert payment.payment_id in caught.value.__notes__[0] and payment.open
+            asked = await paid.call_tool("make_thing", allow_input_required=True)
+            assert isinstance(asked, InputRequiredResult) and receipt_of(asked) is not None
+            shop.paid = made()
+            last = await paid.call_tool("make_thing", request_state=asked.request_state)
+            assert receipt_of(last) is not None
+
+    run(scenario)
+    assert len(shop.proofs) == 3 and len(shop.authorizations) == 1
+    assert [(p.state, p.open) for p in payer.payments()] == [("settled", False)]
 
 
 def test_a_price_that_is_known_is_paid_with_the_first_request() -> None:

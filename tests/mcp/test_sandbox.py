@@ -267,6 +267,7 @@ def test_what_the_desk_will_not_take(box: Sandbox) -> None:
     both, thin, text, unknown = run(scenario)
     assert "not several" in both.content[0].text
     assert thin.structured_content["error"] == "invalid_payload"
+    assert thin.structured_content["resource"]["url"] == "mcp://tool/timestamp"
     assert text.structured_content["error"] == "invalid_payload"
     assert "no tool" in unknown.content[0].text
 
