@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from decimal import Decimal
 from typing import Any
@@ -192,6 +195,39 @@ def test_a_lost_answer_is_asked_for_with_the_same_bytes(backend: str, how: str) 
     first, second = shop.proofs
     assert first == second
     assert [(p.state, p.open) for p in payer.payments()] == [("settled", False)]
+
+
+class _SlowToHold(MemoryLedger):
+    """A ledger that takes its time to store a proof, and is asked in a thread."""
+
+    inline = False
+
+    def hold(self, *args: Any, **more: Any) -> None:
+        self.holding.set()
+        time.sleep(0.2)
+        super().hold(*args, **more)
+
+
+def test_a_call_that_is_cancelled_while_its_proof_is_stored() -> None:
+    """The proof is stored, and does not leave: the next identical call presents it."""
+    shop, ledger = Shop(asks(document())), _SlowToHold()
+    payer = payer_of(ledger=ledger)
+
+    async def scenario() -> None:
+        async with connected(shop) as session:
+            ledger.holding = threading.Event()
+            paid = PaidSession(session, payer, ORIGIN)
+            task = asyncio.create_task(paid.call_tool("make_thing"))
+            assert await asyncio.to_thread(ledger.holding.wait, 10)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert shop.proofs == []
+            assert [(p.state, p.open) for p in payer.payments()] == [("held", True)]
+            assert receipt_of(await paid.call_tool("make_thing")) is not None
+
+    run(scenario)
+    assert len(shop.authorizations) == len(payer.payments()) == 1
 
 
 class _Closed:
