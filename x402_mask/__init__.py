@@ -114,7 +114,6 @@ def __getattr__(name: str) -> Any:
     """Load what not everyone needs, a driver, a catalog or MCP, when it is asked for."""
     from importlib import import_module  # noqa: PLC0415
 
-
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     if name == "mcp":
