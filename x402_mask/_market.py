@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from x402_mask import _json
 from x402_mask._tokenbook import UNLIMITED
 from x402_mask._windows import SECOND
-from x402_mask._wire import shown
+from x402_mask._wire import Challenge, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -138,6 +138,23 @@ def find_accepts(body: bytes | None) -> bytes | None:
         if isinstance(place, dict) and isinstance(place.get("accepts"), list):
             return written.encode()
     return None
+
+
+def challenge_in(body: bytes | None) -> Challenge | None:
+    """A 402 that is a payment object and lists no offers, as a challenge; ``None`` if it is none.
+
+    The marketplace's documents say that a call without a token may be answered so.
+    """
+    if body is None or b'"paymentId"' not in body:
+        return None
+    try:
+        text = _json.as_text(body)
+        document = _json.loads(text)
+    except (_json.BadJSON, UnicodeDecodeError):
+        return None
+    if find_payment(document) is None:
+        return None
+    return Challenge(form="server402", offers=(), skipped=(), document=document, text=text)
 
 
 def _read(found: Mapping[str, Any], document: Mapping[str, Any]) -> MarketPayment:

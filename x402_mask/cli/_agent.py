@@ -17,6 +17,7 @@ import anyio
 import anyio.to_thread
 import httpx
 
+from x402_mask._catalog import CatalogError, Marketplace
 from x402_mask.cli._faults import Money, of_payment_error
 from x402_mask.cli._owner import stops_of
 from x402_mask.cli._show import clean, plain
@@ -187,20 +188,12 @@ class Agent:
         return self._methods[service]
 
     async def _catalog(self, query: str) -> list[Json]:
-        """One search of the origin's catalog; whatever is no object there is left out."""
-        url = f"{self._origin}/api/catalog/search"
-        request = self._plain.build_request("GET", url, params={"q": query[:200]})
-        response = await self._plain.send(request, stream=True)
-        body, whole = await _read(response, CATALOG_BYTES_MAX)
-        if not response.is_success or not whole:
-            raise Mistake(f"the catalog cannot be read (HTTP {response.status_code})")
+        """One search of the origin's catalog, whose terms the payer remembers."""
+        market = Marketplace(self._origin, self._plain, payer=self._payer)
         try:
-            found = json.loads(body)
-        except (ValueError, RecursionError):
-            raise Mistake("the catalog is not JSON") from None
-        services = found.get("services") if isinstance(found, dict) else None
-        items = services if isinstance(services, list) else []
-        return [item for item in items if isinstance(item, dict)]
+            return [dict(found.raw) for found in await market.search(query[:200])]
+        except CatalogError as exc:
+            raise Mistake(f"the catalog cannot be read: {exc}") from None
 
 
 # --- what an agent may say ------------------------------------------------------------------------

@@ -1,0 +1,85 @@
+"""A 402 that is a payment object and lists no offers: the marketplace's documents name this form."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from tests.support.seller import Reply, Seller
+from tests.tokens.bazaar import Bazaar
+from x402_mask import Cap, Client, MemoryLedger, OfferRefused, Payer, Wallet, receipt_of
+
+WRAPPED = {
+    "bare": lambda found: found,
+    "payment": lambda found: {"error": "payment required", "payment": found},
+    "data": lambda found: {"data": {"payment": found}},
+}
+
+
+def bare(wrap: str, **changes: Any) -> Any:
+    """The answer to a call without a token."""
+    found = {
+        "paymentId": "pay_of_the_402",
+        "serviceId": "mask-refinement",
+        "status": "pending",
+        "amountCents": 20,
+        "currency": "USD",
+        **changes,
+    }
+    return Reply(
+        status=402,
+        headers=[("Content-Type", "application/json")],
+        body=json.dumps(WRAPPED[wrap](found)).encode(),
+    )
+
+
+def payer_of(bazaar: Bazaar, **options: Any) -> Payer:
+    """A payer of one dollar."""
+    chosen: dict[str, Any] = {
+        "wallet": None,
+        "caps": [Cap(1, per="day")],
+        "origins": [bazaar.origin],
+        "ledger": MemoryLedger(),
+    }
+    return Payer(**chosen | options)
+
+
+@pytest.mark.parametrize("wrap", WRAPPED)
+@pytest.mark.parametrize("wallet", [None, Wallet.from_key("11" * 32)])
+def test_the_price_in_it_is_reserved(bazaar: Bazaar, wrap: str, wallet: Wallet | None) -> None:
+    """And a token is bought, with a wallet or without."""
+    bazaar.before["tool"] = lambda _: bare(wrap)
+    bazaar.paid_at = "creation"
+    payer = payer_of(bazaar, wallet=wallet)
+    with Client(payer) as client:
+        quote = payer.quote(client.build_request("POST", bazaar.url(), json={}))
+        assert quote is not None and (quote.route, quote.usd) == ("token", Decimal("0.20"))
+        response = client.post(bazaar.url(), json={})
+    receipt = receipt_of(response)
+    assert response.status_code == 200
+    assert receipt is not None and (receipt.route, receipt.usd) == ("token", Decimal("0.20"))
+    assert payer.spend()[0].settled == Decimal("0.20")
+
+
+@pytest.mark.parametrize("cents", [None, 0, -5, "many", True])
+def test_without_a_price_nothing_is_asked_for(bazaar: Bazaar, cents: Any) -> None:
+    """What cannot be reserved cannot be bought."""
+    bazaar.before["tool"] = lambda _: bare("bare", amountCents=cents)
+    with Client(payer_of(bazaar)) as client, pytest.raises(OfferRefused):
+        client.post(bazaar.url(), json={})
+    assert bazaar.at_market() == []
+
+
+def test_elsewhere_it_is_handed_back() -> None:
+    """A quota that happens to speak of payments is no challenge."""
+    with Seller() as seller:
+        seller.on("/quota", bare("bare"))
+        caps = [Cap(1, per="day")]
+        payer = Payer(None, caps=caps, origins=[seller.origin], ledger=MemoryLedger())
+        with Client(payer) as client:
+            response = client.get(f"{seller.origin}/quota")
+    assert (response.status_code, receipt_of(response)) == (402, None)
+    assert response.json()["paymentId"] == "pay_of_the_402"
