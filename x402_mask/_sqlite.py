@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SCHEMA: Final = TABLES.format(
-    serial="INTEGER PRIMARY KEY AUTOINCREMENT",
+    serial="INTEGER PRIMARY KEY",  # no row is ever deleted, so none is numbered twice
     key="INTEGER PRIMARY KEY",
     plain=" WITHOUT ROWID",
     blob="BLOB",

@@ -26,7 +26,8 @@ from tests.ledger.kit import (
     want,
 )
 from x402_mask import Cap, LedgerError, Payment
-from x402_mask._ledger import EXPIRY_MARGIN_S, Ledger, Proof
+from x402_mask._audit import verify
+from x402_mask._ledger import EXPIRY_MARGIN_S, Ledger, Proof, Reserved
 from x402_mask._models import State
 from x402_mask._vault import digest
 from x402_mask._windows import as_datetime
@@ -294,3 +295,46 @@ def test_an_interrupted_call_puts_its_payment_down(ledger: Ledger) -> None:
     ledger.sweep(now_us=NOW)
     assert state_of(ledger, made.id) == "held"
     assert state_of(ledger, early.id) == "released"
+
+
+def test_a_proof_made_with_its_reservation_is_held_at_once(ledger: Ledger) -> None:
+    """One transaction for both, as if it had been reserved and then held."""
+    made, sent = want(), proof()
+    answer = ledger.reserve(made, prove=lambda: sent)
+    assert isinstance(answer, Reserved) and answer.proof == sent
+    (row,) = ledger.payments()
+    assert (row.state, row.open, row.note) == ("held", True, "in flight")
+    assert (row.nonce, row.proof_digest) == (sent.nonce, digest(sent.value))
+    assert [entry["kind"] for entry in ledger.history()] == ["reserved", "held"]
+    assert used(ledger, WIDE) == 1000 and verify(ledger).problems == []
+    ledger.put_down(made.id, now_us=NOW)
+    assert ledger.claim(made.id, now_us=NOW) == sent
+
+
+def test_a_proof_that_cannot_be_made_reserves_nothing(ledger: Ledger) -> None:
+    """Whatever signing raises, nothing was written."""
+
+    def spoiled() -> Proof:
+        raise ZeroDivisionError
+
+    made = want()
+    with pytest.raises(ZeroDivisionError):
+        ledger.reserve(made, prove=spoiled)
+    assert ledger.payments() == [] and ledger.history() == [] and used(ledger, WIDE) == 0
+    assert isinstance(ledger.reserve(made), Reserved)
+
+
+def test_only_its_carrier_gives_back_an_unsent_proof(ledger: Ledger) -> None:
+    """It alone knows that nobody else ever had it; and once it is put down, nobody does."""
+    mine, other = want(), want()
+    for made in (mine, other):
+        ledger.reserve(made, prove=proof)
+    with pytest.raises(LedgerError, match="is held, not reserved"):
+        ledger.release(mine.id, "", now_us=NOW)
+    ledger.release(mine.id, "cancelled", unsent=True, now_us=NOW)
+    assert state_of(ledger, mine.id) == "released" and used(ledger, WIDE) == 1000
+    assert ledger.claim(mine.id, now_us=NOW) is None
+    ledger.put_down(other.id, now_us=NOW)
+    with pytest.raises(LedgerError, match="is held, not reserved"):
+        ledger.release(other.id, "", unsent=True, now_us=NOW)
+    assert state_of(ledger, other.id) == "held" and verify(ledger).problems == []
