@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Context, Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Final
 
 MICRO: Final = 1_000_000
@@ -35,6 +36,7 @@ def parse_usd(value: object) -> int:
     return int(micro)
 
 
+@lru_cache(maxsize=1024)
 def usd(micro: int) -> Decimal:
     """Dollars, as a ``Decimal`` with the fewest decimals but at least two."""
     number = Decimal(micro).scaleb(-6, _EXACT)

@@ -122,9 +122,11 @@ def _start(*arguments: str) -> subprocess.Popen[str]:
 
 
 def _run(*arguments: str) -> str:
+    env = {**os.environ, "PYTHONPYCACHEPREFIX": os.environ["X402_BENCH_DIR"] + "/bytecode"}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed has its bytecode beside it
     done = subprocess.run(
         [sys.executable, *arguments],
-        capture_output=True, text=True, timeout=250, check=True, cwd=ROOT,
+        capture_output=True, text=True, timeout=250, check=True, cwd=ROOT, env=env,
     )  # fmt: skip
     return done.stdout.splitlines()[-1]
 
