@@ -106,12 +106,15 @@ class TokenBook:
         return remote
 
     def unpaid(self, operation: str, origin: str, *, wait_s: float = WAIT_S) -> str | None:
-        """The id of a marketplace payment that was created for *operation* and never paid by us."""
+        """The id of a marketplace payment that was created for *operation* and never paid by us.
+
+        One that asked for a signature is left alone: only creating it anew does so again.
+        """
         with self._transaction(wait_s, write=False) as db:
             found = db.one(
                 "SELECT remote FROM purchases JOIN payments ON id=payment WHERE operation=?"
                 " AND origin=? AND state='released' AND stage='created' AND remote IS NOT NULL"
-                " ORDER BY seq DESC LIMIT 1",
+                " AND way IS NULL ORDER BY seq DESC LIMIT 1",
                 *(operation, origin),
             )
         return None if found is None else str(found[0])
@@ -122,15 +125,16 @@ class TokenBook:
         remote: str,
         until: int | None,
         *,
+        way: Way | None = None,
         now_us: int,
         wait_s: float = WAIT_S,
     ) -> None:
-        """The marketplace named the payment, or named it anew."""
+        """The marketplace named the payment, or named it anew; *way* is how it wants to be paid."""
         with self._transaction(wait_s) as db:
             db.run(
-                "UPDATE purchases SET remote=?, until=?, stage=CASE stage WHEN 'asked' THEN"
-                " 'created' ELSE stage END WHERE payment=?",
-                *(remote, until, payment_id),
+                "UPDATE purchases SET remote=?, until=?, way=COALESCE(?, way), stage=CASE stage"
+                " WHEN 'asked' THEN 'created' ELSE stage END WHERE payment=?",
+                *(remote, until, way, payment_id),
             )
             data = {"remote": remote, "until": until}
             self._write(db, now_us, payment_id, "created", data)

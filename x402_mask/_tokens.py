@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from x402_mask._models import Outcome
     from x402_mask._payer import Payer
     from x402_mask._policy import Choice
+    from x402_mask._tokenbook import Way
     from x402_mask._transfers import SignedTransfer
     from x402_mask._wire import Challenge
 
@@ -278,8 +279,10 @@ def _create(deal: _Deal) -> Generator[Effect, Any, Verdict]:
                 f"{deal.purchase.origin}{PAYMENTS_PATH} answered {answer.status}: {exc}"
             ) from None
     if payment is not None:
+        able = deal.payer.signer is not None and not payment.is_paid
+        signs = able and _asked(answer) is not None
         try:
-            yield from _note(deal, payment)
+            yield from _note(deal, payment, "x402" if signs else None)
         except LedgerError:
             if not payment.is_paid:
                 raise
@@ -298,14 +301,16 @@ def _order(deal: _Deal, proof: tuple[str, str] | None = None) -> Fetch:
     )  # fmt: skip
 
 
-def _note(deal: _Deal, payment: MarketPayment) -> Generator[Effect, Any, None]:
+def _note(
+    deal: _Deal, payment: MarketPayment, way: Way | None = None
+) -> Generator[Effect, Any, None]:
     payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
     if (deal.remote, deal.until) == (payment.id, payment.until):
         return
     deal.remote, deal.until = payment.id, payment.until
     yield from record(
         lambda wait_s: payer.ledger.note_created(
-            row.id, payment.id, payment.until, now_us=now_us, wait_s=wait_s
+            row.id, payment.id, payment.until, way=way, now_us=now_us, wait_s=wait_s
         )
     )
 
@@ -399,7 +404,7 @@ def _paid_already(deal: _Deal, payment: MarketPayment) -> Generator[Effect, Any,
     return (yield from _take(deal, payment))
 
 
-def _hold(deal: _Deal, way: Any, proof: Proof | None) -> Generator[Effect, Any, None]:
+def _hold(deal: _Deal, way: Way, proof: Proof | None) -> Generator[Effect, Any, None]:
     """Write down, durably, that money may move from here on."""
     payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
     yield from record(
@@ -828,6 +833,8 @@ def _go_on(deal: _Deal, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
         raise TokenFlowError(f"{PAYMENTS_PATH} answered {answer.status}; nothing was paid yet")
     if payment is None or payment.is_over:
         return (yield from _create(deal))
+    if begun.way == "x402" and not payment.is_paid and _asked(answer) is None:
+        return (yield from _create(deal))  # nothing else asks for the signature
     return (yield from _pay(deal, payment, answer))
 
 

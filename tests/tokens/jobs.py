@@ -23,7 +23,7 @@ def buyer_on(ledger: Any, origin: str, way: str, **options: Any) -> Payer:
 
         options["settle_payment"] = settle
     return Payer(
-        jobs.WALLET if way == "x402" else None, caps=[Cap(options.pop("cap", CAP), per="total")],
+        jobs.WALLET if way in ("x402", "object") else None, caps=[Cap(options.pop("cap", CAP), per="total")],
         origins=[origin], ledger=ledger, prefer=("held-token", "token"), poll_unpaid=0.3,
         poll_paid=0.1, **options,
     )  # fmt: skip

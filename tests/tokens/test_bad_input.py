@@ -23,7 +23,15 @@ from tests.tokens.bazaar import (
     saying,
 )
 from tests.tokens.shop import USD, WALLET, assert_sound, call, counted, payer, states
-from x402_mask import Cap, PaymentError, TermsRefused, TokenFlowError, _tokens, receipt_of
+from x402_mask import (
+    Cap,
+    ChallengeError,
+    PaymentError,
+    TermsRefused,
+    TokenFlowError,
+    _tokens,
+    receipt_of,
+)
 
 TOKEN_ONLY: dict[str, Any] = {"prefer": ("held-token", "token")}
 
@@ -133,6 +141,19 @@ def test_paid_already_on_other_terms(bazaar: Bazaar) -> None:
     assert caught.value.at_risk is True
     assert counted(buyer) == USD and bazaar.served == 0
     assert_sound(buyer, bazaar)
+
+
+def test_paid_already_beside_offers_that_cannot_be_read(bazaar: Bazaar) -> None:
+    """What is paid is paid: nobody looks at what else it would have cost."""
+    bazaar.paid_at, bazaar.extra = "creation", {"accepts": [7] * 100, "x402Version": 99}
+    buyer = payer(bazaar, wallet=WALLET, **TOKEN_ONLY)
+    assert call("client", buyer, bazaar.url()).status_code == 200
+    assert_sound(buyer, bazaar)
+
+
+def test_offers_that_cannot_be_read(bazaar: Bazaar) -> None:
+    bazaar.extra = {"accepts": [7] * 100}
+    assert isinstance(refused(bazaar, wallet=WALLET), ChallengeError)
 
 
 def test_a_sub_cent_price(bazaar: Bazaar) -> None:

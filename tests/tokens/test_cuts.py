@@ -24,7 +24,8 @@ from tests.tokens.shop import NO_TLS
 from x402_mask import Client, SQLiteLedger
 from x402_mask._audit import verify
 
-WAYS = ("x402", "settle", "balance", "at-creation")
+WAYS = ("x402", "object", "settle", "balance", "at-creation")
+"""How it is paid; ``object``: x402, which only the answer to creating a payment asks for."""
 UNSURE = ("TokenFlowError", "ReadError", "RemoteProtocolError")
 """How an identical call may end on the way to its delivery."""
 
@@ -45,7 +46,7 @@ class Market(Bazaar):
 def market(way: str) -> Market:
     """A marketplace where this is the way to pay."""
     opened = Market()
-    opened.asks = "server402" if way == "x402" else None
+    opened.asks = {"x402": "server402", "object": "object"}.get(way)
     opened.paid_at = {"balance": 2, "at-creation": "creation"}.get(way)
     return opened
 
