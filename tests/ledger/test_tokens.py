@@ -216,7 +216,8 @@ def test_another_ledger_object_goes_on(shared: Store) -> None:
 
 def test_a_token_cannot_pass_for_another(shared: Store) -> None:
     """What is sealed is bound to its payment: swapped rows are not opened."""
-    one, two = with_token(shared.ledger, calls=5), with_token(shared.ledger, calls=5)
+    one = with_token(shared.ledger, calls=5)
+    two = with_token(shared.ledger, NOW + 1, calls=5)
     shared.sql(
         "UPDATE tokens SET sealed=(SELECT sealed FROM tokens AS t WHERE t.payment=?)"
         " WHERE payment=?",
