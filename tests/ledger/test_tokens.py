@@ -108,6 +108,19 @@ def test_an_interrupted_purchase_stays_reserved(ledger: Ledger) -> None:
     assert isinstance(again, Twin) and again.row.id == made.id
 
 
+def test_a_dead_process_leaves_its_purchases_open(shared: Store) -> None:
+    """Sweeping gives back what was never asked for, and no more."""
+    plain, made = reserved(shared.ledger), asked(shared.ledger)
+    bare = reserved(shared.ledger, route="token")
+    for payment in (plain, made, bare):
+        shared.ledger._flying.pop(payment.id)
+    shared.sql("UPDATE payments SET flight='gone-1-1'")
+    assert sorted(shared.again().sweep(now_us=NOW)) == sorted([plain.id, bare.id])
+    assert used(shared.ledger, WIDE) == 1000
+    assert idle(shared.ledger, made).row.id == made.id
+    assert verify(shared.ledger).ok
+
+
 def reserved_again(ledger: Ledger, made: Any) -> Any:
     """What an identical call's reservation is answered."""
     from dataclasses import replace
