@@ -205,6 +205,26 @@ def test_another_call_cut_at_many_points(fast_path: Path, way: str, kind: str, h
     assert not found, "\n".join(found)
 
 
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [("client", "fault"), ("attach", "interrupt"), ("async-client", "cancel"),
+     ("async-attach", "cancelled-error")],
+)  # fmt: skip
+def test_a_delivery_that_never_reached_the_caller(fast_path: Path, kind: str, how: str) -> None:
+    """Cut after the seller took the token; it delivers again, and nothing is paid again."""
+    names, found = points_of(fast_path, "x402", kind), []
+    first = max(n for n, name in enumerate(names, start=1) if name == "send:paid:before")
+    for at in range(first, len(names) + 1):
+        trial = Trial(fast_path, "x402", kind)
+        trial.market.before["redeem"] = lambda hit, market=trial.market: market._goods([])
+        trial.cut(how, at)
+        trial.repeat("same-ledger")
+        if wrong := trial.faults():
+            found.append(f"{at} {trial.points.struck} -> {trial.outcomes}: {'; '.join(wrong)}")
+        trial.close()
+    assert not found, "\n".join(found)
+
+
 @pytest.mark.parametrize(("way", "step"), [("x402", 3), ("settle", 7), ("balance", 7)])
 def test_a_process_killed_anywhere(fast_path: Path, way: str, step: int) -> None:
     """SIGKILL; the identical call is made by another process.  At most one token is bought."""
