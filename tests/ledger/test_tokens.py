@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -160,6 +161,20 @@ def test_calls_are_counted(ledger: Ledger, calls: int, uses: int) -> None:
     else:
         assert ledger.held_tokens(now_us=NOW) == {(ORIGIN, SERVICE)}
     assert verify(ledger).ok
+
+
+def test_threads_share_the_calls_that_are_left(store: Store) -> None:
+    """Each with its own ledger object: every call is taken once."""
+    with_token(store.ledger, calls=9)
+    ledgers = [store.again() for _ in range(4)]
+
+    def take(number: int) -> int:
+        ledger = ledgers[number % 4]
+        return sum(ledger.take_token(ORIGIN, SERVICE, now_us=NOW) is not None for _ in range(3))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(take, range(8))) == 8
+    assert verify(store.ledger).ok
 
 
 def test_a_call_that_comes_back(ledger: Ledger) -> None:

@@ -8,8 +8,12 @@ the marketplace's books.
 from __future__ import annotations
 
 import itertools
+import os
+import signal
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -241,6 +245,38 @@ def test_a_process_killed_anywhere(fast_path: Path, way: str, step: int) -> None
             found.append(f"{at} {name} -> {trial.outcomes}: {'; '.join(wrong)}")
         trial.close()
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("way", ["x402", "object", "settle", "balance"])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_process_killed_when_the_market_chooses(fast_path: Path, way: str, moment: str) -> None:
+    """While it waits for an answer, to something that was done or that never will be."""
+    steps = {"x402": ["create", "prove", "redeem"], "object": ["create", "prove", "redeem"],
+             "settle": ["create", "poll", "redeem"], "balance": ["create", "poll", "redeem"]}  # fmt: skip
+    for step in steps[way]:
+        trial = Trial(fast_path, way, "client")
+        market, done = trial.market, threading.Event()
+        chosen: dict[str, Any] = market.before if moment == "before" else market.after
+
+        def kill(*args: Any, done: Any = done, victims: Any = (victims := [])) -> Any:
+            if done.is_set():
+                return args[1] if len(args) > 1 else None
+            done.set()
+            os.kill(victims[0]._process.pid, signal.SIGKILL)
+            return Reply(drop=True)
+
+        chosen[step] = kill
+        with Process(jobs.plain_call, trial.path, market.url(), market.origin, way) as victim:
+            victims.append(victim)
+            with pytest.raises(EOFError):
+                victim.heard()
+            assert victim.ended() == -9 and done.is_set()
+        trial.outcomes.append("killed")
+        trial.ledger = SQLiteLedger(trial.path)
+        trial.repeat("new-ledger")
+        excused = frozenset({"redeemed"} if (step, moment) == ("redeem", "after") else ())
+        assert trial.faults(excused) == [], (step, trial.outcomes, market.steps())
+        trial.close()
 
 
 @pytest.mark.xfail(strict=True, reason="creating is asked for again where its answer was lost")
