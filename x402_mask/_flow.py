@@ -891,7 +891,10 @@ def _note_refusal(
     payer: Payer, reply: Reply, refusal: PaymentRefused
 ) -> Generator[Effect, Any, None]:
     """Put the refusal in the history; a ledger that cannot take it does not hide the reason."""
-    origin = origin_of(reply.url)
+    try:
+        origin = origin_of(reply.url)
+    except ValueError:  # an auth flow may lead anywhere
+        origin = shown(reply.url)
     detail = {
         "reason": refusal.reason,
         "message": shown(refusal, 300),

@@ -16,6 +16,7 @@ ALIASES: Final = {"aliyun-imageseg-refine-mask": "mask-refinement"}
 
 _TOOL: Final = re.compile(r"/api/tools/([A-Za-z0-9][A-Za-z0-9._-]{0,127})/?")
 _MCP: Final = re.compile(r"(mcp:[A-Za-z0-9][A-Za-z0-9._-]{0,127})(/.*)?", re.DOTALL)
+_HOST: Final = re.compile(r"[^\s*,;%/\\@]+")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -90,6 +91,8 @@ def _parse_origin(origin: str) -> str:
     if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username:
         raise ValueError(f"an origin is scheme://host[:port], nothing more: {origin!r}")
     clean = origin_of(origin)
+    if not _HOST.fullmatch(parts.hostname or ""):
+        raise ValueError(f"an origin names one host: {origin!r}")
     if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
         raise ValueError(f"only loopback origins may be plain http: {origin!r}")
     return clean

@@ -184,10 +184,14 @@ def write_keystore(key: bytes, path: Path, password: str) -> str:
 
     keystore = Account.encrypt(key, password, kdf="scrypt")
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(keystore, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(keystore, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink()  # half a keystore would stand in the way of a whole one
+        raise
     return Wallet(key).address
 
 

@@ -55,7 +55,8 @@ def test_origins_of_the_owner() -> None:
     }  # fmt: skip
     for wrong in ([], ["http://shop.example"], ["http://0.0.0.0"], ["https://a.example/path"],
                   ["https://a.example?x"], ["https://u@a.example"], ["a.example"], ["mcp:"],
-                  ["http://localhost.evil.example"], [""], ["https://a.example#f"]):  # fmt: skip
+                  ["http://localhost.evil.example"], [""], ["https://a.example#f"],
+                  ["https://*"], ["https://*.a.example"], ["https://a.example,b.example"]):  # fmt: skip
         with pytest.raises(ValueError, match=r"."):
             parse_origins(wrong)
     for odd in ("https://a.example", [7], [None]):

@@ -119,6 +119,14 @@ def test_write_keystore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         write_keystore(KEY, path, "other")
     assert KEY.hex() not in path.read_text()
 
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_keystore(KEY, tmp_path / "half.json", "secret")
+    assert not (tmp_path / "half.json").exists()
+
 
 def test_from_env(keystore: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Contract 9."""
