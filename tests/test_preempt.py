@@ -165,9 +165,9 @@ def test_a_full_cap_refuses_with_the_402_in_hand() -> None:
 
 
 def test_approval_is_asked_anew() -> None:
-    """A denial stops the proof, even where the price is known."""
+    """Once a call, even where the price is known; a denial stops the proof."""
     asked: list[object] = []
-    answers = [True, False, False]
+    answers = [True, False]
 
     def approve(quote: object) -> bool:
         asked.append(quote)
@@ -177,4 +177,4 @@ def test_approval_is_asked_anew() -> None:
     world.call("a")
     with pytest.raises(Exception, match="did not approve"):
         world.call("b")
-    assert len(world.seller.nonces) == 1
+    assert len(world.seller.nonces) == 1 and len(asked) == 2

@@ -99,6 +99,8 @@ class Trip:
     url: str
     receipt: Receipt | None = None
     paid: bool = False
+    denied: object = None
+    """The terms that the owner did not approve, so that nobody is asked the same twice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -459,7 +461,7 @@ def _by_route(
             failed.append((route, plan))
             continue
         try:
-            yield from _decide(payer, purchase, plan)
+            yield from _decide(payer, call, purchase, plan)
             return (yield from _reserve_and_buy(payer, call, purchase, plan))
         except TokenFlowError as error:
             if error.at_risk or isinstance(error, PaymentRefused):
@@ -519,7 +521,9 @@ def _plan(
     return Plan.of("x402", choice, skipped)
 
 
-def _decide(payer: Payer, purchase: Purchase, plan: Plan) -> Generator[Effect, Any, None]:
+def _decide(
+    payer: Payer, call: Call, purchase: Purchase, plan: Plan
+) -> Generator[Effect, Any, None]:
     """Ask the owner, before anything is reserved."""
     _check_price(payer, purchase, plan)
     if payer.preempt and plan.choice is not None:
@@ -530,7 +534,10 @@ def _decide(payer: Payer, purchase: Purchase, plan: Plan) -> Generator[Effect, A
     if quote.refusal is not None:
         quote.refusal.quote = quote
         raise quote.refusal
-    if (yield from consult(payer.approve, quote)) is not True:
+    terms = (plan.route, plan.amount, plan.asset, plan.network, plan.pay_to)
+    approved = terms != call.trip.denied and (yield from consult(payer.approve, quote))
+    if approved is not True:
+        call.trip.denied = terms
         message = f"approve() did not approve ${quote.usd} for {quote.service}"
         raise ApprovalDenied(message, quote=quote)
 
