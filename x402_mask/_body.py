@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import email.utils
 import hashlib
+import logging
 import re
 import time
 import zlib
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, Final
 
-from x402_mask._wire import CHALLENGE_BYTES_MAX
+from x402_mask._wire import CHALLENGE_BYTES_MAX, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+log = logging.getLogger("x402_mask")
 
 READ_S: Final = 10.0
 """Seconds for the first 64 KiB of a 402: a seller that trickles is not waited for."""
@@ -55,6 +58,7 @@ def decode(data: bytes, encodings: str, limit: int = CHALLENGE_BYTES_MAX) -> byt
         if name == "identity":
             continue
         if name not in ("gzip", "x-gzip", "deflate"):
+            log.warning("a 402 in the coding %s cannot be read: ask for gzip", shown(name, 20))
             return None
         wbits = 16 + zlib.MAX_WBITS if "gzip" in name else zlib.MAX_WBITS
         inflated = _inflate(data, wbits, limit)
