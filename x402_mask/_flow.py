@@ -289,7 +289,7 @@ def _held_first(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | Re
         return None  # said when the seller asks for money; until then it costs no token
     from x402_mask._tokens import spend_held  # noqa: PLC0415  # most payers hold none
 
-    return (yield from spend_held(payer, call, origin, service))
+    return (yield from spend_held(payer, call, origin, service, call.url))
 
 
 def _preempt(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | None]:
@@ -485,7 +485,8 @@ def _held_now(
         return None
     from x402_mask._tokens import spend_held  # noqa: PLC0415
 
-    return (yield from spend_held(payer, call, purchase.origin, purchase.service))
+    url = purchase.reply.url
+    return (yield from spend_held(payer, call, purchase.origin, purchase.service, url))
 
 
 def _plan(

@@ -146,11 +146,12 @@ def _named_price(document: Mapping[str, Any]) -> int | None:
 
 
 def spend_held(
-    payer: Payer, call: Call, origin: str, service: str
+    payer: Payer, call: Call, origin: str, service: str, url: str
 ) -> Generator[Effect, Any, Verdict | Reply | None]:
     """Pay with a token that an earlier call bought; it moves no money.
 
-    ``None`` if there is none; the 402 if the seller does not take it, which drops it.
+    ``None`` if there is none; the 402 if the seller does not take it, which drops it.  *url* is
+    where it is sent: a 402 of another place, to which httpx followed a redirect, is about no token.
     """
     now_us = payer.now_us()
     try:
@@ -180,9 +181,14 @@ def spend_held(
     if reply.status != 402:
         if not reply.delivered:
             yield from _give_back(payer, row)
+        if 300 <= reply.status < 400:  # where that leads the token may be asked for as well
+            call.trip.paid = False
         return Verdict(receipt=receipt, delivered=reply.delivered, prepaid=True)
     call.trip.paid, call.trip.receipt = False, None
-    yield from _drop(payer, row, "refused by the seller")
+    if url == call.url != reply.url:
+        yield from _give_back(payer, row)
+    else:
+        yield from _drop(payer, row, "refused by the seller")
     return reply
 
 
@@ -326,11 +332,12 @@ def _pay(
     if payment is not None and payment.is_paid:
         return (yield from _paid_already(deal, payment))
     _check_terms(deal, payment)
+    if payer.signer is not None or payer.settle_payment is not None:
+        _check_payee(deal, payment)
     if payment is not None and payment.is_over:
         raise TokenFlowError(f"the marketplace payment is {payment.status} already")
     challenge = _asked(answer)
     if challenge is not None and payer.signer is not None:
-        _check_payee(deal, payment)
         return (yield from _pay_x402(deal, challenge, answer))
     if payment is None:
         why = "wants an x402 signature and this payer has no wallet"
@@ -338,7 +345,6 @@ def _pay(
             why = "answered 402 and named neither a payment nor an offer"
         raise TokenFlowError(f"{deal.purchase.origin}{PAYMENTS_PATH} {why}")
     if _can_transfer(deal, payment):
-        _check_payee(deal, payment)
         try:
             return (yield from _pay_by_transfer(deal, payment))
         except TokenFlowError as failure:
@@ -346,7 +352,6 @@ def _pay(
                 raise
             log.info("no transfer for payment %s: %s", deal.row.id, failure)
     if payer.settle_payment is not None:
-        _check_payee(deal, payment)
         return (yield from _pay_by_hand(deal, payment))
     return (yield from _await_balance(deal, payment))
 
@@ -384,7 +389,7 @@ def _is_service(payer: Payer, named: str, service: str) -> bool:
 
 
 def _check_payee(deal: _Deal, payment: MarketPayment | None) -> None:
-    """Where the payee is to be paid: the payment object and the live offer name the same."""
+    """Where we may pay the payee: the payment object and the live offer name the same."""
     ours, theirs = deal.terms.pay_to, payment.pay_to if payment is not None else None
     if ours is not None and theirs is not None and theirs.lower() != ours.lower():
         raise TermsRefused(

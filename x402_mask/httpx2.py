@@ -1118,8 +1118,9 @@ def _scrub(
         _bare(response.next_request)
     if sent is errand:
         return response.request
-    if response.request is sent:
-        response.request = request
+    if response.request is not sent:
+        return response.request  # where a redirect led, without the proof
+    response.request = request
     return request
 
 

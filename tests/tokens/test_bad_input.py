@@ -83,8 +83,9 @@ def test_other_terms_than_the_live_offer(
     assert settled == [] and "prove" not in bazaar.steps()
 
 
-@pytest.mark.parametrize("wallet", [None, WALLET])
-@pytest.mark.parametrize("paid_at", ["creation", 2])
+@pytest.mark.parametrize(
+    ("wallet", "paid_at"), [(None, "creation"), (None, 2), (WALLET, "creation")]
+)
 def test_a_payee_that_nobody_here_pays(bazaar: Bazaar, wallet: Any, paid_at: Any) -> None:
     """A balance pays: whom the payment object names does not matter."""
     bazaar.extra, bazaar.paid_at = {"payTo": "0xMerchantAddress"}, paid_at
@@ -92,6 +93,14 @@ def test_a_payee_that_nobody_here_pays(bazaar: Bazaar, wallet: Any, paid_at: Any
     assert call("client", buyer, bazaar.url()).status_code == 200
     assert counted(buyer) == USD
     assert_sound(buyer, bazaar)
+
+
+def test_another_payee_ends_the_call_before_it_waits(bazaar: Bazaar) -> None:
+    """A wallet might pay it: no balance is waited for, and no other route is tried."""
+    bazaar.extra = {"payTo": OTHER_PAYEE}
+    error = refused(bazaar, wallet=WALLET, prefer=("token", "x402"), poll_unpaid=60)
+    assert isinstance(error, TermsRefused) and error.reason == "payee"
+    assert "poll" not in bazaar.steps() and "sign" not in bazaar.steps()
 
 
 @pytest.mark.parametrize("payee", [PAYEE.lower(), None])

@@ -32,6 +32,7 @@ from x402_mask import (
     Cap,
     Client,
     MemoryLedger,
+    OriginRefused,
     PaymentError,
     PaymentRefused,
     SQLiteLedger,
@@ -106,6 +107,43 @@ def test_it_stays_behind_when_the_call_is_redirected(bazaar: Bazaar) -> None:
         assert not any(hit.proofs for hit in other.hits)
         assert not any(hit.proofs for hit in bazaar.hits if hit.path == "/y")
     assert len(bazaar.moved) == 1
+
+
+@pytest.mark.parametrize("colour", ["client", "attach", "async-client", "async-attach"])
+def test_a_slash_redirect_before_the_till(bazaar: Bazaar, colour: str) -> None:
+    """A framework sends every call on to the path with a slash: tokens are used there as well."""
+    bazaar.paid_at, bazaar.calls = "creation", 3
+
+    def slashed(hit: Any) -> Any:
+        if hit.path.endswith("/"):
+            return None
+        return Reply(status=307, headers=[("Location", hit.path + "/")])
+
+    bazaar.before["tool"] = slashed
+    bazaar.before["redeem"] = lambda hit: slashed(hit) or bazaar._goods([])
+    buyer = payer(bazaar)
+    answers = call(colour, buyer, bazaar.url(), 3, client={"follow_redirects": True})
+    assert [answer.status_code for answer in answers] == [200] * 3
+    receipts = [receipt_of(answer) for answer in answers]
+    assert [r.route for r in receipts if r is not None] == ["token", "held-token", "held-token"]
+    assert len(bazaar.moved) == 1 and buyer.ledger.held_tokens(now_us=0) == frozenset()
+    assert_sound(buyer, bazaar)
+
+
+@pytest.mark.parametrize("colour", ["client", "attach", "async-client", "async-attach"])
+def test_a_stranger_asks_for_money_where_a_token_led(bazaar: Bazaar, colour: str) -> None:
+    """A redirect to another origin, and its 402: nobody there is paid, and the token is kept."""
+    buyer = rich(bazaar)
+    buyer = payer(bazaar, ledger=buyer.ledger, wallet=WALLET)
+    with Bazaar() as other:
+        bazaar.before["redeem"] = lambda hit: Reply(status=307, headers=[("Location", other.url())])
+        with pytest.raises(OriginRefused) as caught:
+            call(colour, buyer, bazaar.url(), client={"follow_redirects": True})
+        assert caught.value.reason == "redirected"
+        assert not any(hit.proofs for hit in other.hits) and other.at_market() == []
+    assert len(bazaar.proofs()) == 1 and counted(buyer) == USD
+    assert buyer.ledger.held_tokens(now_us=0)
+    assert_sound(buyer, bazaar)
 
 
 def test_a_bought_token_stays_behind_too(bazaar: Bazaar) -> None:
