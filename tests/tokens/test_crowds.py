@@ -15,7 +15,7 @@ from tests.support.seller import Hit, Reply
 from tests.tokens import jobs
 from tests.tokens.bazaar import Bazaar, once
 from tests.tokens.shop import USD, WALLET, assert_sound, counted, made, payer, states
-from x402_mask import Cap, CapExceeded, PaymentRefused, SQLiteLedger, receipt_of
+from x402_mask import Cap, CapExceeded, MemoryLedger, PaymentRefused, SQLiteLedger, receipt_of
 
 THREE = [Cap("0.6", per="total")]
 
@@ -107,6 +107,26 @@ def test_the_second_of_two_with_one_key_waits(bazaar: Bazaar) -> None:
     go.set()
     assert outcomes == ["in_flight", 200]
     assert len(bazaar.sales) == 1 and len(bazaar.moved) == 1
+    assert_sound(buyer, bazaar)
+
+
+@pytest.mark.parametrize("ledger", ["memory", "sqlite"])
+def test_two_tasks_of_one_operation_share_a_token_for_two(
+    bazaar: Bazaar, fast_path: Path, ledger: str
+) -> None:
+    """The second has waited, and finds the token that the first one bought."""
+    bazaar.paid_at, bazaar.calls = 3, 2
+    store = MemoryLedger() if ledger == "memory" else SQLiteLedger(fast_path / "l.db")
+    buyer = payer(bazaar, ledger=store, poll_unpaid=10)
+    options = {"extensions": {"x402_mask": {"operation": "one"}}}
+
+    async def both() -> list[Any]:
+        async with made("async-client", buyer) as client:
+            return await asyncio.gather(*(client.get(bazaar.url(), **options) for _ in range(2)))
+
+    receipts = [receipt_of(answer) for answer in asyncio.run(both())]
+    assert sorted(r.route for r in receipts if r is not None) == ["held-token", "token"]
+    assert len(bazaar.sales) == len(bazaar.moved) == 1 and counted(buyer) == USD
     assert_sound(buyer, bazaar)
 
 
