@@ -27,6 +27,7 @@ from x402_mask import (
     Cap,
     ChallengeError,
     PaymentError,
+    PaymentRefused,
     TermsRefused,
     TokenFlowError,
     _tokens,
@@ -417,6 +418,50 @@ def test_a_proof_whose_answer_says_nothing(bazaar: Bazaar, reply: Reply, process
     assert len({proof.raw for proof in bazaar.proofs() if proof.header != "x-payment-token"}) == 1
     assert len(bazaar.moved) == len(bazaar.bought) == 1
     assert_sound(buyer, bazaar)
+
+
+@pytest.mark.parametrize("resign", ["expired", "never"])
+def test_a_proof_that_expires_unheard(bazaar: Bazaar, resign: Any) -> None:
+    """While it lives the same bytes; then, if the owner allows it, a new one: both count."""
+    late = [0.0]
+    bazaar.asks = "server402"
+    bazaar.before["prove"] = lambda hit: Reply(status=503, body=b"busy")
+    buyer = payer(bazaar, wallet=WALLET, resign=resign, clock=lambda: time.time() + late[0],
+                  **TOKEN_ONLY)  # fmt: skip
+    for seconds in (0, 100, 325):  # 300 s, and 30 s of margin
+        late[0] = seconds
+        with pytest.raises(TokenFlowError) as caught:
+            call("client", buyer, bazaar.url())
+        assert caught.value.at_risk and counted(buyer) == USD
+    assert len({proof.raw for proof in bazaar.proofs()}) == 1
+    late[0] = 335
+    bazaar.before.clear()
+    if resign == "never":
+        with pytest.raises(PaymentRefused) as refusal:
+            call("client", buyer, bazaar.url())
+        assert refusal.value.reason == "resign" and counted(buyer) == USD
+        return
+    assert call("client", buyer, bazaar.url()).status_code == 200
+    assert len({proof.raw for proof in bazaar.proofs() if proof.header != "x-payment-token"}) == 2
+    assert states(buyer) == ["held", "settled"] and counted(buyer) == 2 * USD
+    assert_sound(buyer, bazaar)
+
+
+def test_a_proof_that_was_taken_unheard_brings_its_token_even_late(bazaar: Bazaar) -> None:
+    """The marketplace knows the payment: it is asked before the proof is given up."""
+    late = [0.0]
+    bazaar.asks = "object"
+    bazaar.after["prove"] = lost
+    buyer = payer(bazaar, wallet=WALLET, clock=lambda: time.time() + late[0], **TOKEN_ONLY)
+    with pytest.raises(Exception, match=r"disconnected|closed"):
+        call("client", buyer, bazaar.url())
+    first, second = bazaar.sales.values()
+    bazaar.sales[first.id] = second  # as a marketplace does that pays the payment it made
+    second.id = first.id
+    late[0] = 335
+    assert call("client", buyer, bazaar.url()).status_code == 200
+    assert len(bazaar.moved) == 1 and counted(buyer) == USD
+    assert states(buyer) == ["settled"]
 
 
 def test_settle_payment_is_called_once(bazaar: Bazaar) -> None:

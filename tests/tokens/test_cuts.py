@@ -228,7 +228,7 @@ def test_a_delivery_that_never_reached_the_caller(fast_path: Path, kind: str, ho
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize(("way", "step"), [("x402", 3), ("settle", 7), ("balance", 7)])
+@pytest.mark.parametrize(("way", "step"), [("x402", 4), ("settle", 8), ("balance", 8)])
 def test_a_process_killed_anywhere(fast_path: Path, way: str, step: int) -> None:
     """SIGKILL; the identical call is made by another process.  At most one token is bought."""
     names, found = points_of(fast_path, way, "client"), []

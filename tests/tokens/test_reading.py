@@ -49,7 +49,7 @@ def read(**fields: Any) -> MarketPayment:
     return read_payment(json.dumps(document).encode())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(DOCUMENTS | st.dictionaries(st.sampled_from(KNOWN), DOCUMENTS, max_size=12))
 def test_any_json_is_read_or_refused(document: Any) -> None:
     try:
@@ -75,7 +75,7 @@ def assert_safe(found: MarketPayment) -> None:
     assert found.token is None or found.token not in repr(found)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.binary(max_size=200) | DOCUMENTS.map(lambda found: json.dumps(found).encode()))
 def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     with suppress(Unreadable):
