@@ -268,20 +268,18 @@ def _held_first(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | Re
     origin = call.trip.origin
     if service is None or origin not in payer.origins or origin_of(call.url) != origin:
         return None
-    if payer.tokens.known is None:
+    known = payer.tokens.known
+    if known is None:
         now_us = payer.now_us()
         try:
-            payer.tokens.known = set(
-                (
-                    yield from record(
-                        lambda wait_s: payer.ledger.held_tokens(now_us=now_us, wait_s=wait_s)
-                    )
-                )
+            found = yield from record(
+                lambda wait_s: payer.ledger.held_tokens(now_us=now_us, wait_s=wait_s)
             )
         except LedgerError as exc:  # said again, and louder, if the seller asks for money
             log.warning("held tokens cannot be read: %s", exc)
             return None
-    if (origin, service) not in payer.tokens.known:
+        known = payer.tokens.known = set(found)
+    if (origin, service) not in known:
         return None
     try:
         yield from _check_input(payer, Asked(call.method, origin, service))

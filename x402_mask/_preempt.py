@@ -66,14 +66,17 @@ class HeldTokens:
     @property
     def possible(self) -> bool:
         """Whether there may be any."""
-        return self.known is None or bool(self.known)
+        known = self.known  # another thread may forget it meanwhile
+        return known is None or bool(known)
 
     def learn(self, origin: str, service: str) -> None:
         """A token with calls left was stored."""
-        if self.known is not None:
-            self.known.add((origin, service))
+        known = self.known
+        if known is not None:
+            known.add((origin, service))
 
     def doubt(self, origin: str, service: str) -> None:
         """None was to be had: it is spent, or all is paused.  The next call looks again."""
-        if self.known is not None and (origin, service) in self.known:
+        known = self.known
+        if known is not None and (origin, service) in known:
             self.known = None
