@@ -356,7 +356,12 @@ def _open(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any
         view = yield from _look(payer, purchase)
         twin = view.twin
         if twin is not None and not twin.busy:
-            verdict = yield from _represent(payer, call, purchase, twin)
+            try:
+                verdict = yield from _represent(payer, call, purchase, twin)
+            except TokenFlowError as error:
+                if error.at_risk or isinstance(error, PaymentRefused):
+                    raise
+                verdict = yield from _by_route(payer, call, purchase, view, ("token", error))
             if verdict is not None:
                 return verdict
             continue
@@ -438,15 +443,17 @@ def _check_price(payer: Payer, purchase: Purchase, plan: Plan) -> None:
 
 
 def _by_route(
-    payer: Payer, call: Call, purchase: Purchase, view: View
+    payer: Payer, call: Call, purchase: Purchase, view: View, *tried: tuple[Route, PaymentError]
 ) -> Generator[Effect, Any, Verdict | None]:
     """Pay by the first route that is possible; ``None`` to look again.
 
     A refusal by policy ends the call.  If no route is possible, the error of one that was tried is
     raised, else that of the first.
     """
-    failed: list[tuple[Route, PaymentError]] = []
+    failed = list(tried)
     for route in payer.prefer:
+        if route in dict(failed):
+            continue
         if route == "held-token":
             held = yield from _held_now(payer, call, purchase)
             if isinstance(held, Verdict):

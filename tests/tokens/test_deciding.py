@@ -6,6 +6,7 @@ import json
 from decimal import Decimal
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.support.seller import (
@@ -14,7 +15,17 @@ from tests.support.seller import (
     Reply,
     offer_server402,
 )
-from tests.tokens.bazaar import FORMS, PRICE, SERVICE, Bazaar, saying, terms
+from tests.tokens.bazaar import (
+    FORMS,
+    PRICE,
+    SERVICE,
+    Bazaar,
+    answered,
+    lost,
+    once,
+    saying,
+    terms,
+)
 from tests.tokens.shop import USD, WALLET, assert_sound, call, counted, made, payer, states
 from x402_mask import (
     ApprovalDenied,
@@ -80,6 +91,25 @@ def test_an_unpaid_token_gives_way_to_a_signature(bazaar: Bazaar) -> None:
     assert_sound(buyer, bazaar)
     reserved = [row for row in buyer.ledger.history() if row["kind"] == "reserved"]
     assert any(why.startswith("token:") for why in reserved[1]["skipped"])
+
+
+def test_a_resumed_token_that_nobody_pays_gives_way_too(bazaar: Bazaar) -> None:
+    """The answer to creating it was lost; the identical call finds that nobody pays it."""
+    bazaar.extra = {"payTo": None}
+    bazaar.after["create"] = once(lost, answered)
+    buyer = payer(bazaar, wallet=WALLET, prefer=("token", "x402"), poll_unpaid=0.02)
+    with pytest.raises(Exception, match=r"disconnected|closed"):
+        call("client", buyer, bazaar.url())
+    receipt = receipt_of(call("client", buyer, bazaar.url()))
+    assert receipt is not None and receipt.route == "x402"
+    assert states(buyer) == ["released", "settled"] and bazaar.steps().count("create") == 2
+    assert_sound(buyer, bazaar)
+    alone = payer(bazaar, prefer=("token",), poll_unpaid=0.02)
+    bazaar.after["create"] = once(lost, answered)
+    for expected in (httpx.RemoteProtocolError, TokenFlowError, TokenFlowError):
+        with pytest.raises(expected):
+            call("client", alone, bazaar.url())
+    assert counted(alone) == 0
 
 
 @pytest.mark.parametrize("prefer", [("x402", "token"), ("token", "x402")])
