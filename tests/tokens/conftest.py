@@ -10,8 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.postgres import postgres, summary
 from tests.tokens.bazaar import Bazaar
 from x402_mask import _tokens
+
+__all__ = ["postgres"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what could not run."""
+    summary(terminalreporter)
 
 
 @pytest.fixture(autouse=True)

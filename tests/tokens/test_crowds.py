@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.faults.processes import Process
+from tests.support.postgres import Postgres
 from tests.support.seller import Hit, Reply
 from tests.tokens import jobs
 from tests.tokens.bazaar import Bazaar, once
@@ -53,6 +54,39 @@ def test_twenty_tasks_and_room_for_three(
     assert len(bazaar.moved) == len(bazaar.bought) == bazaar.served == 3
     assert counted(buyer) == 3 * USD and states(buyer) == ["settled"] * 3
     assert_sound(buyer, bazaar)
+
+
+def test_a_fleet_on_postgres(bazaar: Bazaar, postgres: Postgres) -> None:
+    """Two hosts' ledgers of one database: room for three tokens, then their calls are shared."""
+    from x402_mask import PostgresLedger
+
+    dsn, key = postgres.database(), "5c" * 32
+    options = {"caps": THREE, **arranged(bazaar, "x402")}
+    buyers = [payer(bazaar, ledger=PostgresLedger(dsn, key=key), **options) for _ in range(2)]
+    bazaar.calls = 3
+
+    async def one(client: Any, number: int) -> str:
+        try:
+            return str((await client.get(f"{bazaar.url()}?n={number}")).status_code)
+        except CapExceeded:
+            return "cap"
+
+    async def crowd(count: int) -> list[str]:
+        async with (
+            made("async-client", buyers[0], timeout=30) as here,
+            made("async-client", buyers[1], timeout=30) as there,
+        ):
+            return await asyncio.gather(*(one((here, there)[n % 2], n) for n in range(count)))
+
+    assert set(asyncio.run(crowd(8))) <= {"200", "cap"}
+    assert len(bazaar.moved) <= 3
+    while asyncio.run(crowd(2)) != ["cap", "cap"]:
+        assert len(bazaar.moved) <= 3
+    assert (len(bazaar.moved), bazaar.served) == (3, 9)
+    assert counted(buyers[1]) == 3 * USD
+    for buyer in buyers:
+        assert_sound(buyer, bazaar)
+        buyer.close()
 
 
 def test_twenty_threads_and_room_for_three(bazaar: Bazaar, fast_path: Path) -> None:
