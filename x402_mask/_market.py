@@ -67,6 +67,7 @@ class MarketPayment:
     services: tuple[str, ...]
     until: int | None
     calls: int
+    paid_at: str | None
     token: str | None = field(repr=False)
     document: Mapping[str, Any] = field(repr=False)
 
@@ -76,6 +77,11 @@ class MarketPayment:
     def is_paid(self) -> bool:
         """Whether the marketplace says that it is paid."""
         return self.status == "paid"
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether somebody paid it, and nothing can come of it any more."""
+        return self.is_over and self.paid_at is not None
 
     @property
     def is_over(self) -> bool:
@@ -173,6 +179,7 @@ def _read(found: Mapping[str, Any], document: Mapping[str, Any]) -> MarketPaymen
         ),
         until=_time(found.get("expiresAt")),
         calls=_calls(found),
+        paid_at=_word(found.get("paidAt")),
         token=_token(found, document),
         document=found,
     )

@@ -219,8 +219,8 @@ def _drop(payer: Payer, row: Row, note: str) -> Generator[Effect, Any, None]:
 
 def buy(
     payer: Payer, call: Call, purchase: Purchase, terms: Plan, row: Row
-) -> Generator[Effect, Any, Verdict]:
-    """Buy a token for the reservation in *row*, and call with it.
+) -> Generator[Effect, Any, Verdict | None]:
+    """Buy a token for the reservation in *row*, and call with it; ``None`` to look again.
 
     Raises:
         TokenFlowError: it could not be had; ``at_risk`` tells whether money may have moved.
@@ -258,7 +258,7 @@ def _orderly(deal: _Deal, steps: Generator[Effect, Any, T]) -> Generator[Effect,
         raise
 
 
-def _begin(deal: _Deal, remote: str | None) -> Generator[Effect, Any, Verdict]:
+def _begin(deal: _Deal, remote: str | None) -> Generator[Effect, Any, Verdict | None]:
     payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
     deal.remote = yield from record(
         lambda wait_s: payer.ledger.ask_payment(row.id, remote, now_us=now_us, wait_s=wait_s)
@@ -266,9 +266,19 @@ def _begin(deal: _Deal, remote: str | None) -> Generator[Effect, Any, Verdict]:
     if deal.remote is None:
         return (yield from _create(deal))
     payment, answer = yield from _read(deal)
+    if payment is not None and payment.is_lost:
+        yield from _write_off(deal, payment)
+        return None
     if payment is None or payment.is_over:
         return (yield from _create(deal))
     return (yield from _pay(deal, payment, answer))
+
+
+def _write_off(deal: _Deal, payment: MarketPayment) -> Generator[Effect, Any, None]:
+    """A balance paid while nobody looked, and its token is gone: it counts; look again."""
+    yield from _hold(deal, "balance", None)
+    yield from _end(deal, "settled", f"paid by a balance, and then {payment.status}")
+    yield from _give_up(deal, f"the marketplace says {payment.status}")
 
 
 def _create(deal: _Deal) -> Generator[Effect, Any, Verdict]:
@@ -611,6 +621,9 @@ def _await_balance(deal: _Deal, payment: MarketPayment) -> Generator[Effect, Any
     found = yield from _poll(deal, payment, deal.payer.poll_unpaid_s)
     if found is not None and found.is_paid:
         return (yield from _paid_already(deal, found))
+    if found is not None and found.is_lost:
+        yield from _write_off(deal, found)
+        raise TokenFlowError(f"a balance paid, and the payment is {found.status}", at_risk=True)
     raise TokenFlowError(
         f"nothing here can pay the marketplace payment {payment.id}, and no balance did: give"
         " a wallet with an rpc, or settle_payment="
@@ -836,6 +849,9 @@ def _go_on(deal: _Deal, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
     payment, answer = yield from _read(deal)
     if payment is None and answer.status != 404:
         raise TokenFlowError(f"{PAYMENTS_PATH} answered {answer.status}; nothing was paid yet")
+    if payment is not None and payment.is_lost:
+        yield from _write_off(deal, payment)
+        return None
     if payment is None or payment.is_over:
         return (yield from _create(deal))
     if begun.way == "x402" and not payment.is_paid and _asked(answer) is None:

@@ -166,6 +166,36 @@ def test_offers_that_cannot_be_read(bazaar: Bazaar) -> None:
     assert isinstance(refused(bazaar, wallet=WALLET), ChallengeError)
 
 
+@pytest.mark.parametrize("status", ["expired", "exhausted"])
+@pytest.mark.parametrize("released", [False, True])
+def test_a_balance_paid_and_its_token_is_lost(bazaar: Bazaar, status: str, released: bool) -> None:
+    """Nobody was there to take the token: that payment counts, and so does the next."""
+    buyer = payer(bazaar, poll_unpaid=0.02)
+    if not released:
+        bazaar.before["poll"] = once(lambda hit: Reply(drop=True), nothing)
+    with pytest.raises(Exception, match=r"disconnected|closed|balance"):
+        call("client", buyer, bazaar.url())
+    assert states(buyer) == ["released" if released else "reserved"]
+    (first,) = bazaar.sales.values()
+    bazaar.pay(first.id, "balance")
+    first.status, bazaar.paid_at = status, "creation"
+    assert call("client", buyer, bazaar.url()).status_code == 200
+    assert len(bazaar.moved) == 2 and counted(buyer) == 2 * USD
+    assert states(buyer)[-2:] == ["settled", "settled"]
+    assert_sound(buyer, bazaar)
+
+
+def test_a_payment_that_expired_unpaid_counts_nothing(bazaar: Bazaar) -> None:
+    buyer = payer(bazaar, poll_unpaid=0.02)
+    with pytest.raises(TokenFlowError):
+        call("client", buyer, bazaar.url())
+    next(iter(bazaar.sales.values())).status = "expired"
+    bazaar.paid_at = "creation"
+    assert call("client", buyer, bazaar.url()).status_code == 200
+    assert len(bazaar.sales) == 2 and counted(buyer) == USD
+    assert_sound(buyer, bazaar)
+
+
 def test_a_sub_cent_price(bazaar: Bazaar) -> None:
     """Whole cents cannot hold it: the live offer is the price."""
     bazaar.price, bazaar.paid_at = 1000, "creation"
@@ -273,6 +303,19 @@ def test_a_terminal_status_ends_the_wait(bazaar: Bazaar, status: str) -> None:
     began = time.monotonic()
     refused(bazaar, poll_unpaid=30)
     assert time.monotonic() - began < 5 and bazaar.steps().count("poll") == 1
+
+
+def test_a_terminal_status_of_what_a_balance_paid(bazaar: Bazaar) -> None:
+    """Paid and gone between two polls: it counts, and the error says that money moved."""
+    said = {"status": "exhausted", "paidAt": "2026-06-24T00:00:00Z"}
+    bazaar.after["poll"] = lambda hit, reply: Reply(
+        body=json.dumps({**said, "paymentId": hit.path.rpartition("/")[2]}).encode()
+    )
+    buyer = payer(bazaar, poll_unpaid=30)
+    with pytest.raises(TokenFlowError, match="exhausted") as caught:
+        call("client", buyer, bazaar.url())
+    assert caught.value.at_risk and counted(buyer) == USD and states(buyer) == ["settled"]
+    assert_sound(buyer, bazaar)
 
 
 def test_a_payment_that_expires_ends_the_wait(bazaar: Bazaar) -> None:
