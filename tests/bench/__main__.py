@@ -21,9 +21,9 @@ from tests.bench.rivals import RIVALS
 
 ROOT = Path(__file__).parents[2]
 SCRATCH = ROOT / ".cache"
-WARM, CALLS = 30, 400
+WARM, CALLS = 15, 300
 CALLS_SLOW = 60
-SECONDS = 75.0
+SECONDS = 60.0
 """For the interleaved calls, on a machine that has other things to do as well."""
 
 SIZES = (0, 1_000, 100_000, 1_000_000)
