@@ -68,6 +68,12 @@ _KEY_BYTES: Final = 32
 class PostgresLedger(Ledger):
     """A ledger in a PostgreSQL database, for several hosts with one budget.
 
+    The ledger to choose for a fleet, and only there.  A reservation is a dozen statements, each a
+    round trip, under one lock for all hosts.  Even with the server on the same machine that makes
+    a fifth of what :class:`~x402_mask.SQLiteLedger` makes: about 250 durable reservations a second,
+    whether one, eight or 64 writers share them, and share them fairly (64 wait a quarter of a
+    second each).  A network in between divides this further.
+
     Whether another host's call is still in flight is known by a lease of 20 s on the database's
     clock, renewed every 5 s.  Every commit is synchronous: what was acknowledged survives the
     server.  Needs the extra ``x402-mask[postgres]``.
