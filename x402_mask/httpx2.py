@@ -779,10 +779,10 @@ class PaymentTransport(httpx2.BaseTransport):
         response = None
         eager = self.payer.sends_first(request.url)
         if not eager and not _KNOWN & request.extensions.keys():  # most calls
-            slot = request.extensions[_SLOT] = _Slot(request)
             response = self.inner.handle_request(request)
             if response.status_code != 402:
-                slot.over = not response.has_redirect_location
+                if response.has_redirect_location:  # the next hop belongs to this call
+                    request.extensions[_SLOT] = _Slot(request)
                 return response
         return self._converse(request, response)
 
@@ -842,10 +842,10 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
         response = None
         eager = self.payer.sends_first(request.url)
         if not eager and not _KNOWN & request.extensions.keys():  # most calls
-            slot = request.extensions[_SLOT] = _Slot(request)
             response = await self.inner.handle_async_request(request)
             if response.status_code != 402:
-                slot.over = not response.has_redirect_location
+                if response.has_redirect_location:  # the next hop belongs to this call
+                    request.extensions[_SLOT] = _Slot(request)
                 return response
         return await self._converse(request, response)
 
