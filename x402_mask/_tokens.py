@@ -355,12 +355,9 @@ def _pay(
             why = "answered 402 and named neither a payment nor an offer"
         raise TokenFlowError(f"{deal.purchase.origin}{PAYMENTS_PATH} {why}")
     if _can_transfer(deal, payment):
-        try:
-            return (yield from _pay_by_transfer(deal, payment))
-        except TokenFlowError as failure:
-            if deal.held or payer.settle_payment is None:
-                raise
-            log.info("no transfer for payment %s: %s", deal.row.id, failure)
+        verdict = yield from _pay_by_transfer(deal, payment)
+        if verdict is not None:
+            return verdict
     if payer.settle_payment is not None:
         return (yield from _pay_by_hand(deal, payment))
     return (yield from _await_balance(deal, payment))
@@ -548,8 +545,21 @@ def _can_transfer(deal: _Deal, payment: MarketPayment) -> bool:
     return known and network is not None and payer.desk().possible(network) is None
 
 
-def _pay_by_transfer(deal: _Deal, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:
-    """A transfer on chain: prepared, stored, then sent."""
+def _pay_by_transfer(deal: _Deal, payment: MarketPayment) -> Generator[Effect, Any, Verdict | None]:
+    """A transfer on chain; ``None`` if none can be made and ``settle_payment`` may be asked."""
+    try:
+        yield from _hold_transfer(deal)
+    except TokenFlowError as failure:
+        if deal.payer.settle_payment is None:
+            raise
+        log.info("no transfer for payment %s: %s", deal.row.id, failure)
+        return None
+    _is_held(deal, "transfer")
+    return (yield from _carry(deal, payment))
+
+
+def _hold_transfer(deal: _Deal) -> Generator[Effect, Any, None]:
+    """Have it signed and stored; nothing leaves yet."""
     payer, row = deal.payer, deal.row
     assert None not in (row.network, row.asset, row.payer, row.pay_to)  # the live offer has them
     terms = Transfer(
@@ -559,9 +569,7 @@ def _pay_by_transfer(deal: _Deal, payment: MarketPayment) -> Generator[Effect, A
     while True:  # as long as others are first; `prepare` gives up in time
         prepared = yield from consult(payer.desk().prepare, terms)
         if (yield from _store_transfer(deal, prepared)):
-            break
-    _is_held(deal, "transfer")
-    return (yield from _carry(deal, payment))
+            return
 
 
 def _store_transfer(deal: _Deal, prepared: SignedTransfer) -> Generator[Effect, Any, bool]:
