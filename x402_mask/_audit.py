@@ -46,7 +46,7 @@ _MOVING: Final = (
 )  # fmt: skip
 _ASIDE: Final = frozenset(
     {
-        *("represented", "asked", "created", "closed"),
+        *("represented", "asked", "created", "paying", "closed"),
         *("token_used", "token_returned", "token_dropped"),
         *("transfer_replaced", "transfer_closed"),
     }

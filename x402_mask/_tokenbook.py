@@ -13,6 +13,7 @@ the token is here.  ``closed``: nothing more can come of it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from x402_mask._vault import digest
@@ -144,11 +145,14 @@ class TokenBook:
         payment_id: str,
         way: Way,
         proof: Proof | None,
+        terms: Mapping[str, str] = MappingProxyType({}),
         *,
         now_us: int,
         wait_s: float = WAIT_S,
     ) -> None:
         """Money may move from here on; *proof*, if there is one, is stored encrypted.
+
+        *terms* are what is signed, for the history.
 
         Raises:
             LedgerError: it could not be recorded, or the reservation is gone.
@@ -158,6 +162,7 @@ class TokenBook:
             row = self._row(db, payment_id)
             if row.state != "reserved":
                 raise LedgerError(f"payment {payment_id} is {row.state}, not reserved")
+            self._write(db, now_us, payment_id, "paying", {"way": way, **terms})
             self._hold(db, row, proof, sealed, now_us)
             db.run("UPDATE purchases SET stage='paying', way=? WHERE payment=?", way, payment_id)
 

@@ -27,6 +27,7 @@ from x402_mask._flow import (
     Verdict,
     finish,
     prove,
+    quote_of,
     receipt_for,
     release,
     seen,
@@ -51,6 +52,7 @@ from x402_mask._tokenbook import Purchase as Begun
 from x402_mask._transfers import Terms as Transfer
 from x402_mask._wire import REQUIRED_HEADER, TOKEN_HEADER, read_challenge, read_settlement, shown
 from x402_mask.errors import (
+    ApprovalDenied,
     LedgerError,
     OfferRefused,
     PaymentError,
@@ -416,11 +418,19 @@ def _paid_already(deal: _Deal, payment: MarketPayment) -> Generator[Effect, Any,
     return (yield from _take(deal, payment))
 
 
-def _hold(deal: _Deal, way: Way, proof: Proof | None) -> Generator[Effect, Any, None]:
-    """Write down, durably, that money may move from here on."""
+def _hold(
+    deal: _Deal, way: Way, proof: Proof | None, choice: Choice | None = None
+) -> Generator[Effect, Any, None]:
+    """Write down, durably, that money may move from here on, and on which terms."""
     payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
+    terms = {} if choice is None else {
+        "network": choice.offer.network, "asset": choice.asset.address,
+        "amount": str(choice.offer.amount), "pay_to": choice.offer.pay_to,
+    }  # fmt: skip
     yield from record(
-        lambda wait_s: payer.ledger.hold_purchase(row.id, way, proof, now_us=now_us, wait_s=wait_s)
+        lambda wait_s: payer.ledger.hold_purchase(
+            row.id, way, proof, terms, now_us=now_us, wait_s=wait_s
+        )
     )
     _is_held(deal, way)
 
@@ -438,12 +448,13 @@ def _pay_x402(
     deal: _Deal, challenge: Challenge, answer: Fetched
 ) -> Generator[Effect, Any, Verdict]:
     choice = _same_offer(deal, challenge)
-    if deal.terms.choice is None:
-        yield from _check_pinned(deal, choice)
     there = Reply(status=402, url=answer.url, headers=answer.headers, date=answer.date)
     asked = replace(deal.purchase, challenge=challenge, reply=there)
+    if deal.terms.choice is None:  # what is signed is decided only here
+        yield from _check_pinned(deal, choice)
+        yield from _approve(deal, asked, choice)
     proof = yield from prove(deal.payer, asked, choice, deal.row.id)
-    yield from _hold(deal, "x402", proof)
+    yield from _hold(deal, "x402", proof, choice)
     return (yield from _present(deal, proof))
 
 
@@ -473,6 +484,16 @@ def _same_offer(deal: _Deal, challenge: Challenge) -> Choice:
             reason="price",
         )
     return choice
+
+
+def _approve(deal: _Deal, asked: Purchase, choice: Choice) -> Generator[Effect, Any, None]:
+    """Ask the owner again, who approved a price and saw neither asset nor payee."""
+    if deal.payer.approve is None:
+        return
+    quote = quote_of(deal.payer, asked, Plan.of("token", choice), (), None)
+    if (yield from consult(deal.payer.approve, quote)) is not True:
+        message = f"approve() did not approve ${quote.usd} to {quote.pay_to}"
+        raise ApprovalDenied(message, quote=quote)
 
 
 def _check_pinned(deal: _Deal, choice: Choice) -> Generator[Effect, Any, None]:

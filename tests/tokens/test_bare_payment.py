@@ -8,9 +8,18 @@ from typing import Any
 
 import pytest
 
-from tests.support.seller import Reply, Seller
+from tests.support.seller import PAYEE, Reply, Seller
 from tests.tokens.bazaar import Bazaar
-from x402_mask import Cap, Client, MemoryLedger, OfferRefused, Payer, Wallet, receipt_of
+from x402_mask import (
+    ApprovalDenied,
+    Cap,
+    Client,
+    MemoryLedger,
+    OfferRefused,
+    Payer,
+    Wallet,
+    receipt_of,
+)
 
 WRAPPED = {
     "bare": lambda found: found,
@@ -83,3 +92,32 @@ def test_elsewhere_it_is_handed_back() -> None:
             response = client.get(f"{seller.origin}/quota")
     assert (response.status_code, receipt_of(response)) == (402, None)
     assert response.json()["paymentId"] == "pay_of_the_402"
+
+
+@pytest.mark.parametrize("second", [True, False])
+def test_what_only_the_payments_endpoint_names_is_approved_there(
+    bazaar: Bazaar, second: bool
+) -> None:
+    """The owner saw a price; before anything is signed it is asked about asset and payee."""
+    bazaar.before["tool"] = lambda _: bare("bare")
+    bazaar.asks = "server402"
+    asked: list[Any] = []
+
+    def approve(quote: Any) -> bool:
+        asked.append((quote.usd, quote.pay_to))
+        return second or len(asked) == 1
+
+    payer = payer_of(bazaar, wallet=Wallet.from_key("11" * 32), approve=approve)
+    with Client(payer) as client:
+        if second:
+            assert client.post(bazaar.url(), json={}).status_code == 200
+        else:
+            with pytest.raises(ApprovalDenied):
+                client.post(bazaar.url(), json={})
+    price = Decimal("0.20")
+    assert asked == [(price, None), (price, PAYEE)]
+    assert len(bazaar.moved) == second
+    (payment,) = payer.payments()
+    assert payment.state == ("held" if second else "released")  # its network is not on the row
+    terms = [row["pay_to"] for row in payer.ledger.history() if row["kind"] == "paying"]
+    assert terms == [PAYEE] * second
