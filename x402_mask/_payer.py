@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, cast
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("x402_mask")
 
 _ROUTES = ("held-token", "x402", "token")
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_FIELD = re.compile(r"([\x21-\x7e]([\t\x20-\x7e]*[\x21-\x7e])?)?")
 
 
 class Payer:
@@ -109,7 +112,7 @@ class Payer:
         resign: Literal["expired", "never"] = "expired",
         breaker_after: int | None = 20,
         breaker_for: timedelta = timedelta(minutes=1),
-        token_origins: Iterable[str] = (),
+        token_origins: Iterable[str] | None = None,
         settle_payment: Callable[[PaymentDocument], Any] | None = None,
         poll_unpaid: timedelta | float = timedelta(seconds=10),
         poll_paid: timedelta | float = timedelta(seconds=120),
@@ -138,8 +141,8 @@ class Payer:
         self.settle_payment = _callable(settle_payment, "settle_payment")
         self.poll_unpaid_s = _seconds(poll_unpaid, "poll_unpaid")
         self.poll_paid_s = _seconds(poll_paid, "poll_paid")
-        self.marketplace_headers = dict(marketplace_headers or {})
-        self.provider_id = provider_id
+        self.marketplace_headers = _headers(marketplace_headers)
+        self.provider_id = _provider(provider_id)
         self.resign = _choice(resign, "resign", "expired", "never")
         self.returns_refusals = _choice(on_refusal, "on_refusal", "raise", "return") == "return"
         self.strict_clock = clock is None
@@ -497,12 +500,31 @@ def _callable(function: Any, name: str) -> Any:
     return function
 
 
-def _among(origins: Iterable[str], listed: frozenset[str]) -> frozenset[str]:
-    given = _texts(origins, "token_origins")
+def _among(origins: Iterable[str] | None, listed: frozenset[str]) -> frozenset[str]:
+    given = () if origins is None else _texts(origins, "token_origins")
     found = parse_origins(given) if given else frozenset()
     if not found <= listed:
         raise ValueError(f"token_origins names {sorted(found - listed)}, not in origins=")
     return found
+
+
+def _headers(headers: Mapping[str, str] | None) -> dict[str, str]:
+    """Headers that can be sent: an error here costs nothing, later it would leave a reservation."""
+    found = dict(headers or {})
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError("marketplace_headers holds str")
+        if not _HEADER.fullmatch(name) or not _FIELD.fullmatch(value):
+            raise ValueError(f"marketplace_headers: {shown(name, 40)} cannot be sent in a header")
+    return found
+
+
+def _provider(name: str | None) -> str | None:
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"provider_id is a str, or None, not {type(name).__name__}")
+    if name == "":
+        raise ValueError("provider_id is empty: None asks for no provider")
+    return name
 
 
 def _seconds(duration: timedelta | float, name: str) -> float:

@@ -64,6 +64,12 @@ WRONG: list[tuple[type[Exception], dict[str, Any]]] = [
     (ValueError, {"breaker_after": True}),
     (TypeError, {"rpc": "http://127.0.0.1:9"}),
     (ValueError, {"services": {"*": "https://a.example/*"}}),
+    (TypeError, {"marketplace_headers": {"X-Key": 1}}),
+    (ValueError, {"marketplace_headers": {"X-Key": "caf\u00e9"}}),
+    (ValueError, {"marketplace_headers": {"X-Key": "a\r\nX-Other: b"}}),
+    (ValueError, {"marketplace_headers": {"X Key": "a"}}),
+    (TypeError, {"provider_id": 5}),
+    (ValueError, {"provider_id": ""}),
 ]
 
 
@@ -72,6 +78,11 @@ def test_what_is_not_sound_is_refused(kind: type[Exception], options: dict[str, 
     """Nothing is guessed, and nothing is silently ignored."""
     with pytest.raises(kind):
         made(**options)
+
+
+def test_marketplace_options_may_be_none() -> None:
+    made(token_origins=None, marketplace_headers=None, provider_id=None, max_gas_wei=None)
+    made(marketplace_headers={"Authorization": "Bearer a b", "X-Empty": ""}, provider_id="p")
 
 
 def test_unknown_options_are_refused() -> None:
