@@ -22,8 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import secrets
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,7 +37,7 @@ from x402_mask._effects import (
     record,
     sleep,
 )
-from x402_mask._exact import authorize, seller_clock
+from x402_mask._exact import seller_clock
 from x402_mask._ledger import (
     Proof,
     Reservation,
@@ -48,15 +47,17 @@ from x402_mask._ledger import (
     new_payment_id,
     over_cap,
 )
-from x402_mask._models import Quote, Receipt
+from x402_mask._models import Quote
 from x402_mask._money import usd
 from x402_mask._policy import Choice, choose
+from x402_mask._proving import finish, prove, prove_here, release, seen, settlement_fault
 from x402_mask._schemas import check_input
 from x402_mask._services import origin_of, path_of, tool_of
 from x402_mask._shelf import Asked
-from x402_mask._wallet import Wallet, checked_signature
-from x402_mask._windows import applying, as_datetime
-from x402_mask._wire import REQUIRED_HEADER, proof_header, read_challenge, read_settlement, shown
+from x402_mask._terms import Call, Plan, Purchase, Verdict, quote_of, receipt_for, row_of
+from x402_mask._wallet import Wallet
+from x402_mask._windows import applying
+from x402_mask._wire import REQUIRED_HEADER, read_challenge, read_settlement, shown
 from x402_mask.errors import (
     ApprovalDenied,
     BodyNotReplayable,
@@ -67,7 +68,6 @@ from x402_mask.errors import (
     Paused,
     PaymentError,
     PaymentRefused,
-    SignerError,
     TokenFlowError,
 )
 
@@ -75,125 +75,15 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     from x402_mask._effects import Effect
-    from x402_mask._exact import Authorization
     from x402_mask._ledger import Reserved, View
-    from x402_mask._models import Asset, Offer, Route, Spend
+    from x402_mask._models import Route
     from x402_mask._payer import Payer
-    from x402_mask._wire import Challenge, Settlement
+    from x402_mask._wire import Challenge
 
 log = logging.getLogger("x402_mask")
 
 _POLL_S: Final = 0.05
-_LEFT_MIN_S: Final = 6
-"""Seconds that must be left when a proof leaves: what facilitators want when they verify."""
-
-_HASH_LENGTH_MAX: Final = 66
 _NOTHING_HELD: Final = "prefer= allows tokens that are held only, and none is held here"
-
-
-@dataclass(slots=True)
-class Trip:
-    """What the hops of one call share, redirects included: the URL that the caller named."""
-
-    origin: str
-    url: str
-    receipt: Receipt | None = None
-    paid: bool = False
-    denied: object = None
-    """The terms that the owner did not approve, so that nobody is asked the same twice."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """One request, as the conversation sees it.  ``wait_s`` bounds waiting for a twin."""
-
-    method: str
-    url: str
-    trip: Trip
-    key: str | None = None
-    wait_s: float | None = 5.0
-    has_proof: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What goes on the response that is handed back.
-
-    ``prepaid``: a token that an earlier call bought paid for it.
-    """
-
-    receipt: Receipt | None = None
-    refusal: PaymentError | None = None
-    delivered: bool = False
-    prepaid: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Purchase:
-    """A 402 that was read: who asks, for what, and which operation it is."""
-
-    challenge: Challenge
-    reply: Reply
-    method: str
-    origin: str
-    service: str
-    operation: str = ""
-    path: str = field(default="", repr=False)
-    is_tool: bool = False
-
-    @property
-    def asked(self) -> Asked:
-        """What is asked of the service, for judging the input."""
-        return Asked(self.method, self.origin, self.service, self.challenge)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """How a call will be paid, and what that costs: ``micro`` USD, ``amount`` atomic units.
-
-    ``choice`` is the live offer; a marketplace may name a price without one.  ``skipped`` says why
-    each other route was not taken.
-    """
-
-    route: Route
-    micro: int
-    amount: int
-    choice: Choice | None = None
-    skipped: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, route: Route, choice: Choice, skipped: tuple[str, ...] = ()) -> Plan:
-        """The plan to pay the live offer."""
-        return cls(
-            route=route, micro=choice.micro, amount=choice.offer.amount, choice=choice,
-            skipped=skipped,
-        )  # fmt: skip
-
-    @property
-    def pay_to(self) -> str | None:
-        """Whom the live offer names."""
-        return self.choice.offer.pay_to if self.choice is not None else None
-
-    @property
-    def offer(self) -> Offer | None:
-        """The live offer."""
-        return self.choice.offer if self.choice is not None else None
-
-    @property
-    def asset(self) -> Asset | None:
-        """What the live offer is paid in."""
-        return self.choice.asset if self.choice is not None else None
-
-    @property
-    def network(self) -> str | None:
-        """Where the live offer is paid (CAIP-2)."""
-        return self.choice.offer.network if self.choice is not None else None
-
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        """Why each other route and offer was not taken."""
-        offers = self.choice.skipped if self.choice is not None else ()
-        return (*self.skipped, *map(str, offers))
 
 
 def converse(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict]:
@@ -556,23 +446,6 @@ def _full_quote(payer: Payer, purchase: Purchase, plan: Plan) -> Generator[Effec
     return quote_of(payer, purchase, plan, tuple(caps), refusal)
 
 
-def quote_of(
-    payer: Payer,
-    purchase: Purchase,
-    plan: Plan,
-    caps: tuple[Spend, ...],
-    refusal: PaymentRefused | None,
-) -> Quote:
-    """The public record of a plan."""
-    return Quote(
-        service=purchase.service, origin=purchase.origin, method=purchase.method,
-        url=purchase.reply.url, route=plan.route, usd=usd(plan.micro), amount=plan.amount,
-        asset=plan.asset, network=plan.network,
-        pay_to=plan.pay_to, payer=payer.address, offer=plan.offer,
-        skipped=plan.reasons, caps=caps, refusal=refusal,
-    )  # fmt: skip
-
-
 def _reserve_and_buy(
     payer: Payer, call: Call, purchase: Purchase, plan: Plan
 ) -> Generator[Effect, Any, Verdict | None]:
@@ -626,7 +499,7 @@ def _reserve(
     """
     make = None
     if plan.route == "x402" and plan.choice is not None and isinstance(payer.signer, Wallet):
-        make = partial(_prove_here, payer, purchase, plan.choice, want.id)
+        make = partial(prove_here, payer, purchase, plan.choice, want.id)
     answer = yield from record(
         lambda wait_s: payer.ledger.reserve(
             want, payer.breaker, durable=plan.route == "x402", prove=make, wait_s=wait_s
@@ -641,17 +514,6 @@ def _reserve(
     if answer.new_payee:
         payer.emit("payee_changed", purchase, payment_id=want.id, detail={"pay_to": want.pay_to})
     return answer
-
-
-def row_of(want: Reservation) -> Row:
-    """The reservation as the ledger now has it."""
-    return Row(
-        id=want.id, at=want.at, updated=want.at, state="reserved", service=want.service,
-        origin=want.origin, route=want.route, micro=want.micro, amount=str(want.amount),
-        asset=want.asset, network=want.network, payer=want.payer, pay_to=want.pay_to,
-        operation=want.operation, delivered=0, flight=None, nonce=None, valid_before=None,
-        header=None, proof=None, proof_digest=None, outcome=None, trans=None, seen=0, note="",
-    )  # fmt: skip
 
 
 # --- proving --------------------------------------------------------------------------------------
@@ -680,89 +542,6 @@ def _may_go(payer: Payer, row: Row) -> Generator[Effect, Any, None]:
     except BaseException as failure:
         yield from release(payer, row.id, failure, unsent=True)
         raise
-
-
-def _prove_here(payer: Payer, purchase: Purchase, choice: Choice, payment_id: str) -> Proof:
-    """The proof by a wallet in this process."""
-    authorization = _authorization(payer, purchase, choice, payer.now())
-    assert isinstance(payer.signer, Wallet)
-    signature = payer.signer.sign_checked(authorization.digest)
-    return _proof(purchase, choice, authorization, signature, payment_id)
-
-
-def prove(
-    payer: Payer, purchase: Purchase, choice: Choice, payment_id: str
-) -> Generator[Effect, Any, Proof]:
-    """The proof, whoever signs."""
-    if isinstance(payer.signer, Wallet):
-        return _prove_here(payer, purchase, choice, payment_id)
-    now = payer.now()
-    authorization = _authorization(payer, purchase, choice, now)
-    signature = yield from _sign(payer, authorization)
-    waited = payer.now() - now
-    if waited > choice.validity_s - _LEFT_MIN_S:
-        raise OfferRefused(f"signing took {waited:.0f} s, the offer ran out", reason="wait")
-    return _proof(purchase, choice, authorization, signature, payment_id)
-
-
-def _authorization(payer: Payer, purchase: Purchase, choice: Choice, now: float) -> Authorization:
-    assert payer.address is not None
-    return authorize(
-        choice,
-        payer=payer.address,
-        now=now,
-        seller_now=seller_clock(now, purchase.reply.date, strict=payer.strict_clock),
-        cap_s=payer.policy.max_validity_s,
-        nonce=secrets.token_bytes(32),
-        backdate=purchase.challenge.form == "v1",
-    )
-
-
-def _proof(
-    purchase: Purchase,
-    choice: Choice,
-    authorization: Authorization,
-    signature: bytes,
-    payment_id: str,
-) -> Proof:
-    header, value = proof_header(
-        purchase.challenge, choice.offer, authorization.payload(signature), payment_id
-    )
-    return Proof(
-        header=header, value=value, nonce="0x" + authorization.nonce.hex(),
-        valid_before=authorization.valid_before,
-    )  # fmt: skip
-
-
-def _sign(payer: Payer, authorization: Authorization) -> Generator[Effect, Any, bytes]:
-    signer, digest = payer.signer, authorization.digest
-    assert signer is not None
-    try:
-        returned = yield from consult(signer.sign_typed_data, *authorization.typed_data())
-    except Exception as exc:
-        raise SignerError(f"the wallet failed: {type(exc).__name__}") from exc
-    return checked_signature(returned, digest, signer.address)
-
-
-def release(
-    payer: Payer, payment_id: str, failure: BaseException, *, unsent: bool = False
-) -> Generator[Effect, Any, None]:
-    """Give the reservation back; if even that fails it stays reserved, which counts."""
-    note = f"never sent: {type(failure).__name__}"
-    if isinstance(failure, PaymentError):
-        failure.payment_id = payment_id
-    now_us = payer.now_us()
-    try:
-        yield from record(
-            lambda wait_s: payer.ledger.release(
-                payment_id, note, unsent=unsent, now_us=now_us, wait_s=wait_s
-            )
-        )
-    except LedgerError as exc:
-        log.exception("payment %s could not be released and stays reserved", payment_id)
-        payer.emit("ledger_failed", payment_id=payment_id, detail={"error": str(exc)})
-    else:
-        payer.emit("released", payment_id=payment_id, detail={"note": note})
 
 
 def _represent(
@@ -830,74 +609,11 @@ def _judge(payer: Payer, row: Row, proof: Proof, reply: Reply) -> Generator[Effe
     )
 
 
-def seen(payer: Payer, row: Row, proof: Proof, told: str | None) -> Generator[Effect, Any, bool]:
-    """Whether the chain shows the transaction; a reader that fails costs nobody the answer."""
-    try:
-        return bool((yield from consult(payer.seen_on_chain, row, proof, told)))
-    except Exception:
-        log.exception("the chain could not be asked about payment %s", row.id)
-        return False
-
-
-def settlement_fault(row: Row, settlement: Settlement | None) -> str | None:
-    """Why the settlement does not prove that exactly this was paid; ``None`` if it agrees."""
-    if settlement is None:
-        return "no settlement reported"
-    if settlement.garbled:
-        return "the settlement header cannot be read"
-    if not settlement.success:
-        return f"settlement failed: {settlement.error or 'no reason given'}"
-    if settlement.network not in (None, row.network):
-        return "the settlement names another network"
-    if settlement.payer is not None and settlement.payer.lower() != (row.payer or "").lower():
-        return "the settlement names another payer"
-    if settlement.amount is not None and settlement.amount != int(row.amount):
-        return "the settlement names another amount"
-    if not _is_hash(settlement.transaction):
-        return f"the settlement names no transaction ({shown(settlement.transaction, 20)})"
-    return None
-
-
-def _is_hash(text: str | None) -> bool:
-    if text is None or not text.startswith("0x") or not 2 < len(text) <= _HASH_LENGTH_MAX:
-        return False
-    return all(char in "0123456789abcdefABCDEF" for char in text[2:])
-
-
-def finish(payer: Payer, row: Row, result: Result) -> Generator[Effect, Any, None]:
-    """Write down the end.  A ledger that fails now costs nobody the answer: money stays held."""
-    now_us = payer.now_us()
-    try:
-        opened = yield from record(
-            lambda wait_s: payer.ledger.finish(
-                row.id, result, payer.breaker, now_us=now_us, wait_s=wait_s
-            )
-        )
-    except LedgerError as exc:
-        log.exception("the end of payment %s is not recorded, it stays held", row.id)
-        payer.emit("ledger_failed", payment_id=row.id, detail={"error": str(exc)})
-        return
-    kind = {"unknown": "held"}.get(result.outcome, result.outcome)
-    payer.emit(kind, row, payment_id=row.id, usd=usd(row.micro), detail={"note": result.note})
-    if opened:
-        payer.emit("breaker_open", row, payment_id=row.id)
-
-
 def _origin(url: str) -> str:
     try:
         return origin_of(url)
     except ValueError:
         raise OriginRefused(f"{shown(url)} is not an http(s) URL", reason="not_https") from None
-
-
-def receipt_for(row: Row, outcome: Any, transaction: str | None) -> Receipt:
-    """The receipt of the payment in *row*."""
-    return Receipt(
-        payment_id=row.id, service=row.service, origin=row.origin, route=row.route,
-        usd=usd(row.micro), amount=int(row.amount), asset=row.asset, network=row.network,
-        payer=row.payer, pay_to=row.pay_to, outcome=outcome, transaction=transaction,
-        at=as_datetime(row.at),
-    )  # fmt: skip
 
 
 def _note_refusal(

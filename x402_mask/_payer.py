@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from x402_mask._chain import ChainReader
-    from x402_mask._flow import Purchase
     from x402_mask._ledger import Ledger, Proof, Row
     from x402_mask._market import PaymentDocument
     from x402_mask._models import Payment, Quote, Resolved, Route, Spend
     from x402_mask._schemas import Checker
     from x402_mask._shelf import Asked, Terms
+    from x402_mask._terms import Purchase
     from x402_mask._transfer import Desk
     from x402_mask._wallet import Signer
 
@@ -512,7 +512,7 @@ def _headers(headers: Mapping[str, str] | None) -> dict[str, str]:
     """Headers that can be sent: an error here costs nothing, later it would leave a reservation."""
     found = dict(headers or {})
     for name, value in found.items():
-        if not isinstance(name, str) or not isinstance(value, str):
+        if {type(name), type(value)} != {str}:
             raise TypeError("marketplace_headers holds str")
         if not _HEADER.fullmatch(name) or not _FIELD.fullmatch(value):
             raise ValueError(f"marketplace_headers: {shown(name, 40)} cannot be sent in a header")

@@ -22,17 +22,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from x402_mask import _json
 from x402_mask._body import date_of
 from x402_mask._effects import Fetch, Reply, ask, checkpoint, consult, fetch, record, sleep
-from x402_mask._flow import (
-    Plan,
-    Verdict,
-    finish,
-    prove,
-    quote_of,
-    receipt_for,
-    release,
-    seen,
-    settlement_fault,
-)
 from x402_mask._ledger import Proof, Result, Row, Twin
 from x402_mask._market import (
     PAYMENTS_PATH,
@@ -47,6 +36,8 @@ from x402_mask._market import (
 )
 from x402_mask._money import usd
 from x402_mask._policy import choose
+from x402_mask._proving import finish, prove, release, seen, settlement_fault
+from x402_mask._terms import Plan, Verdict, quote_of, receipt_for
 from x402_mask._tokenbook import Bought
 from x402_mask._tokenbook import Purchase as Begun
 from x402_mask._transfers import Terms as Transfer
@@ -65,11 +56,11 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
     from x402_mask._effects import Effect, Fetched
-    from x402_mask._flow import Call, Purchase
     from x402_mask._ledger import View
     from x402_mask._models import Outcome
     from x402_mask._payer import Payer
     from x402_mask._policy import Choice
+    from x402_mask._terms import Call, Purchase
     from x402_mask._tokenbook import Way
     from x402_mask._transfers import SignedTransfer
     from x402_mask._wire import Challenge

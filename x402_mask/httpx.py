@@ -28,10 +28,10 @@ from x402_mask._effects import (
     Record,
     Reply,
 )
-from x402_mask._flow import Call, Trip, Verdict
 from x402_mask._ledger import WAIT_S
 from x402_mask._models import Receipt
 from x402_mask._services import origin_of
+from x402_mask._terms import Call, Trip, Verdict
 from x402_mask._wire import (
     CHALLENGE_BYTES_MAX,
     PROOF_HEADERS,

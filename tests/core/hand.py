@@ -22,7 +22,8 @@ from x402_mask._effects import (
     Reply,
     Sleep,
 )
-from x402_mask._flow import Call, Trip, Verdict, converse
+from x402_mask._flow import converse
+from x402_mask._terms import Call, Trip, Verdict
 
 KEY = "11" * 32
 SHOP = "https://shop.example"

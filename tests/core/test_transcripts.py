@@ -601,7 +601,8 @@ def test_a_refusal_that_cannot_be_noted_is_said_all_the_same() -> None:
 
 def quoted(hand: Hand) -> Any:
     """What a call would cost."""
-    from x402_mask._flow import Call, quote
+    from x402_mask._flow import quote
+    from x402_mask._terms import Call
 
     hand.transcript = []
     call = Call(method="GET", url=URL, trip=a_trip())
@@ -770,7 +771,8 @@ def expect_repair(hand: Hand, name: str) -> None:
 def test_closed_like_a_generator(name: str) -> None:
     """``GeneratorExit`` cannot be answered by effects: drivers must translate it, and this is why."""
     hand = set_scene(name)
-    from x402_mask._flow import Call, converse
+    from x402_mask._flow import converse
+    from x402_mask._terms import Call
 
     call = Call(method="GET", url=URL, trip=a_trip(), key=hand.key)
     flow = converse(hand.payer, call)

@@ -25,9 +25,9 @@ from x402_mask._effects import (
     ReadBody,
     Reply,
 )
-from x402_mask._flow import Call, Trip
 from x402_mask._models import Receipt
 from x402_mask._services import origin_of, tool_url
+from x402_mask._terms import Call, Trip
 from x402_mask._wire import TOKEN_HEADER
 from x402_mask.errors import PaymentError
 from x402_mask.mcp._answers import (
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from mcp.shared.dispatcher import ProgressFnT
 
     from x402_mask._effects import Effect
-    from x402_mask._flow import Verdict
     from x402_mask._payer import Payer
+    from x402_mask._terms import Verdict
 
 log = logging.getLogger("x402_mask")
 

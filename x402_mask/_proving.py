@@ -1,0 +1,177 @@
+"""Steps that every way of paying shares: sign, store, give back, judge, write down.
+
+Part of the conversation (:mod:`x402_mask._flow`): no I/O, effects only.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from typing import TYPE_CHECKING, Any, Final
+
+from x402_mask._effects import consult, record
+from x402_mask._exact import authorize, seller_clock
+from x402_mask._ledger import Proof, Result, Row
+from x402_mask._money import usd
+from x402_mask._wallet import Wallet, checked_signature
+from x402_mask._wire import proof_header, shown
+from x402_mask.errors import LedgerError, OfferRefused, PaymentError, SignerError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from x402_mask._effects import Effect
+    from x402_mask._exact import Authorization
+    from x402_mask._payer import Payer
+    from x402_mask._policy import Choice
+    from x402_mask._terms import Purchase
+    from x402_mask._wire import Settlement
+
+log = logging.getLogger("x402_mask")
+
+_LEFT_MIN_S: Final = 6
+"""Seconds that must be left when a proof leaves: what facilitators want when they verify."""
+
+_HASH_LENGTH_MAX: Final = 66
+
+
+# --- before the point of no return ----------------------------------------------------------------
+
+
+def prove_here(payer: Payer, purchase: Purchase, choice: Choice, payment_id: str) -> Proof:
+    """The proof by a wallet in this process."""
+    authorization = _authorization(payer, purchase, choice, payer.now())
+    assert isinstance(payer.signer, Wallet)
+    signature = payer.signer.sign_checked(authorization.digest)
+    return _proof(purchase, choice, authorization, signature, payment_id)
+
+
+def prove(
+    payer: Payer, purchase: Purchase, choice: Choice, payment_id: str
+) -> Generator[Effect, Any, Proof]:
+    """The proof, whoever signs."""
+    if isinstance(payer.signer, Wallet):
+        return prove_here(payer, purchase, choice, payment_id)
+    now = payer.now()
+    authorization = _authorization(payer, purchase, choice, now)
+    signature = yield from _sign(payer, authorization)
+    waited = payer.now() - now
+    if waited > choice.validity_s - _LEFT_MIN_S:
+        raise OfferRefused(f"signing took {waited:.0f} s, the offer ran out", reason="wait")
+    return _proof(purchase, choice, authorization, signature, payment_id)
+
+
+def _authorization(payer: Payer, purchase: Purchase, choice: Choice, now: float) -> Authorization:
+    assert payer.address is not None
+    return authorize(
+        choice,
+        payer=payer.address,
+        now=now,
+        seller_now=seller_clock(now, purchase.reply.date, strict=payer.strict_clock),
+        cap_s=payer.policy.max_validity_s,
+        nonce=secrets.token_bytes(32),
+        backdate=purchase.challenge.form == "v1",
+    )
+
+
+def _proof(
+    purchase: Purchase,
+    choice: Choice,
+    authorization: Authorization,
+    signature: bytes,
+    payment_id: str,
+) -> Proof:
+    header, value = proof_header(
+        purchase.challenge, choice.offer, authorization.payload(signature), payment_id
+    )
+    return Proof(
+        header=header, value=value, nonce="0x" + authorization.nonce.hex(),
+        valid_before=authorization.valid_before,
+    )  # fmt: skip
+
+
+def _sign(payer: Payer, authorization: Authorization) -> Generator[Effect, Any, bytes]:
+    signer, digest = payer.signer, authorization.digest
+    assert signer is not None
+    try:
+        returned = yield from consult(signer.sign_typed_data, *authorization.typed_data())
+    except Exception as exc:
+        raise SignerError(f"the wallet failed: {type(exc).__name__}") from exc
+    return checked_signature(returned, digest, signer.address)
+
+
+def release(
+    payer: Payer, payment_id: str, failure: BaseException, *, unsent: bool = False
+) -> Generator[Effect, Any, None]:
+    """Give the reservation back; if even that fails it stays reserved, which counts."""
+    note = f"never sent: {type(failure).__name__}"
+    if isinstance(failure, PaymentError):
+        failure.payment_id = payment_id
+    now_us = payer.now_us()
+    try:
+        yield from record(
+            lambda wait_s: payer.ledger.release(
+                payment_id, note, unsent=unsent, now_us=now_us, wait_s=wait_s
+            )
+        )
+    except LedgerError as exc:
+        log.exception("payment %s could not be released and stays reserved", payment_id)
+        payer.emit("ledger_failed", payment_id=payment_id, detail={"error": str(exc)})
+    else:
+        payer.emit("released", payment_id=payment_id, detail={"note": note})
+
+
+# --- after the point of no return -----------------------------------------------------------------
+
+
+def seen(payer: Payer, row: Row, proof: Proof, told: str | None) -> Generator[Effect, Any, bool]:
+    """Whether the chain shows the transaction; a reader that fails costs nobody the answer."""
+    try:
+        return bool((yield from consult(payer.seen_on_chain, row, proof, told)))
+    except Exception:
+        log.exception("the chain could not be asked about payment %s", row.id)
+        return False
+
+
+def settlement_fault(row: Row, settlement: Settlement | None) -> str | None:
+    """Why the settlement does not prove that exactly this was paid; ``None`` if it agrees."""
+    if settlement is None:
+        return "no settlement reported"
+    if settlement.garbled:
+        return "the settlement header cannot be read"
+    if not settlement.success:
+        return f"settlement failed: {settlement.error or 'no reason given'}"
+    if settlement.network not in (None, row.network):
+        return "the settlement names another network"
+    if settlement.payer is not None and settlement.payer.lower() != (row.payer or "").lower():
+        return "the settlement names another payer"
+    if settlement.amount is not None and settlement.amount != int(row.amount):
+        return "the settlement names another amount"
+    if not _is_hash(settlement.transaction):
+        return f"the settlement names no transaction ({shown(settlement.transaction, 20)})"
+    return None
+
+
+def _is_hash(text: str | None) -> bool:
+    if text is None or not text.startswith("0x") or not 2 < len(text) <= _HASH_LENGTH_MAX:
+        return False
+    return all(char in "0123456789abcdefABCDEF" for char in text[2:])
+
+
+def finish(payer: Payer, row: Row, result: Result) -> Generator[Effect, Any, None]:
+    """Write down the end.  A ledger that fails now costs nobody the answer: money stays held."""
+    now_us = payer.now_us()
+    try:
+        opened = yield from record(
+            lambda wait_s: payer.ledger.finish(
+                row.id, result, payer.breaker, now_us=now_us, wait_s=wait_s
+            )
+        )
+    except LedgerError as exc:
+        log.exception("the end of payment %s is not recorded, it stays held", row.id)
+        payer.emit("ledger_failed", payment_id=row.id, detail={"error": str(exc)})
+        return
+    kind = {"unknown": "held"}.get(result.outcome, result.outcome)
+    payer.emit(kind, row, payment_id=row.id, usd=usd(row.micro), detail={"note": result.note})
+    if opened:
+        payer.emit("breaker_open", row, payment_id=row.id)

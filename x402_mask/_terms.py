@@ -1,0 +1,166 @@
+"""What the conversation speaks of: a call, who asks to be paid for it, and how it will be.
+
+Data, and the public records made of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from x402_mask._ledger import Reservation, Row
+from x402_mask._models import Quote, Receipt
+from x402_mask._money import usd
+from x402_mask._shelf import Asked
+from x402_mask._windows import as_datetime
+
+if TYPE_CHECKING:
+    from x402_mask._effects import Reply
+    from x402_mask._models import Asset, Offer, Route, Spend
+    from x402_mask._payer import Payer
+    from x402_mask._policy import Choice
+    from x402_mask._wire import Challenge
+    from x402_mask.errors import PaymentError, PaymentRefused
+
+
+@dataclass(slots=True)
+class Trip:
+    """What the hops of one call share, redirects included: the URL that the caller named."""
+
+    origin: str
+    url: str
+    receipt: Receipt | None = None
+    paid: bool = False
+    denied: object = None
+    """The terms that the owner did not approve, so that nobody is asked the same twice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request, as the conversation sees it.  ``wait_s`` bounds waiting for a twin."""
+
+    method: str
+    url: str
+    trip: Trip
+    key: str | None = None
+    wait_s: float | None = 5.0
+    has_proof: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What goes on the response that is handed back.
+
+    ``prepaid``: a token that an earlier call bought paid for it.
+    """
+
+    receipt: Receipt | None = None
+    refusal: PaymentError | None = None
+    delivered: bool = False
+    prepaid: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purchase:
+    """A 402 that was read: who asks, for what, and which operation it is."""
+
+    challenge: Challenge
+    reply: Reply
+    method: str
+    origin: str
+    service: str
+    operation: str = ""
+    path: str = field(default="", repr=False)
+    is_tool: bool = False
+
+    @property
+    def asked(self) -> Asked:
+        """What is asked of the service, for judging the input."""
+        return Asked(self.method, self.origin, self.service, self.challenge)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How a call will be paid, and what that costs: ``micro`` USD, ``amount`` atomic units.
+
+    ``choice`` is the live offer; a marketplace may name a price without one.  ``skipped`` says why
+    each other route was not taken.
+    """
+
+    route: Route
+    micro: int
+    amount: int
+    choice: Choice | None = None
+    skipped: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, route: Route, choice: Choice, skipped: tuple[str, ...] = ()) -> Plan:
+        """The plan to pay the live offer."""
+        return cls(
+            route=route, micro=choice.micro, amount=choice.offer.amount, choice=choice,
+            skipped=skipped,
+        )  # fmt: skip
+
+    @property
+    def pay_to(self) -> str | None:
+        """Whom the live offer names."""
+        return self.choice.offer.pay_to if self.choice is not None else None
+
+    @property
+    def offer(self) -> Offer | None:
+        """The live offer."""
+        return self.choice.offer if self.choice is not None else None
+
+    @property
+    def asset(self) -> Asset | None:
+        """What the live offer is paid in."""
+        return self.choice.asset if self.choice is not None else None
+
+    @property
+    def network(self) -> str | None:
+        """Where the live offer is paid (CAIP-2)."""
+        return self.choice.offer.network if self.choice is not None else None
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why each other route and offer was not taken."""
+        offers = self.choice.skipped if self.choice is not None else ()
+        return (*self.skipped, *map(str, offers))
+
+
+def quote_of(
+    payer: Payer,
+    purchase: Purchase,
+    plan: Plan,
+    caps: tuple[Spend, ...],
+    refusal: PaymentRefused | None,
+) -> Quote:
+    """The public record of a plan."""
+    return Quote(
+        service=purchase.service, origin=purchase.origin, method=purchase.method,
+        url=purchase.reply.url, route=plan.route, usd=usd(plan.micro), amount=plan.amount,
+        asset=plan.asset, network=plan.network,
+        pay_to=plan.pay_to, payer=payer.address, offer=plan.offer,
+        skipped=plan.reasons, caps=caps, refusal=refusal,
+    )  # fmt: skip
+
+
+def row_of(want: Reservation) -> Row:
+    """The reservation as the ledger now has it."""
+    return Row(
+        id=want.id, at=want.at, updated=want.at, state="reserved", service=want.service,
+        origin=want.origin, route=want.route, micro=want.micro, amount=str(want.amount),
+        asset=want.asset, network=want.network, payer=want.payer, pay_to=want.pay_to,
+        operation=want.operation, delivered=0, flight=None, nonce=None, valid_before=None,
+        header=None, proof=None, proof_digest=None, outcome=None, trans=None, seen=0, note="",
+    )  # fmt: skip
+
+
+def receipt_for(row: Row, outcome: Any, transaction: str | None) -> Receipt:
+    """The receipt of the payment in *row*."""
+    return Receipt(
+        payment_id=row.id, service=row.service, origin=row.origin, route=row.route,
+        usd=usd(row.micro), amount=int(row.amount), asset=row.asset, network=row.network,
+        payer=row.payer, pay_to=row.pay_to, outcome=outcome, transaction=transaction,
+        at=as_datetime(row.at),
+    )  # fmt: skip
