@@ -148,6 +148,7 @@ class _Session:
         self.response: httpx.Response | None = None
         self.gathered: Gathered | None = None
         self.errand: httpx.Request | None = None
+        self.cookies: httpx.Cookies | None = None
         self.flow: Generator[Effect, Any, Verdict] = _flow.converse(payer, self._call())
 
     def _call(self) -> Call:
@@ -191,8 +192,11 @@ class _Session:
         )
         if _in_memory(request):
             retry.read()
-        if self.response is not None:
-            _carry_cookies(self.response, request, retry)
+        if self.response is not None and "set-cookie" in self.response.headers:
+            self.response.request = request
+            _carry_cookies(self.response.cookies, retry)
+        if self.cookies is not None:
+            _carry_cookies(self.cookies, retry)
         self.slot.retry, self.slot.proof = weakref.ref(retry), proof
         self.slot.requests.append(self.slot.retry)
         return retry
@@ -213,6 +217,8 @@ class _Session:
             wanted.method, url, headers=named, content=wanted.content,
             extensions=self.request.extensions,
         )  # fmt: skip
+        if self.cookies is not None:
+            _carry_cookies(self.cookies, errand)
         if wanted.proof is not None:
             errand.headers[wanted.proof[0]] = wanted.proof[1]
             self.slot.proof = wanted.proof
@@ -235,6 +241,8 @@ class _Session:
         body = gathered.decoded(response.headers.get("content-encoding", ""))
         self.emptied(response)
         straight = request is errand
+        if straight and "set-cookie" in response.headers:
+            self._keep_cookies(response, errand)
         return Fetched(
             status=response.status_code if straight else 302,
             url=str(errand.url),
@@ -242,6 +250,12 @@ class _Session:
             body=body if straight else None,
             date=date_of(response.headers.get("date")),
         )
+
+    def _keep_cookies(self, response: httpx.Response, errand: httpx.Request) -> None:
+        """For the rest of this call: a marketplace may know by them whose payment it is."""
+        response.request = errand
+        self.cookies = httpx.Cookies() if self.cookies is None else self.cookies
+        self.cookies.extract_cookies(response)
 
     def park(self) -> httpx.ByteStream:
         """What is kept of a 402 while its connection is used for an errand."""
@@ -354,19 +368,16 @@ def _url(request: httpx.Request) -> str:
     return str(url.copy_with(username=None, password=None) if url.userinfo else url)
 
 
-def _carry_cookies(response: httpx.Response, request: httpx.Request, retry: httpx.Request) -> None:
-    """Send the cookies that the 402 set, besides those the caller sent."""
-    if "set-cookie" not in response.headers:
-        return
-    response.request = request
+def _carry_cookies(given: httpx.Cookies, request: httpx.Request) -> None:
+    """Send the cookies that the seller gave, besides those the request has."""
     bare = httpx.Request(request.method, request.url)
-    httpx.Cookies(response.cookies).set_cookie_header(bare)
+    given.set_cookie_header(bare)
     fresh = bare.headers.get("cookie")
     if fresh:
         names = {part.partition("=")[0].strip() for part in fresh.split(";")}
-        sent = [p.strip() for line in retry.headers.get_list("cookie") for p in line.split(";")]
+        sent = [p.strip() for line in request.headers.get_list("cookie") for p in line.split(";")]
         kept = [part for part in sent if part and part.partition("=")[0].strip() not in names]
-        retry.headers["cookie"] = "; ".join([*kept, fresh])
+        request.headers["cookie"] = "; ".join([*kept, fresh])
 
 
 def _unpaid(options: object) -> bool:

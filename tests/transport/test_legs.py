@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from tests.support.seller import PROOF_HEADERS, Reply, offer, paywall, served, v2_header
+from tests.support.seller import (
+    PROOF_HEADERS,
+    Reply,
+    offer,
+    offer_server402,
+    paywall,
+    served,
+    server402_body,
+    v2_header,
+)
 from tests.transport.kit import SHOP, URL, Leg, Rig, kinds
 
 
@@ -82,6 +91,23 @@ async def test_cookies_for_another_place_do_not_reach_the_paid_leg(rig: Rig) -> 
     rig.on(URL, paywall(asked, served()))
     rig.paid(await rig.get())
     assert rig.legs[1].header("cookie") is None
+
+
+@kinds()
+async def test_cookies_of_a_marketplace_stay_with_its_payment(rig: Rig) -> None:
+    """One jar per payment: it may know its client by a cookie.  The caller's own stay out of it."""
+    tool, till = SHOP + "/api/tools/one", SHOP + "/api/payments"
+    given = [("Set-Cookie", "client=new"), ("Set-Cookie", "z=1; Domain=evil.example")]
+    asked = server402_body(offer_server402("1000"))
+    rig.on(tool, lambda hit: Reply() if hit.header("x-payment-token") else asked)
+    rig.on(till, Reply(body=b'{"paymentId": "p1", "status": "pending"}', headers=given))
+    rig.on(till + "/p1", Reply(body=b'{"paymentId": "p1", "status": "paid", "token": "t1"}'))
+    rig.payer.prefer = ("token",)
+    rig.client = rig.make_client(cookies={"mine": "1", "client": "old"})
+    assert (await rig.get(tool)).status_code == 200
+    sent = [set((leg.header("cookie") or "").split("; ")) for leg in rig.legs]
+    mine = {"mine=1", "client=old"}
+    assert sent == [mine, {""}, {"client=new"}, {"mine=1", "client=new"}]
 
 
 @kinds()
