@@ -383,9 +383,12 @@ def schemas_of(challenge: Challenge) -> list[str]:
     """Schemas of a request body that a challenge states without doubt, as JSON texts.
 
     These are ``inputSchema``, the ``bodyFields`` of version 1 and Server402
-    (``outputSchema.input``), and what the schema of a ``bazaar`` entry says of ``input.body``.
+    (``outputSchema.input``), and of a ``bazaar`` entry ``input.inputSchema`` (tools over MCP have
+    it) and what its schema says of ``input.body``.
     """
-    found = [challenge.document.get("inputSchema"), _of_bazaar(challenge.extensions.get("bazaar"))]
+    bazaar = challenge.extensions.get("bazaar")
+    found = [challenge.document.get("inputSchema"), _inside_of(bazaar, "inputSchema"),
+             _inside_of(bazaar, "info", "input", "inputSchema"), _of_bazaar(bazaar)]  # fmt: skip
     for offer in challenge.offers[:_OFFERS_READ]:
         found += [offer.raw.get("inputSchema"), _of_output(offer.raw.get("outputSchema"))]
     texts = (text_of(schema) for schema in found)

@@ -33,6 +33,12 @@ STATED = {
     "server402": lambda: {"schema": FIELDS},
     "input-schema": lambda: {"schema": {"input": SCHEMA}},
     "bazaar": lambda: {"extensions": BAZAAR},
+    "bazaar-tool": lambda: {
+        "extensions": {
+            "bazaar": {"info": {"input": {"type": "mcp", "tool": "sold", "inputSchema": SCHEMA}}}
+        }
+    },
+    "bazaar-plain": lambda: {"extensions": {"bazaar": {"inputSchema": SCHEMA}}},
     "document": lambda: {"inputSchema": SCHEMA},
 }
 
