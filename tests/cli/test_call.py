@@ -16,6 +16,8 @@ from tests.support.seller import (
     Reply,
     Seller,
     offer,
+    paywall,
+    play,
     served,
     v2_header,
 )
@@ -149,6 +151,24 @@ def test_mask_refinement_at_the_sandbox(shopper: Cli, marketplace: Sandbox) -> N
     assert done.code == 0
     assert done.document["receipt"]["usd"] == "0.20"
     assert done.document["body"]["data"]["ImageURL"].startswith(f"{url}/static/")
+
+
+def test_a_service_that_is_read_is_asked_with_get(cli: Cli, seller: Seller) -> None:
+    """Unless a method was named.  Nothing was asked to be paid before."""
+    paid = paywall(v2_header(offer("100000")), served(b"now"))
+    wrong = Reply(status=405, headers=[("Allow", "HEAD, GET")])
+    seller.on("/api/tools/thing", lambda hit: play(paid, hit) if hit.method == "GET" else wrong)
+    assert cli("quote", "thing", "--json").document["usd"] == "0.10"
+    done = cli("call", "thing", "a=b")
+    assert (done.code, done.out) == (0, b"now")
+    assert [hit.target for hit in seller.paid_hits()] == ["/api/tools/thing?a=b"]
+    assert cli("call", "thing", "--method", "POST").code == 1
+
+
+def test_a_seller_that_was_paid_is_not_asked_again(cli: Cli, seller: Seller, sells: Sells) -> None:
+    sells(served(status=405, headers=[("Allow", "GET")]))
+    assert cli("call", "thing").code == 5
+    assert {hit.method for hit in seller.hits} == {"POST"} and len(seller.paid_hits()) == 1
 
 
 # --- 1: failed, nothing paid ----------------------------------------------------------------------

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -44,7 +44,7 @@ class Asked:
     """One call as the user typed it."""
 
     service: str
-    method: str
+    method: str | None
     fields: tuple[tuple[str, Any], ...]
     base_url: str | None
     timeout: float
@@ -55,7 +55,7 @@ class Asked:
         if self.method == "GET":
             query = [(name, _query_text(name, value)) for name, value in self.fields]
             return {"method": "GET", "url": url, "params": query or None}
-        return {"method": self.method, "url": url, "json": dict(self.fields)}
+        return {"method": self.method or "POST", "url": url, "json": dict(self.fields)}
 
     @property
     def patience(self) -> httpx.Timeout:
@@ -120,8 +120,8 @@ def _asking(function: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True, metavar="SECONDS", help="Longest silence of the seller.",
         ),
         click.option(
-            "--method", type=click.Choice(["GET", "POST"], case_sensitive=False), default="POST",
-            show_default=True, help="GET sends the fields as a query.",
+            "--method", type=click.Choice(["GET", "POST"], case_sensitive=False),
+            help="GET sends the fields as a query.  [default: POST; GET where the seller wants it]",
         ),
         click.option(
             "--base-url", metavar="ORIGIN", help="Another configured origin than the first."
@@ -152,19 +152,32 @@ def call(session: Session, asked: Asked, max_price: Decimal | None, output: str 
     """
     from x402_mask.httpx import Client, receipt_of
 
-    parts = asked.parts(session)
+    asked.parts(session)  # mistakes are said before a wallet is opened
     approve = None if max_price is None else _at_most(max_price)
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(_answer.Target.open(output))
         payer = stack.enter_context(session.payer(signs=True, approve=approve))
         client = stack.enter_context(Client(payer, timeout=asked.patience))
-        response = _sent(session, client, client.build_request(**parts))
+        response = _sent(session, client, asked)
         stack.callback(response.close)
         answer = _answer.Answer(session, response, receipt_of(response), asked.service)
         return answer.deliver(target)
 
 
-def _sent(session: Session, client: httpx.Client, request: httpx.Request) -> httpx.Response:
+def _sent(session: Session, client: httpx.Client, asked: Asked) -> httpx.Response:
+    """The answer; where no method was named, GET is tried after a 405 that nothing was paid for."""
+    from x402_mask.httpx import receipt_of
+
+    response = _sent_once(session, client, client.build_request(**asked.parts(session)))
+    if asked.method is None and response.status_code == 405 and receipt_of(response) is None:
+        allowed = response.headers.get("allow", "")
+        if "GET" in {name.strip().upper() for name in allowed.split(",")}:
+            response.close()
+            return _sent(session, client, replace(asked, method="GET"))
+    return response
+
+
+def _sent_once(session: Session, client: httpx.Client, request: httpx.Request) -> httpx.Response:
     import httpx
 
     try:
@@ -197,9 +210,9 @@ def quote(session: Session, asked: Asked) -> int:
     """
     import httpx
 
-    parts = asked.parts(session)
+    asked.parts(session)
     with session.payer() as payer, httpx.Client(timeout=asked.patience) as client:
-        response = _answer.bounded(_sent(session, client, client.build_request(**parts)))
+        response = _answer.bounded(_sent(session, client, asked))
         found = payer.quote(response)
     if found is None:
         return _no_price(session, response)
