@@ -905,9 +905,9 @@ class Ledger(TokenBook, TransferBook, ABC):
             if row.valid_before is None
             else as_datetime(row.valid_before * SECOND),
             operation=row.operation,
-            open=bool(
-                row.proof is not None and not row.delivered and row.state in ("held", "settled")
-            ),
+            open=self._resumable(db, row)
+            if row.route == "token"
+            else row.proof is not None and not row.delivered and row.state in ("held", "settled"),
             outcome=row.outcome,
             transaction=row.trans,
             proof_digest=row.proof_digest,
@@ -1032,7 +1032,7 @@ def _check_breaker(db: Db, want: Reservation, breaker: Breaker | None) -> None:
     if found is not None and found[0] > want.at:
         raise PaymentRefused(
             f"{want.origin} failed {breaker.failures} payments in a row; refused until"
-            f" {as_datetime(found[0]).isoformat()} (breaker=)",
+            f" {as_datetime(found[0]).isoformat()} (breaker_after=)",
             reason="breaker",
         )
 

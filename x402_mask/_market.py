@@ -26,7 +26,7 @@ PAYMENTS_PATH: Final = "/api/payments"
 TERMINAL: Final = frozenset({"expired", "exhausted"})
 """Statuses that end the wait.  ``paid`` is the only other one that is attested."""
 
-_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~:-]{0,127}")
+_ID: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._~:+=-]{0,127}")
 _TOKEN: Final = re.compile(r"[\x21-\x7e]{1,4096}")
 _CALLS_MAX: Final = 1_000_000
 _CENT: Final = 10_000  # micro-USD
@@ -165,6 +165,8 @@ def challenge_in(body: bytes | None) -> Challenge | None:
 
 def _read(found: Mapping[str, Any], document: Mapping[str, Any]) -> MarketPayment:
     payment_id = found.get("paymentId")
+    if type(payment_id) is int and payment_id >= 0:
+        payment_id = str(payment_id)
     if not isinstance(payment_id, str) or not _ID.fullmatch(payment_id) or ".." in payment_id:
         raise Unreadable(f"paymentId {shown(payment_id, 40)} is not an id")
     status = found.get("status")

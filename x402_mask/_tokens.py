@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from x402_mask import _json
 from x402_mask._body import date_of
 from x402_mask._effects import Fetch, Reply, ask, checkpoint, consult, fetch, record, sleep
-from x402_mask._ledger import Proof, Result, Row, Twin
+from x402_mask._ledger import EXPIRY_MARGIN_S, Proof, Result, Row, Twin
 from x402_mask._market import (
     PAYMENTS_PATH,
     MarketPayment,
@@ -35,12 +35,13 @@ from x402_mask._market import (
     read_payment,
 )
 from x402_mask._money import usd
-from x402_mask._policy import choose
+from x402_mask._policy import choose, payee_fault
 from x402_mask._proving import finish, prove, release, seen, settlement_fault
 from x402_mask._terms import Plan, Verdict, quote_of, receipt_for
 from x402_mask._tokenbook import Bought
 from x402_mask._tokenbook import Purchase as Begun
 from x402_mask._transfers import Terms as Transfer
+from x402_mask._windows import SECOND
 from x402_mask._wire import REQUIRED_HEADER, TOKEN_HEADER, read_challenge, read_settlement, shown
 from x402_mask.errors import (
     ApprovalDenied,
@@ -71,6 +72,8 @@ T = TypeVar("T")
 _FIRST_DELAY_S: Final = 0.25
 _GROWTH: Final = 1.6
 _DELAY_MAX_S: Final = 5.0
+SKEW_US: Final = 30 * SECOND
+"""How far past ``expiresAt`` a payment is still tried: two clocks differ."""
 
 
 @dataclass(slots=True)
@@ -86,6 +89,10 @@ class _Deal:
     until: int | None = None
     held: bool = False
     """Whether money may have moved."""
+    asked: bool = False
+    """Whether the marketplace was asked for a payment before."""
+    creating: bool = False
+    """Whether it is being asked for the first time."""
     settled: bool = False
     transaction: str | None = None
     note: str = ""
@@ -242,6 +249,9 @@ def _orderly(deal: _Deal, steps: Generator[Effect, Any, T]) -> Generator[Effect,
             failure.at_risk = True
         raise
     except BaseException as failure:
+        if deal.creating and not _may_have_left(failure):
+            yield from release(deal.payer, deal.row.id, failure)
+            raise
         if deal.held and not deal.call.trip.paid:
             yield from _end(deal, "unknown", f"no answer: {type(failure).__name__}")
         failure.add_note(
@@ -249,6 +259,12 @@ def _orderly(deal: _Deal, steps: Generator[Effect, Any, T]) -> Generator[Effect,
             " an identical call goes on with it"
         )
         raise
+
+
+def _may_have_left(failure: BaseException) -> bool:
+    """Whether a request that failed may have reached the seller; httpx and httpx2 tell by name."""
+    kinds = {kind.__name__ for kind in type(failure).__mro__}
+    return kinds.isdisjoint(("ConnectError", "ConnectTimeout", "PoolTimeout"))
 
 
 def _begin(deal: _Deal, remote: str | None) -> Generator[Effect, Any, Verdict | None]:
@@ -262,7 +278,7 @@ def _begin(deal: _Deal, remote: str | None) -> Generator[Effect, Any, Verdict | 
     if payment is not None and payment.is_lost:
         yield from _write_off(deal, payment)
         return None
-    if payment is None or payment.is_over:
+    if payment is None or _is_over(deal, payment):
         return (yield from _create(deal))
     return (yield from _pay(deal, payment, answer))
 
@@ -278,7 +294,9 @@ def _create(deal: _Deal) -> Generator[Effect, Any, Verdict]:
     """Ask the marketplace for a payment."""
     deal.remote = deal.until = None
     deal.payer.emit("token_asked", deal.purchase, payment_id=deal.row.id)
+    deal.creating = not deal.asked
     answer = yield from fetch(_order(deal))
+    deal.creating, deal.asked = False, True
     try:
         payment = read_payment(answer.body)
     except Unreadable as exc:
@@ -337,8 +355,8 @@ def _pay(
     _check_terms(deal, payment)
     if payer.signer is not None or payer.settle_payment is not None:
         _check_payee(deal, payment)
-    if payment is not None and payment.is_over:
-        raise TokenFlowError(f"the marketplace payment is {payment.status} already")
+    if payment is not None and _is_over(deal, payment):
+        raise TokenFlowError(f"the marketplace payment is {payment.status or 'expired'} already")
     challenge = _asked(answer)
     if challenge is not None and payer.signer is not None:
         return (yield from _pay_x402(deal, challenge, answer))
@@ -389,13 +407,32 @@ def _is_service(payer: Payer, named: str, service: str) -> bool:
 
 
 def _check_payee(deal: _Deal, payment: MarketPayment | None) -> None:
-    """Where we may pay the payee: the payment object and the live offer name the same."""
+    """Where we may pay the payee: it is the live offer's, or one that policy allows.
+
+    A payee that is no address is one of another rail, which only ``settle_payment`` can pay.
+    """
     ours, theirs = deal.terms.pay_to, payment.pay_to if payment is not None else None
-    if ours is not None and theirs is not None and theirs.lower() != ours.lower():
+    if theirs is None:
+        return
+    policy, foreign = deal.payer.policy, not theirs.lower().startswith("0x")
+    if ours is not None and theirs.lower() != ours.lower():
+        if foreign and deal.payer.settle_payment is not None and policy.payees is None:
+            return
         raise TermsRefused(
             f"the payment names the payee {shown(theirs, 50)}, the live offer {ours}",
             reason="payee",
         )
+    fault = None if foreign else payee_fault(theirs, payer=deal.payer.address, asset="")
+    if fault is None and policy.payees is not None and theirs.lower() not in policy.payees:
+        fault = f"payee {shown(theirs, 50)} is not in payees="
+    if fault is not None:
+        raise TermsRefused(fault, reason="payee")
+
+
+def _is_over(deal: _Deal, payment: MarketPayment) -> bool:
+    """Whether nothing can come of an unpaid payment: it says so, or its time is past."""
+    past = payment.until is not None and payment.until + SKEW_US <= deal.payer.now_us()
+    return payment.is_over or (past and not payment.is_paid)
 
 
 def _paid_already(deal: _Deal, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:
@@ -403,7 +440,8 @@ def _paid_already(deal: _Deal, payment: MarketPayment) -> Generator[Effect, Any,
     try:
         _check_terms(deal, payment)
     except TermsRefused as fault:
-        yield from _hold(deal, "balance", None)
+        if not deal.held:
+            yield from _hold(deal, "balance", None)
         raise TokenFlowError(f"it is paid already, but {fault}", at_risk=True) from None
     deal.settled, deal.note = True, "paid by a balance"
     return (yield from _take(deal, payment))
@@ -659,7 +697,6 @@ def _await_paid(deal: _Deal, payment: MarketPayment | None) -> Generator[Effect,
     outcome: Outcome = "settled" if paid and deal.settled else "unknown"
     if found is not None and found.is_over:
         yield from _end(deal, outcome, f"the marketplace payment is {found.status}")
-        yield from _give_up(deal, f"the marketplace says {found.status}")
         raise TokenFlowError(f"paid, but the marketplace says {found.status}", at_risk=True)
     yield from _end(deal, outcome, "paid, and no token came")
     told = "says paid and gave no token" if paid else "does not say paid"
@@ -758,7 +795,8 @@ def _redeem(
 ) -> Generator[Effect, Any, Verdict | None]:
     """Call with the token that this operation bought.
 
-    ``None`` if it was bought by an earlier call and the seller does not take it: it is dropped.
+    ``None`` if it was bought by an earlier call and the seller does not take it: it is dropped, but
+    not before what paid for it has expired, for until then one operation has one proof.
     """
     call, row = deal.call, deal.row
     paid: Outcome = "settled" if deal.settled else "unknown"
@@ -769,7 +807,7 @@ def _redeem(
     except BaseException as failure:
         yield from _end(deal, paid, f"no answer: {type(failure).__name__}")
         raise
-    if reply.status == 402 and again:
+    if reply.status == 402 and again and _is_closed(deal):
         call.trip.paid, call.trip.receipt = False, None
         yield from _end(deal, paid, "the seller does not take the token")
         yield from _drop(deal.payer, row, "refused by the seller")
@@ -825,7 +863,7 @@ def resume(
         payer.emit("represented", row, payment_id=row.id, usd=usd(row.micro))
         deal = _Deal(
             payer, call, purchase, row, terms,
-            remote=begun.remote, until=begun.until, held=row.state != "reserved",
+            remote=begun.remote, until=begun.until, held=row.state != "reserved", asked=True,
             settled=row.state == "settled", transaction=row.trans,
         )  # fmt: skip
         return (yield from _orderly(deal, _go_on(deal, begun)))
@@ -872,7 +910,7 @@ def _go_on(deal: _Deal, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
     if payment is not None and payment.is_lost:
         yield from _write_off(deal, payment)
         return None
-    if payment is None or payment.is_over:
+    if payment is None or _is_over(deal, payment):
         return (yield from _create(deal))
     if begun.way == "x402" and not payment.is_paid and _asked(answer) is None:
         return (yield from _create(deal))  # nothing else asks for the signature
@@ -884,7 +922,10 @@ def _go_on_with_token(deal: _Deal, begun: Begun) -> Generator[Effect, Any, Verdi
     if token is None and begun.remote is not None and not expired:
         payment, _ = yield from _read(deal)
         token = payment.token if payment is not None and payment.is_paid else None
-    if token is None or expired:
+    if token is None and not _is_closed(deal):
+        yield from _end(deal, "settled" if deal.settled else "unknown", "the token is gone")
+        raise TokenFlowError("the token that was bought is gone", at_risk=True)
+    if token is None or (expired and _is_closed(deal)):
         yield from _end(deal, "settled" if deal.settled else "unknown", "the token expired")
         yield from _drop(deal.payer, deal.row, "expired")
         return None
@@ -898,15 +939,25 @@ def _go_on_paying(deal: _Deal, begun: Begun) -> Generator[Effect, Any, Verdict |
         if payment is not None and payment.is_paid and payment.token is not None:
             told = begun.way == "x402" and not deal.payer.chain_knows(deal.row.network)
             deal.settled = deal.settled or told or begun.way in ("settle", "balance")
+            if begun.way == "balance":
+                return (yield from _paid_already(deal, payment))
             return (yield from _take(deal, payment))
     if begun.way == "transfer":
         return (yield from _carry(deal, payment))
+    if _is_closed(deal) and not (payment is not None and payment.is_paid):
+        yield from _lapse(deal)
+        return None
     if begun.proof is None:
         return (yield from _await_paid(deal, payment))
-    if not deal.row.expired(deal.payer.now_us()):
-        return (yield from _present(deal, begun.proof))
-    yield from _lapse(deal)
-    return None
+    return (yield from _present(deal, begun.proof))
+
+
+def _is_closed(deal: _Deal) -> bool:
+    """Whether the operation's proof is dead: expired, or as old as any of this payer's may be."""
+    payer, row = deal.payer, deal.row
+    if row.valid_before is not None:
+        return row.expired(payer.now_us())
+    return payer.now() > row.at / SECOND + payer.policy.max_validity_s + EXPIRY_MARGIN_S
 
 
 def _lapse(deal: _Deal) -> Generator[Effect, Any, None]:

@@ -120,10 +120,15 @@ def test_no_token(token: Any) -> None:
     assert read(token=token).token is None
 
 
+@pytest.mark.parametrize("payment_id", ["_a", "-a", "a=", "a+b", "pay_1", "a.b~c:d", 7, 0])
+def test_ids(payment_id: Any) -> None:
+    assert read(paymentId=payment_id).id == str(payment_id)
+
+
 @pytest.mark.parametrize(
     "payment_id",
     ["../x", "..", "a..b", "a/b", "%2e", "%2e%2e%2fx", "", "x" * 10_000, "pay é", "pay\n1", "a?b",
-     "a#b", "a\\b", " a", ".", "/api", "http://h/x", 7, True, [], {}],
+     "a#b", "a\\b", " a", ".", "/api", "http://h/x", -7, 7.5, True, [], {}],
 )  # fmt: skip
 def test_no_id(payment_id: Any) -> None:
     with pytest.raises(Unreadable):
