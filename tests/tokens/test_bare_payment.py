@@ -6,10 +6,12 @@ import json
 from decimal import Decimal
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.support.seller import PAYEE, Reply, Seller
 from tests.tokens.bazaar import Bazaar
+from tests.tokens.shop import NO_TLS
 from x402_mask import (
     ApprovalDenied,
     Cap,
@@ -17,7 +19,10 @@ from x402_mask import (
     MemoryLedger,
     OfferRefused,
     Payer,
+    PaymentTransport,
+    TokenFlowError,
     Wallet,
+    attach,
     receipt_of,
 )
 
@@ -121,3 +126,87 @@ def test_what_only_the_payments_endpoint_names_is_approved_there(
     assert payment.state == ("held" if second else "released")  # its network is not on the row
     terms = [row["pay_to"] for row in payer.ledger.history() if row["kind"] == "paying"]
     assert terms == [PAYEE] * second
+
+
+# --- what an audit found
+
+
+@pytest.mark.parametrize("way", ["x402", "settle"])
+def test_a_payment_whose_time_is_past_is_not_paid(bazaar: Bazaar, way: str) -> None:
+    """Contract 6.5, row 52: within ``expiresAt``."""
+    bazaar.asks = "object" if way == "x402" else None
+    bazaar.shape = lambda found: {**found, "expiresAt": "2020-01-01T00:00:00Z"}
+    called: list[Any] = []
+    payer = payer_of(
+        bazaar,
+        wallet=Wallet.from_key("11" * 32) if way == "x402" else None,
+        prefer=("token",),
+        settle_payment=called.append if way == "settle" else None,
+    )
+    with Client(payer) as client, pytest.raises(TokenFlowError) as caught:
+        client.post(bazaar.url(), json={})
+    assert not caught.value.at_risk and called == [] and bazaar.moved == []
+    assert payer.spend()[0].left == 1
+
+
+@pytest.mark.parametrize(
+    ("pay_to", "options"),
+    [
+        ("0x" + "0" * 40, {}),
+        ("0x" + "33" * 20, {"payees": [PAYEE]}),
+        ("xiao:shop", {"payees": [PAYEE]}),
+    ],
+)
+def test_a_payee_that_only_the_payment_names(
+    bazaar: Bazaar, pay_to: str, options: dict[str, Any]
+) -> None:
+    """Contract 1: never zero; a list allows those addresses only."""
+    bazaar.before["tool"] = lambda _: bare("bare")
+    bazaar.shape = lambda found: {**found, "payTo": pay_to}
+    called: list[Any] = []
+    payer = payer_of(bazaar, settle_payment=called.append, **options)
+    with Client(payer) as client, pytest.raises(OfferRefused) as caught:
+        client.post(bazaar.url(), json={})
+    assert caught.value.reason == "payee" and called == [] and payer.spend()[0].left == 1
+
+
+def test_another_rail_has_another_payee(bazaar: Bazaar) -> None:
+    """``settle_payment`` may pay whom the live offer, an address on a chain, cannot name."""
+    bazaar.shape = lambda found: {**found, "payTo": "xiao:shop"}
+    payer = payer_of(
+        bazaar, settle_payment=lambda document: bazaar.pay(document.payment_id, "settle")
+    )
+    with Client(payer) as client:
+        assert client.post(bazaar.url(), json={}).status_code == 200
+
+
+def test_a_contradiction_is_not_taken_the_second_time(bazaar: Bazaar) -> None:
+    """A balance paid another price: it is held, and its token is not used."""
+    bazaar.paid_at = "creation"
+    bazaar.shape = lambda found: {**found, "amountCents": 500}
+    payer = payer_of(bazaar)
+    for _ in range(2):
+        with Client(payer) as client, pytest.raises(TokenFlowError, match="500 cents") as caught:
+            client.post(bazaar.url(), json={})
+        assert caught.value.at_risk
+    assert [p.state for p in payer.payments()] == ["held"] and bazaar.served == 0
+
+
+@pytest.mark.parametrize("way", ["client", "attach"])
+@pytest.mark.parametrize("name", ["ConnectError", "ConnectTimeout", "PoolTimeout"])
+def test_a_creation_that_never_left_is_given_back(bazaar: Bazaar, name: str, way: str) -> None:
+    """And the error is httpx's own; one that may have left stays reserved."""
+
+    class Broken(httpx.HTTPTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            if request.url.path == "/api/payments":
+                raise getattr(httpx, name)("no", request=request)
+            return super().handle_request(request)
+
+    payer = payer_of(bazaar)
+    inner = Broken(verify=NO_TLS)
+    made = httpx.Client(transport=PaymentTransport(payer, inner) if way == "client" else inner)
+    client = made if way == "client" else attach(made, payer)
+    with client, pytest.raises(getattr(httpx, name)):
+        client.post(bazaar.url(), json={})
+    assert [p.state for p in payer.payments()] == ["released"] and payer.spend()[0].left == 1
