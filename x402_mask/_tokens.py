@@ -11,6 +11,10 @@ A payment is paid in the first way that applies: it is paid already; by an x402 
 payments endpoint asks for one; by a transfer on chain; by the owner's ``settle_payment``; or by a
 balance, while it is polled.  After a crash or a lost answer an identical call goes on where the
 ledger says this one stopped.
+
+Creating a payment is not paying: where that answer is lost, no id is known, and it is created
+again under the same reservation.  What was paid for is: until its proof is dead an identical call
+shows the same token, whatever the seller says of it.
 """
 
 from __future__ import annotations
