@@ -292,10 +292,12 @@ class TokenBook:
     def drop_token(
         self, payment_id: str, note: str, *, now_us: int, wait_s: float = WAIT_S
     ) -> None:
-        """The token is spent, expired or refused: forget it, and close its purchase."""
+        """The token is spent, expired or refused: forget it.
+
+        The operation that bought it, if it was not delivered, is as open as before.
+        """
         with self._transaction(wait_s) as db:
             db.run("UPDATE tokens SET live=0, sealed=NULL WHERE payment=?", payment_id)
-            db.run("UPDATE purchases SET stage='closed' WHERE payment=?", payment_id)
             self._write(db, now_us, payment_id, "token_dropped", {"note": note})
 
     def _forget_spent(self, db: Db, payment_id: str) -> None:

@@ -815,6 +815,7 @@ def _redeem(
         call.trip.paid, call.trip.receipt = False, None
         yield from _end(deal, paid, "the seller does not take the token")
         yield from _drop(deal.payer, row, "refused by the seller")
+        yield from _give_up(deal, "the seller does not take the token")
         return None
     outcome: Outcome = "rejected" if reply.status == 402 else paid
     call.trip.receipt = receipt_for(row, outcome, deal.transaction)
@@ -932,6 +933,7 @@ def _go_on_with_token(deal: _Deal, begun: Begun) -> Generator[Effect, Any, Verdi
     if token is None or (expired and _is_closed(deal)):
         yield from _end(deal, "settled" if deal.settled else "unknown", "the token expired")
         yield from _drop(deal.payer, deal.row, "expired")
+        yield from _give_up(deal, "the token expired")
         return None
     return (yield from _redeem(deal, token, again=True))
 

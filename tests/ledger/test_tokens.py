@@ -213,6 +213,8 @@ def test_a_spent_token_is_there_for_an_answer_that_broke_off(ledger: Ledger) -> 
     ledger.reopen(made.id, now_us=NOW)
     assert stage(ledger, made)[::3] == ("bought", TOKEN)
     ledger.drop_token(made.id, "refused", now_us=NOW)
+    assert ledger.look(made.operation, SERVICE, now_us=NOW).twin is not None
+    ledger.give_up(made.id, "refused", now_us=NOW)
     assert ledger.look(made.operation, SERVICE, now_us=NOW).twin is None
     assert used(ledger, WIDE) == 1000 and verify(ledger).ok
 

@@ -210,3 +210,17 @@ def test_a_creation_that_never_left_is_given_back(bazaar: Bazaar, name: str, way
     with client, pytest.raises(getattr(httpx, name)):
         client.post(bazaar.url(), json={})
     assert [p.state for p in payer.payments()] == ["released"] and payer.spend()[0].left == 1
+
+
+def test_calls_left_on_a_refused_token_buy_nothing_new(bazaar: Bazaar) -> None:
+    """The token is dropped for others; its own operation keeps to it while its proof lives."""
+    bazaar.calls = 3
+    bazaar.asks = "server402"
+    bazaar.before["redeem"] = lambda _: Reply(status=402, body=b"{}")
+    payer = payer_of(bazaar, wallet=Wallet.from_key("11" * 32), prefer=("held-token", "token"))
+    with Client(payer) as client:
+        statuses = [client.post(bazaar.url(), json={"n": 1}).status_code for _ in range(3)]
+        assert statuses == [402] * 3 and len(bazaar.moved) == 1
+        assert client.post(bazaar.url(), json={"n": 2}).status_code == 402
+    assert len(bazaar.moved) == 2  # another operation buys its own
+    assert len(payer.payments()) == 2
