@@ -34,6 +34,11 @@ from x402_mask.errors import LedgerError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_PATIENCE_S: Final = 0.005
+"""How long one may wait for the lock before those who come after it may no longer go first."""
+
+_YIELD_S: Final = 0.001
+
 _SCHEMA: Final = TABLES.format(
     serial="INTEGER PRIMARY KEY",  # no row is ever deleted, so none is numbered twice
     key="INTEGER PRIMARY KEY",
@@ -71,6 +76,7 @@ class _SQL(Ledger):
     def __init__(self) -> None:
         super().__init__()
         self._lock = threading.RLock()  # tells whether this thread has it: see _transaction
+        self._queue: dict[int, float] = {}
         self._pid = os.getpid()
         self._db: _Connection | None = None
 
@@ -90,7 +96,7 @@ class _SQL(Ledger):
         if owned(self._lock):
             raise Busy if wait_s == 0 else reentered()
         try:  # from before the lock is taken: an interruption may come between any two steps
-            if not self._lock.acquire(blocking=wait_s > 0, timeout=wait_s if wait_s > 0 else -1):
+            if not self._take_turn(wait_s):
                 raise Busy if wait_s == 0 else contended(wait_s)
             db = self._db or self._opened(deadline, wait_s)
             self._db = db
@@ -107,6 +113,36 @@ class _SQL(Ledger):
         finally:
             if owned(self._lock):
                 self._lock.release()
+
+    def _take_turn(self, wait_s: float) -> bool:
+        """Take the lock, giving way to those who have waited for long.
+
+        A thread that comes back at once, an event loop or a worker with more to do, would else take
+        the lock each time before one that waits for it has woken up.
+        """
+        begun = time.monotonic()
+        if wait_s == 0:
+            return not self._others_first(begun) and self._lock.acquire(blocking=False)
+        left = wait_s
+        while left > 0 and self._others_first(begun):
+            time.sleep(_YIELD_S)
+            left = begun + wait_s - time.monotonic()
+        me = threading.get_ident()
+        try:
+            self._queue[me] = begun
+            return self._lock.acquire(timeout=max(0.0, left))
+        finally:
+            self._queue.pop(me, None)
+
+    def _others_first(self, begun: float) -> bool:
+        """Whether one who came before *begun* has waited for long; nobody waits for ever."""
+        if not self._queue:
+            return False
+        now = time.monotonic()
+        return any(
+            since < begun and _PATIENCE_S < now - since < 2 * WAIT_S
+            for since in list(self._queue.values())
+        )
 
     def _opened(self, deadline: float, wait_s: float) -> _Connection:
         if wait_s == 0:
@@ -328,6 +364,7 @@ class SQLiteLedger(_SQL):
                 " before the ledger is used, or start workers with the spawn method"
             )
         self._lock = threading.RLock()
+        self._queue = {}
         self._frozen = False
         self._pid = os.getpid()
         self._head = HeadFile(self._head.path)

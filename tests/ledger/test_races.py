@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -302,3 +303,24 @@ def test_a_child_that_cannot_have_the_ledger_is_told(tmp_path: Any, kind: str) -
     assert first == second
     assert "fork" in first
     assert count == "2"
+
+
+def test_who_waited_for_long_goes_first(tmp_path: Path) -> None:
+    """Else a loop of 200 calls at once takes the lock each time before a waiter has woken up."""
+    ledger = SQLiteLedger(tmp_path / "ledger.db")
+    ledger.is_paused()
+    somebody = -1
+    ledger._queue[somebody] = time.monotonic() - 0.1
+    with pytest.raises(Busy):
+        ledger.is_paused(wait_s=0)
+    with pytest.raises(LedgerError, match="locked"):
+        ledger.is_paused(wait_s=0.2)
+    turn = threading.Timer(0.1, ledger._queue.pop, [somebody])
+    turn.start()
+    begun = time.monotonic()
+    assert ledger.is_paused(wait_s=5) is False and time.monotonic() - begun > 0.09
+    turn.join()
+    for since in (0.0, 3600.0):  # just come, or left behind by an interruption: nobody's turn
+        ledger._queue[somebody] = time.monotonic() - since
+        assert ledger.is_paused(wait_s=0) is False
+    ledger.close()
