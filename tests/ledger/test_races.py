@@ -313,8 +313,8 @@ def test_who_waited_for_long_goes_first(tmp_path: Path) -> None:
     ledger._queue[somebody] = time.monotonic() - 0.1
     with pytest.raises(Busy):
         ledger.is_paused(wait_s=0)
-    with pytest.raises(LedgerError, match="locked"):
-        ledger.is_paused(wait_s=0.2)
+    begun = time.monotonic()
+    assert ledger.is_paused(wait_s=0.2) is False and time.monotonic() - begun > 0.15
     turn = threading.Timer(0.1, ledger._queue.pop, [somebody])
     turn.start()
     begun = time.monotonic()
