@@ -202,7 +202,7 @@ def double_signatures(path: Path) -> list[str]:
             open_until[operation_of[payment]][payment] = ends[payment]
         elif kind == "reopened":
             open_until[operation_of[payment]][payment] = ends[payment]
-        elif data.get("delivered"):
+        elif kind == "released" or data.get("delivered"):  # released: its proof was never sent
             open_until[operation_of[payment]].pop(payment, None)
     return found
 
