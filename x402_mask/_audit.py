@@ -188,7 +188,9 @@ class _Replay:
             row |= {"trans": data["transaction"], "seen": 1}
         elif kind == "bought":
             row["trans"] = row["trans"] or data["transaction"]
-        elif kind != "released":  # the end of a call
+        elif kind == "released":
+            row |= dict.fromkeys(("proof_digest", "header", "nonce", "valid_before"))
+        else:  # the end of a call
             row |= {"outcome": data["outcome"], "delivered": int(data["delivered"])}
             row["trans"] = row["trans"] or data["transaction"]
 

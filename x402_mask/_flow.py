@@ -50,7 +50,16 @@ from x402_mask._ledger import (
 from x402_mask._models import Quote
 from x402_mask._money import usd
 from x402_mask._policy import Choice, choose
-from x402_mask._proving import finish, prove, prove_here, release, seen, settlement_fault
+from x402_mask._proving import (
+    check_resign,
+    conclude,
+    finish,
+    prove,
+    prove_here,
+    release,
+    seen,
+    settlement_fault,
+)
 from x402_mask._schemas import check_input
 from x402_mask._services import origin_of, path_of, tool_of
 from x402_mask._shelf import Asked
@@ -72,7 +81,7 @@ from x402_mask.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator, Mapping
 
     from x402_mask._effects import Effect
     from x402_mask._ledger import Reserved, View
@@ -117,9 +126,7 @@ def converse(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict]:
 
 
 def _pay(payer: Payer, call: Call, reply: Reply) -> Generator[Effect, Any, Verdict]:
-    header = reply.headers.get(REQUIRED_HEADER, ())
-    body = yield from read_body(wanted=not header)
-    challenge = read_challenge(header, body) or _payment_asked(payer, call, body)
+    challenge = yield from _read_challenge(payer, call, reply)
     if challenge is None:
         return Verdict()
     purchase = _purchase(payer, call, reply, challenge)
@@ -132,10 +139,16 @@ def _pay(payer: Payer, call: Call, reply: Reply) -> Generator[Effect, Any, Verdi
     return verdict
 
 
-def _payment_asked(payer: Payer, call: Call, body: bytes | None) -> Challenge | None:
-    """A marketplace payment object in place of offers, where a marketplace is called."""
-    if call.trip.origin not in payer.origins or tool_of(call.trip.url) is None:
-        return None
+def _read_challenge(
+    payer: Payer, call: Call, reply: Reply
+) -> Generator[Effect, Any, Challenge | None]:
+    """What the 402 asks for; a marketplace may name a payment in place of offers."""
+    header = reply.headers.get(REQUIRED_HEADER, ())
+    body = yield from read_body(wanted=not header)
+    found = read_challenge(header, body)
+    listed = call.trip.origin in payer.origins
+    if found is not None or not listed or tool_of(call.trip.url) is None:
+        return found
     from x402_mask._market import challenge_in  # noqa: PLC0415  # few sellers ask so
 
     return challenge_in(body)
@@ -193,7 +206,7 @@ def _preempt(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | None]
     except PaymentRefused:
         return None  # the refusal is said, and recorded, when the seller really asks
     except TokenFlowError as error:
-        if error.at_risk:
+        if not _is_impossible(error):
             raise
         return None  # as above
     if verdict.receipt is not None and verdict.receipt.outcome == "rejected":
@@ -242,6 +255,7 @@ def _identified(call: Call, purchase: Purchase) -> Generator[Effect, Any, Purcha
 def _open(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any, Verdict]:
     """Find the operation's open proof and present it again, or reserve and sign a new one."""
     waited = 0.0
+    tried: dict[Route, PaymentError] = {}
     while True:
         view = yield from _look(payer, purchase)
         twin = view.twin
@@ -249,9 +263,9 @@ def _open(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any
             try:
                 verdict = yield from _represent(payer, call, purchase, twin)
             except TokenFlowError as error:
-                if error.at_risk or isinstance(error, PaymentRefused):
+                if not _is_impossible(error) or tried:
                     raise
-                verdict = yield from _by_route(payer, call, purchase, view, ("token", error))
+                tried["token"], verdict = error, None  # given back: the other routes are left
             if verdict is not None:
                 return verdict
             continue
@@ -261,7 +275,7 @@ def _open(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any
             continue
         yield from _check_lapsed(payer, purchase, view)
         yield from _check_input(payer, purchase.asked)
-        verdict = yield from _by_route(payer, call, purchase, view)
+        verdict = yield from _by_route(payer, call, purchase, view, tried)
         if verdict is not None:
             return verdict
 
@@ -291,14 +305,8 @@ def _wait(call: Call, waited: float, twin: Twin) -> Generator[Effect, Any, None]
 def _check_lapsed(payer: Payer, purchase: Purchase, view: View) -> Generator[Effect, Any, None]:
     """Before an expired proof is followed by a new one: may it be, and what does the chain say."""
     lapsed = [row for row in view.lapsed if row.origin == purchase.origin]
-    if not lapsed:
-        return
-    if payer.resign == "never":
-        raise PaymentRefused(
-            f"the proof of this operation has expired ({lapsed[0].id}) and resign='never'",
-            reason="resign", payment_id=lapsed[0].id,
-        )  # fmt: skip
     for row in lapsed:
+        check_resign(payer, row)
         if row.state == "held" and payer.chain_knows(row.network):
             yield from consult(payer.resolve, row)
 
@@ -333,16 +341,16 @@ def _check_price(payer: Payer, purchase: Purchase, plan: Plan) -> None:
 
 
 def _by_route(
-    payer: Payer, call: Call, purchase: Purchase, view: View, *tried: tuple[Route, PaymentError]
+    payer: Payer, call: Call, purchase: Purchase, view: View, tried: Mapping[Route, PaymentError]
 ) -> Generator[Effect, Any, Verdict | None]:
     """Pay by the first route that is possible; ``None`` to look again.
 
     A refusal by policy ends the call.  If no route is possible, the error of one that was tried is
     raised, else that of the first.
     """
-    failed = list(tried)
+    failed = dict(tried)
     for route in payer.prefer:
-        if route in dict(failed):
+        if route in failed:
             continue
         if route == "held-token":
             held = yield from _held_now(payer, call, purchase)
@@ -353,23 +361,27 @@ def _by_route(
             continue
         plan = _plan(payer, purchase, view, route, failed)
         if isinstance(plan, PaymentError):
-            failed.append((route, plan))
+            failed[route] = plan
             continue
         try:
             yield from _decide(payer, call, purchase, plan)
             return (yield from _reserve_and_buy(payer, call, purchase, plan))
         except TokenFlowError as error:
-            if error.at_risk or isinstance(error, PaymentRefused):
+            if not _is_impossible(error):
                 raise
-            failed.append((route, error))
+            failed[route] = error
     raise _why(failed)
 
 
-def _why(failed: Sequence[tuple[Route, PaymentError]]) -> PaymentError:
+def _is_impossible(error: TokenFlowError) -> bool:
+    """Whether no money moved and no rule forbids it: a route that turned out not to be one."""
+    return not error.at_risk and not isinstance(error, PaymentRefused)
+
+
+def _why(failed: Mapping[Route, PaymentError]) -> PaymentError:
     """The error to raise where no route is possible: of one that was tried, else of the first."""
-    tried = [error for _, error in failed if isinstance(error, TokenFlowError)]
-    others = [error for _, error in failed]
-    return next(iter(tried + others), PaymentRefused(_NOTHING_HELD, reason="no_offer"))
+    tried = [error for error in failed.values() if isinstance(error, TokenFlowError)]
+    return next(iter([*tried, *failed.values()]), PaymentRefused(_NOTHING_HELD, reason="no_offer"))
 
 
 def _held_now(
@@ -389,14 +401,14 @@ def _plan(
     purchase: Purchase,
     view: View,
     route: str,
-    failed: Sequence[tuple[Route, PaymentError]],
+    failed: Mapping[Route, PaymentError],
 ) -> Plan | PaymentError:
     """How to pay by *route*, or why that is not possible.
 
     Raises:
         PaymentRefused: it is possible, and policy forbids it.
     """
-    skipped = tuple(f"{name}: {shown(error, 200)}" for name, error in failed)
+    skipped = tuple(f"{name}: {shown(error, 200)}" for name, error in failed.items())
     if route == "token":
         from x402_mask import _tokens  # noqa: PLC0415
 
@@ -580,15 +592,7 @@ def _present(payer: Payer, call: Call, row: Row, proof: Proof) -> Generator[Effe
         yield from finish(payer, row, Result(outcome="unknown", delivered=False, note=note))
         failure.add_note(f"x402_mask: payment {row.id} was sent and its outcome is not known")
         raise
-    try:
-        call.trip.receipt = receipt_for(row, result.outcome, result.transaction)
-        yield from finish(payer, row, result)
-        yield from checkpoint()  # the last moment for a cancellation
-    except BaseException:
-        if result.delivered:  # but it never reached the caller
-            yield from record(lambda wait_s: payer.reopen(row.id, wait_s))
-        raise
-    return Verdict(receipt=call.trip.receipt, delivered=result.delivered)
+    return (yield from conclude(payer, call, row, result))
 
 
 def _judge(payer: Payer, row: Row, proof: Proof, reply: Reply) -> Generator[Effect, Any, Result]:
@@ -651,9 +655,7 @@ def quote(payer: Payer, call: Call, reply: Reply) -> Generator[Effect, Any, Quot
     """
     if reply.status != 402:
         return None
-    header = reply.headers.get(REQUIRED_HEADER, ())
-    body = yield from read_body(wanted=not header)
-    challenge = read_challenge(header, body) or _payment_asked(payer, call, body)
+    challenge = yield from _read_challenge(payer, call, reply)
     if challenge is None:
         return None
     try:
@@ -684,14 +686,14 @@ def _first_plan(
     payer: Payer, purchase: Purchase, view: View, held: frozenset[tuple[str, str]]
 ) -> tuple[Plan, PaymentRefused | None]:
     """The plan that a call would begin with, and what would keep it from being carried out."""
-    failed: list[tuple[Route, PaymentError]] = []
+    failed: dict[Route, PaymentError] = {}
     try:
         for route in payer.prefer:
             if route != "held-token":
                 plan = _plan(payer, purchase, view, route, failed)
                 if isinstance(plan, Plan):
                     return plan, None
-                failed.append((route, plan))
+                failed[route] = plan
             elif (purchase.origin, purchase.service) in held:
                 return Plan(route="held-token", micro=0, amount=0), None
         raise _why(failed)

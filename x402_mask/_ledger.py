@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from x402_mask._windows import Limit
 
 SCHEMA_VERSION: Final = 2
-"""1: payments.  2: marketplace payments and tokens besides."""
+"""1: payments.  2: marketplace payments, tokens and on-chain transfers besides."""
 
 WAIT_S: Final = 5.0
 """How long a reservation waits for a contended lock: measured with 64 writers on one SQLite file,
@@ -85,7 +85,8 @@ CREATE TABLE IF NOT EXISTS history (
 _DAY: Final = 86400 * SECOND
 _STEPS: Final = {"hour": 3600 * SECOND, "day": _DAY}
 
-NO_CHANGE: Final[Mapping[str, object]] = {}
+_NO_CHANGE: Final[Mapping[str, object]] = {}
+_NO_PROOF: Final = dict.fromkeys(("header", "proof", "proof_digest", "nonce", "valid_before"))
 _MOVES: Final[Mapping[str, frozenset[str]]] = {
     "reserved": frozenset({"held", "released"}),
     "held": frozenset({"held", "settled", "void", "released"}),  # released: it was never sent
@@ -463,7 +464,8 @@ class Ledger(TokenBook, TransferBook, ABC):
             mine = unsent and row.state == "held" and row.id in self._flying
             if row.state != "reserved" and not mine:
                 raise LedgerError(f"payment {payment_id} is {row.state}, not reserved")
-            self._move(db, row, "released", now_us, {"note": note}, note=note)
+            also = _NO_PROOF if mine else _NO_CHANGE  # nobody may ever collect what is not counted
+            self._move(db, row, "released", now_us, {"note": note}, note=note, also=also)
         self._flying.pop(payment_id, None)
 
     def resolve(
@@ -715,53 +717,28 @@ class Ledger(TokenBook, TransferBook, ABC):
         proof: Proof | None,
     ) -> None:
         """The payment's row and its first entries of history; held at once with a *proof*."""
-        sealed = None if proof is None else self._vault().seal(proof.value, want.id)
-        named = None if proof is None else digest(proof.value)
-        db.run(
-            "INSERT INTO payments (id, at, updated, state, service, origin, route, micro, amount,"
-            " asset, network, payer, pay_to, operation, flight, header, proof, proof_digest,"
-            " nonce, valid_before)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            want.id,
-            want.at,
-            want.at,
-            "reserved" if proof is None else "held",
-            want.service,
-            want.origin,
-            want.route,
-            want.micro,
-            str(want.amount),
-            want.asset,
-            want.network,
-            want.payer,
-            want.pay_to,
-            want.operation,
-            self._me(),
-            proof and proof.header,
-            sealed,
-            named,
-            proof and proof.nonce,
-            proof and proof.valid_before,
-        )
-        after = {name: used + want.micro for name, used in before.items()}
-        record = {
-            **want.detail,
-            "service": want.service,
-            "origin": want.origin,
-            "route": want.route,
-            "micro": want.micro,
-            "amount": str(want.amount),
-            "asset": want.asset,
-            "network": want.network,
-            "payer": want.payer,
-            "pay_to": want.pay_to,
+        said = _described(proof)
+        fixed = {
+            "service": want.service, "origin": want.origin, "route": want.route,
+            "micro": want.micro, "amount": str(want.amount), "asset": want.asset,
+            "network": want.network, "payer": want.payer, "pay_to": want.pay_to,
             "operation": want.operation,
-            "caps_before": before,
-            "caps_after": after,
-        }
+        }  # fmt: skip
+        columns = {
+            "id": want.id, "at": want.at, "updated": want.at, "flight": self._me(),
+            "state": "reserved" if proof is None else "held", **fixed,
+            "header": said["header"], "nonce": said["nonce"],
+            "valid_before": said["valid_before"], "proof_digest": said["proof"],
+            "proof": None if proof is None else self._vault().seal(proof.value, want.id),
+        }  # fmt: skip
+        names, marks = ", ".join(columns), ", ".join("?" * len(columns))
+        sql = f"INSERT INTO payments ({names}) VALUES ({marks})"  # noqa: S608
+        db.run(sql, *columns.values())
+        after = {name: used + want.micro for name, used in before.items()}
+        record = {**want.detail, **fixed, "caps_before": before, "caps_after": after}
         self._write(db, want.at, want.id, "reserved", record)
         if proof is not None:
-            self._write(db, want.at, want.id, "held", {**_described(proof), "state": "held"})
+            self._write(db, want.at, want.id, "held", {**said, "state": "held"})
 
     def _finish(
         self, db: Db, payment_id: str, result: Result, breaker: Breaker | None, now_us: int
@@ -818,7 +795,7 @@ class Ledger(TokenBook, TransferBook, ABC):
         note: str = "",
         kind: str | None = None,
         keep_flight: bool = False,
-        also: Mapping[str, object] = NO_CHANGE,
+        also: Mapping[str, object] = _NO_CHANGE,
     ) -> None:
         """The one place where a payment changes state, and its counters with it.
 

@@ -9,13 +9,14 @@ import logging
 import secrets
 from typing import TYPE_CHECKING, Any, Final
 
-from x402_mask._effects import consult, record
+from x402_mask._effects import checkpoint, consult, record
 from x402_mask._exact import authorize, seller_clock
 from x402_mask._ledger import Proof, Result, Row
 from x402_mask._money import usd
+from x402_mask._terms import Verdict, receipt_for
 from x402_mask._wallet import Wallet, checked_signature
 from x402_mask._wire import proof_header, shown
-from x402_mask.errors import LedgerError, OfferRefused, PaymentError, SignerError
+from x402_mask.errors import LedgerError, OfferRefused, PaymentError, PaymentRefused, SignerError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from x402_mask._exact import Authorization
     from x402_mask._payer import Payer
     from x402_mask._policy import Choice
-    from x402_mask._terms import Purchase
+    from x402_mask._terms import Call, Purchase
     from x402_mask._wire import Settlement
 
 log = logging.getLogger("x402_mask")
@@ -121,7 +122,33 @@ def release(
         payer.emit("released", payment_id=payment_id, detail={"note": note})
 
 
+def check_resign(payer: Payer, row: Row) -> None:
+    """Whether an expired proof may be followed by a new one.
+
+    Raises:
+        PaymentRefused: ``resign="never"``.
+    """
+    if payer.resign == "never":
+        raise PaymentRefused(
+            f"the proof of this operation has expired ({row.id}) and resign='never'",
+            reason="resign", payment_id=row.id,
+        )  # fmt: skip
+
+
 # --- after the point of no return -----------------------------------------------------------------
+
+
+def conclude(payer: Payer, call: Call, row: Row, result: Result) -> Generator[Effect, Any, Verdict]:
+    """Write down how a call with a proof was answered, and hand the answer back."""
+    call.trip.receipt = receipt_for(row, result.outcome, result.transaction)
+    try:
+        yield from finish(payer, row, result)
+        yield from checkpoint()  # the last moment for a cancellation
+    except BaseException:
+        if result.delivered:  # but it never reached the caller
+            yield from record(lambda wait_s: payer.reopen(row.id, wait_s))
+        raise
+    return Verdict(receipt=call.trip.receipt, delivered=result.delivered)
 
 
 def seen(payer: Payer, row: Row, proof: Proof, told: str | None) -> Generator[Effect, Any, bool]:

@@ -5,7 +5,8 @@ Data, and the public records made of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from x402_mask._ledger import Reservation, Row
@@ -49,15 +50,11 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What goes on the response that is handed back.
-
-    ``prepaid``: a token that an earlier call bought paid for it.
-    """
+    """What goes on the response that is handed back."""
 
     receipt: Receipt | None = None
     refusal: PaymentError | None = None
     delivered: bool = False
-    prepaid: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,12 +132,15 @@ def quote_of(
     caps: tuple[Spend, ...],
     refusal: PaymentRefused | None,
 ) -> Quote:
-    """The public record of a plan."""
+    """The public record of a plan, in which the owner's code may change what it likes."""
+    offer = None if plan.offer is None else replace(
+        plan.offer, raw=deepcopy(plan.offer.raw), extra=deepcopy(plan.offer.extra)
+    )  # fmt: skip
     return Quote(
         service=purchase.service, origin=purchase.origin, method=purchase.method,
         url=purchase.reply.url, route=plan.route, usd=usd(plan.micro), amount=plan.amount,
         asset=plan.asset, network=plan.network,
-        pay_to=plan.pay_to, payer=payer.address, offer=plan.offer,
+        pay_to=plan.pay_to, payer=payer.address, offer=offer,
         skipped=plan.reasons, caps=caps, refusal=refusal,
     )  # fmt: skip
 

@@ -46,8 +46,8 @@ CREATE INDEX IF NOT EXISTS tokens_live ON tokens (origin, service) WHERE live = 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Purchase:
-    """A marketplace payment on the ledger.
+class Begun:
+    """A purchase that was begun, as far as the ledger knows it.
 
     ``remote`` is its id at the marketplace; ``until`` when it expires there, in microseconds;
     ``proof`` what was, or may have been, presented to the payments endpoint.
@@ -202,7 +202,7 @@ class TokenBook:
 
     def claim_purchase(
         self, payment_id: str, carrier: object, *, now_us: int, wait_s: float = WAIT_S
-    ) -> Purchase | None:
+    ) -> Begun | None:
         """Take an open purchase in hand, to go on with it; ``None`` if another call has it.
 
         Raises:
@@ -225,7 +225,7 @@ class TokenBook:
 
     def _unsealed(
         self, db: Db, row: Row, stage: Any, way: Any, remote: str | None, until: int | None
-    ) -> Purchase:
+    ) -> Begun:
         from x402_mask._ledger import Proof  # noqa: PLC0415  # it is built on this module
 
         token = db.one("SELECT sealed FROM tokens WHERE payment=? AND sealed IS NOT NULL", row.id)
@@ -236,7 +236,7 @@ class TokenBook:
                 header=row.header or "", value=value, nonce=row.nonce,
                 valid_before=row.valid_before,
             )  # fmt: skip
-        return Purchase(
+        return Begun(
             row=row, stage=stage, way=way, remote=remote, until=until, proof=proof,
             token=None if token is None else self._vault().open(bytes(token[0]), _label(row.id)),
         )  # fmt: skip

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from x402_mask import _json
 from x402_mask._body import date_of
-from x402_mask._effects import Fetch, Reply, ask, checkpoint, consult, fetch, record, sleep
+from x402_mask._effects import Fetch, Reply, ask, consult, fetch, record, sleep
 from x402_mask._ledger import EXPIRY_MARGIN_S, Proof, Result, Row, Twin
 from x402_mask._market import (
     PAYMENTS_PATH,
@@ -40,10 +40,17 @@ from x402_mask._market import (
 )
 from x402_mask._money import usd
 from x402_mask._policy import choose, payee_fault
-from x402_mask._proving import finish, prove, release, seen, settlement_fault
+from x402_mask._proving import (
+    check_resign,
+    conclude,
+    finish,
+    prove,
+    release,
+    seen,
+    settlement_fault,
+)
 from x402_mask._terms import Plan, Verdict, quote_of, receipt_for
-from x402_mask._tokenbook import Bought
-from x402_mask._tokenbook import Purchase as Begun
+from x402_mask._tokenbook import Begun, Bought
 from x402_mask._transfers import Terms as Transfer
 from x402_mask._windows import SECOND
 from x402_mask._wire import REQUIRED_HEADER, TOKEN_HEADER, read_challenge, read_settlement, shown
@@ -187,7 +194,7 @@ def spend_held(
             yield from _give_back(payer, row)
         if 300 <= reply.status < 400:  # where that leads the token may be asked for as well
             call.trip.paid = False
-        return Verdict(receipt=receipt, delivered=reply.delivered, prepaid=True)
+        return Verdict(receipt=receipt, delivered=reply.delivered)
     call.trip.paid, call.trip.receipt = False, None
     if url == call.url != reply.url:
         yield from _give_back(payer, row)
@@ -315,9 +322,9 @@ def _create(deal: _Deal) -> Generator[Effect, Any, Verdict]:
         try:
             yield from _note(deal, payment, "x402" if signs else None)
         except LedgerError:
-            if not payment.is_paid:
+            if not payment.is_paid:  # if it is, its token may still be stored, which says the same
                 raise
-            log.exception("the id of a payment that is paid could not be stored")  # its token may
+            log.exception("the id of a payment that is paid could not be stored")
     return (yield from _pay(deal, payment, answer))
 
 
@@ -722,7 +729,7 @@ def _poll(
                 return payment
         left = bound_s - max(waited, payer.now() - started)
         if deal.until is not None:
-            left = min(left, deal.until / 1e6 - payer.now())
+            left = min(left, deal.until / SECOND - payer.now())
         if left <= 0 or deal.remote is None:
             return payment
         pause = min(max(delay, retry_s), left)
@@ -818,23 +825,16 @@ def _redeem(
         yield from _give_up(deal, "the seller does not take the token")
         return None
     outcome: Outcome = "rejected" if reply.status == 402 else paid
-    call.trip.receipt = receipt_for(row, outcome, deal.transaction)
-    try:
-        yield from _end(deal, outcome, f"HTTP {reply.status}", delivered=reply.delivered)
-        yield from checkpoint()  # the last moment for a cancellation
-    except BaseException:
-        if reply.delivered:  # but it never reached the caller
-            payer = deal.payer
-            yield from record(lambda wait_s: payer.reopen(row.id, wait_s))
-        raise
-    return Verdict(receipt=call.trip.receipt, delivered=reply.delivered)
+    result = Result(
+        outcome=outcome, delivered=reply.delivered, transaction=deal.transaction,
+        note=f"HTTP {reply.status}",
+    )  # fmt: skip
+    return (yield from conclude(deal.payer, call, row, result))
 
 
-def _end(
-    deal: _Deal, outcome: Outcome, note: str, *, delivered: bool = False
-) -> Generator[Effect, Any, None]:
-    """Write down how this call left the payment."""
-    result = Result(outcome=outcome, delivered=delivered, transaction=deal.transaction, note=note)
+def _end(deal: _Deal, outcome: Outcome, note: str) -> Generator[Effect, Any, None]:
+    """Write down how this call left the payment: without an answer to hand back."""
+    result = Result(outcome=outcome, delivered=False, transaction=deal.transaction, note=note)
     yield from finish(deal.payer, deal.row, result)
 
 
@@ -970,11 +970,7 @@ def _lapse(deal: _Deal) -> Generator[Effect, Any, None]:
     """The proof has expired: what it paid for stays counted, and a new one may be bought."""
     payer, row = deal.payer, deal.row
     yield from _end(deal, "unknown", "the proof has expired")
-    if payer.resign == "never":
-        raise PaymentRefused(
-            f"the proof of this operation has expired ({row.id}) and resign='never'",
-            reason="resign", payment_id=row.id,
-        )  # fmt: skip
+    check_resign(payer, row)
     if payer.chain_knows(row.network):
         yield from consult(payer.resolve, row)
     yield from _give_up(deal, "the proof has expired")

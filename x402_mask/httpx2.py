@@ -298,8 +298,9 @@ class _Session:
     def conclude(self, verdict: Verdict) -> None:
         """Put the verdict on the response that is handed back."""
         assert self.response is not None
-        if verdict.delivered and verdict.receipt is not None and not verdict.prepaid:
-            self.watch(self.response, verdict.receipt.payment_id)
+        receipt = verdict.receipt
+        if verdict.delivered and receipt is not None and receipt.route != "held-token":
+            self.watch(self.response, receipt.payment_id)
         self.slot.over = not self.response.has_redirect_location
         if verdict.receipt is not None:
             self.response.extensions["x402_mask"] = verdict.receipt

@@ -334,6 +334,8 @@ def test_only_its_carrier_gives_back_an_unsent_proof(ledger: Ledger) -> None:
     ledger.release(mine.id, "cancelled", unsent=True, now_us=NOW)
     assert state_of(ledger, mine.id) == "released" and used(ledger, WIDE) == 1000
     assert ledger.claim(mine.id, now_us=NOW) is None
+    (gone,) = ledger.payments(state="released")  # nobody could ever collect what is not counted
+    assert (gone.payment_id, gone.proof_digest, gone.nonce) == (mine.id, None, None)
     ledger.put_down(other.id, now_us=NOW)
     with pytest.raises(LedgerError, match="is held, not reserved"):
         ledger.release(other.id, "", unsent=True, now_us=NOW)
