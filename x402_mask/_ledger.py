@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import os
 import secrets
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar, overload
 
 from x402_mask import _json
+from x402_mask._book import NOTHING_ELSE, WAIT_S
 from x402_mask._models import Payment
 from x402_mask._money import MICRO_MAX, usd
 from x402_mask._tokenbook import MARKET_TABLES, TokenBook
@@ -29,19 +30,13 @@ from x402_mask.errors import CapExceeded, LedgerError, OfferRefused, Paused, Pay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from contextlib import AbstractContextManager
 
     from x402_mask._head import HeadFile
     from x402_mask._models import Outcome, Route, Spend, State
-    from x402_mask._vault import Vault
     from x402_mask._windows import Limit
 
 SCHEMA_VERSION: Final = 2
 """1: payments.  2: marketplace payments, tokens and on-chain transfers besides."""
-
-WAIT_S: Final = 5.0
-"""How long a reservation waits for a contended lock: measured with 64 writers on one SQLite file,
-5 s fails none of 384 reservations (worst wait 0.64 s) where 0.5 s fails 12."""
 
 _TEXT_MAX: Final = 1000
 _PART: Final = 100
@@ -85,8 +80,9 @@ CREATE TABLE IF NOT EXISTS history (
 _DAY: Final = 86400 * SECOND
 _STEPS: Final = {"hour": 3600 * SECOND, "day": _DAY}
 
-_NO_CHANGE: Final[Mapping[str, object]] = {}
-_NO_PROOF: Final = dict.fromkeys(("header", "proof", "proof_digest", "nonce", "valid_before"))
+_NO_PROOF: Final[Mapping[str, object]] = dict.fromkeys(
+    ("header", "proof", "proof_digest", "nonce", "valid_before")
+)
 _MOVES: Final[Mapping[str, frozenset[str]]] = {
     "reserved": frozenset({"held", "released"}),
     "held": frozenset({"held", "settled", "void", "released"}),  # released: it was never sent
@@ -264,7 +260,7 @@ _selves: dict[tuple[object, int], _Self] = {}
 """By ledger and process: two objects on one file are one owner, and see each other's calls."""
 
 
-class Ledger(TokenBook, TransferBook, ABC):
+class Ledger(TokenBook, TransferBook):
     """Where reservations live.  One ledger is one budget, whatever payer or process uses it."""
 
     inline: ClassVar[bool] = True
@@ -277,16 +273,6 @@ class Ledger(TokenBook, TransferBook, ABC):
         self._meters: set[tuple[str, str]] = set()
 
     # --- what a backend provides
-
-    @abstractmethod
-    def _transaction(
-        self, wait_s: float, *, write: bool = True, durable: bool = False
-    ) -> AbstractContextManager[Db]:
-        """A transaction; *durable*: on return it survives a power cut."""
-
-    @abstractmethod
-    def _vault(self) -> Vault:
-        """The key of this ledger."""
 
     @abstractmethod
     def _is_alive(self, db: Db, owner: str) -> bool:
@@ -372,12 +358,8 @@ class Ledger(TokenBook, TransferBook, ABC):
         Raises:
             LedgerError: it could not be stored, or the reservation is gone.
         """
-        sealed = self._vault().seal(proof.value, payment_id)
         with self._transaction(wait_s, durable=True) as db:
-            row = self._row(db, payment_id)
-            if row.state != "reserved":
-                raise LedgerError(f"payment {payment_id} is {row.state}, not reserved")
-            self._hold(db, row, proof, sealed, now_us)
+            self._hold(db, self._reserved(db, payment_id), proof, now_us)
 
     def claim(
         self, payment_id: str, carrier: object = None, *, now_us: int, wait_s: float = WAIT_S
@@ -462,9 +444,10 @@ class Ledger(TokenBook, TransferBook, ABC):
         with self._transaction(wait_s) as db:
             row = self._row(db, payment_id)
             mine = unsent and row.state == "held" and row.id in self._flying
-            if row.state != "reserved" and not mine:
-                raise LedgerError(f"payment {payment_id} is {row.state}, not reserved")
-            also = _NO_PROOF if mine else _NO_CHANGE  # nobody may ever collect what is not counted
+            row = row if mine else self._reserved(db, payment_id)
+            also = (
+                _NO_PROOF if mine else NOTHING_ELSE
+            )  # nobody may ever collect what is not counted
             self._move(db, row, "released", now_us, {"note": note}, note=note, also=also)
         self._flying.pop(payment_id, None)
 
@@ -717,7 +700,6 @@ class Ledger(TokenBook, TransferBook, ABC):
         proof: Proof | None,
     ) -> None:
         """The payment's row and its first entries of history; held at once with a *proof*."""
-        said = _described(proof)
         fixed = {
             "service": want.service, "origin": want.origin, "route": want.route,
             "micro": want.micro, "amount": str(want.amount), "asset": want.asset,
@@ -727,9 +709,7 @@ class Ledger(TokenBook, TransferBook, ABC):
         columns = {
             "id": want.id, "at": want.at, "updated": want.at, "flight": self._me(),
             "state": "reserved" if proof is None else "held", **fixed,
-            "header": said["header"], "nonce": said["nonce"],
-            "valid_before": said["valid_before"], "proof_digest": said["proof"],
-            "proof": None if proof is None else self._vault().seal(proof.value, want.id),
+            **(_NO_PROOF if proof is None else self._stored(proof, want.id)),
         }  # fmt: skip
         names, marks = ", ".join(columns), ", ".join("?" * len(columns))
         sql = f"INSERT INTO payments ({names}) VALUES ({marks})"  # noqa: S608
@@ -738,7 +718,7 @@ class Ledger(TokenBook, TransferBook, ABC):
         record = {**want.detail, **fixed, "caps_before": before, "caps_after": after}
         self._write(db, want.at, want.id, "reserved", record)
         if proof is not None:
-            self._write(db, want.at, want.id, "held", {**said, "state": "held"})
+            self._write(db, want.at, want.id, "held", {**_described(proof), "state": "held"})
 
     def _finish(
         self, db: Db, payment_id: str, result: Result, breaker: Breaker | None, now_us: int
@@ -773,16 +753,17 @@ class Ledger(TokenBook, TransferBook, ABC):
             self._forget_spent(db, row.id)
         return _trip(db, row.origin, result, breaker, now_us)
 
-    def _hold(
-        self, db: Db, row: Row, proof: Proof | None, sealed: bytes | None, now_us: int
-    ) -> None:
-        """Money may move from here on; *sealed* is the proof, encrypted, if there is one."""
-        said = _described(proof)
-        also = {} if proof is None else {
-            "header": said["header"], "proof": sealed, "proof_digest": said["proof"],
-            "nonce": said["nonce"], "valid_before": said["valid_before"],
+    def _hold(self, db: Db, row: Row, proof: Proof | None, now_us: int) -> None:
+        also = NOTHING_ELSE if proof is None else self._stored(proof, row.id)
+        self._move(db, row, "held", now_us, _described(proof), keep_flight=True, also=also)
+
+    def _stored(self, proof: Proof, payment_id: str) -> dict[str, object]:
+        """The columns that hold a proof."""
+        return {
+            "header": proof.header, "nonce": proof.nonce, "valid_before": proof.valid_before,
+            "proof": self._vault().seal(proof.value, payment_id),
+            "proof_digest": digest(proof.value),
         }  # fmt: skip
-        self._move(db, row, "held", now_us, said, keep_flight=True, also=also)
 
     def _move(  # noqa: PLR0913  # a keyword for each thing that changes with the state
         self,
@@ -795,7 +776,7 @@ class Ledger(TokenBook, TransferBook, ABC):
         note: str = "",
         kind: str | None = None,
         keep_flight: bool = False,
-        also: Mapping[str, object] = _NO_CHANGE,
+        also: Mapping[str, object] = NOTHING_ELSE,
     ) -> None:
         """The one place where a payment changes state, and its counters with it.
 
@@ -859,6 +840,12 @@ class Ledger(TokenBook, TransferBook, ABC):
         if found is None:
             raise LedgerError(f"payment {payment_id} is not on this ledger")
         return found
+
+    def _reserved(self, db: Db, payment_id: str) -> Row:
+        row = self._row(db, payment_id)
+        if row.state != "reserved":
+            raise LedgerError(f"payment {payment_id} is {row.state}, not reserved")
+        return row
 
     def _find(self, db: Db, payment_id: str) -> Row | None:
         found = db.one(f"SELECT {_COLUMNS} FROM payments WHERE id=?", payment_id)  # noqa: S608

@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from hashlib import sha256
 from typing import TYPE_CHECKING, ClassVar, Final, NoReturn
 
+from x402_mask._book import WAIT_S
 from x402_mask._head import HeadFile
 from x402_mask._lease import boot_id, is_alive, new_owner
 from x402_mask._ledger import (
     SCHEMA_VERSION,
     TABLES,
-    WAIT_S,
     Busy,
     Ledger,
     _meta,

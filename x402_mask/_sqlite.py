@@ -12,12 +12,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from x402_mask._book import WAIT_S
 from x402_mask._head import HeadFile
 from x402_mask._lease import is_alive, new_owner
 from x402_mask._ledger import (
     SCHEMA_VERSION,
     TABLES,
-    WAIT_S,
     Busy,
     Db,
     Ledger,

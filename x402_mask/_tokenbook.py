@@ -13,25 +13,21 @@ the token is here.  ``closed``: nothing more can come of it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from x402_mask._book import NOTHING_ELSE, WAIT_S, Book
 from x402_mask._vault import digest
-from x402_mask.errors import LedgerError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from contextlib import AbstractContextManager
 
     from x402_mask._ledger import Db, Proof, Row
     from x402_mask._models import State
-    from x402_mask._vault import Vault
 
 Stage = Literal["asked", "created", "paying", "bought", "closed"]
 Way = Literal["balance", "x402", "transfer", "settle"]
 
 UNLIMITED: Final = -1
-WAIT_S: Final = 5.0
 
 MARKET_TABLES: Final = """
 CREATE TABLE IF NOT EXISTS purchases (
@@ -82,7 +78,7 @@ class Held:
     token: str = field(repr=False)
 
 
-class TokenBook:
+class TokenBook(Book):
     """The part of a ledger that keeps purchases and tokens."""
 
     def ask_payment(
@@ -94,9 +90,7 @@ class TokenBook:
         *remote*, unless another call took it up first.
         """
         with self._transaction(wait_s, durable=True) as db:
-            row = self._row(db, payment_id)
-            if row.state != "reserved":
-                raise LedgerError(f"payment {payment_id} is {row.state}, not reserved")
+            row = self._reserved(db, payment_id)
             if remote is not None and not _taken_over(db, row, remote):
                 remote = None
             db.run(
@@ -145,7 +139,7 @@ class TokenBook:
         payment_id: str,
         way: Way,
         proof: Proof | None,
-        terms: Mapping[str, str] = MappingProxyType({}),
+        terms: Mapping[str, object] = NOTHING_ELSE,
         *,
         now_us: int,
         wait_s: float = WAIT_S,
@@ -157,13 +151,10 @@ class TokenBook:
         Raises:
             LedgerError: it could not be recorded, or the reservation is gone.
         """
-        sealed = None if proof is None else self._vault().seal(proof.value, payment_id)
         with self._transaction(wait_s, durable=True) as db:
-            row = self._row(db, payment_id)
-            if row.state != "reserved":
-                raise LedgerError(f"payment {payment_id} is {row.state}, not reserved")
+            row = self._reserved(db, payment_id)
             self._write(db, now_us, payment_id, "paying", {"way": way, **terms})
-            self._hold(db, row, proof, sealed, now_us)
+            self._hold(db, row, proof, now_us)
             db.run("UPDATE purchases SET stage='paying', way=? WHERE payment=?", way, payment_id)
 
     def store_token(
@@ -174,7 +165,7 @@ class TokenBook:
         with self._transaction(wait_s, durable=True) as db:
             row = self._row(db, payment_id)
             if row.state == "reserved":  # a balance paid: nothing was signed, the money is gone
-                self._hold(db, row, None, None, now_us)
+                self._hold(db, row, None, now_us)
                 row = self._row(db, payment_id)
             self._write_bought(db, row, bought, now_us)
             left = bought.calls - 1 if bought.calls > 0 else bought.calls
@@ -307,40 +298,6 @@ class TokenBook:
         """
         sql = "UPDATE tokens SET live=0 WHERE payment=? AND calls=0"
         db.run(sql, payment_id)
-
-    # --- what the ledger provides
-
-    if TYPE_CHECKING:
-
-        @property
-        def _flying(self) -> dict[str, object]: ...
-        def _transaction(
-            self, wait_s: float, *, write: bool = True, durable: bool = False
-        ) -> AbstractContextManager[Db]: ...
-        def _vault(self) -> Vault: ...
-        def _row(self, db: Db, payment_id: str) -> Row: ...
-        def _me(self) -> str: ...
-        def _flush(self, wait_s: float) -> None: ...
-        def _is_paused(self, db: Db) -> bool: ...
-        def _in_flight(self, db: Db, row: Row) -> bool: ...
-        def _hold(
-            self, db: Db, row: Row, proof: Proof | None, sealed: bytes | None, now_us: int
-        ) -> None: ...
-        def _move(
-            self,
-            db: Db,
-            row: Row,
-            state: State,
-            now_us: int,
-            detail: Mapping[str, Any],
-            *,
-            note: str = "",
-            kind: str | None = None,
-            keep_flight: bool = False,
-        ) -> None: ...
-        def _write(
-            self, db: Db, now_us: int, payment_id: str | None, kind: str, data: Mapping[str, Any]
-        ) -> None: ...
 
 
 def _usable(db: Db, origin: str, service: str, now_us: int) -> tuple[Any, ...] | None:

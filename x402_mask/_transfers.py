@@ -15,19 +15,15 @@ From one address on one network at most one transfer is open: its nonce is known
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
+from x402_mask._book import WAIT_S, Book
 from x402_mask.errors import LedgerError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from contextlib import AbstractContextManager
-
     from x402_mask._ledger import Db, Row
     from x402_mask._models import State
-    from x402_mask._vault import Vault
 
 TRANSFER_TABLES: Final = """
 CREATE TABLE IF NOT EXISTS transfers (
@@ -43,7 +39,6 @@ Progress = Literal["open", "mined", "failed", "displaced"]
 MAY_SEND: Final = ("held", "settled")
 """States of a payment whose transfer may be sent: it is counted."""
 
-_WAIT_S: Final = 5.0
 _INT_MAX: Final = (1 << 63) - 1
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
 _NETWORK: Final = re.compile(r"eip155:[1-9][0-9]{0,18}")
@@ -146,45 +141,11 @@ class Standing:
     nonce: int
 
 
-class TransferBook(ABC):
+class TransferBook(Book):
     """The part of a ledger that stores transfers; mixed into :class:`Ledger`."""
 
-    # --- what the ledger provides
-
-    @abstractmethod
-    def _transaction(
-        self, wait_s: float, *, write: bool = True, durable: bool = False
-    ) -> AbstractContextManager[Db]: ...
-
-    @abstractmethod
-    def _vault(self) -> Vault: ...
-
-    @abstractmethod
-    def _row(self, db: Db, payment_id: str) -> Row: ...
-
-    @abstractmethod
-    def _move(
-        self,
-        db: Db,
-        row: Row,
-        state: State,
-        now_us: int,
-        detail: Mapping[str, Any],
-        *,
-        note: str = "",
-        kind: str | None = None,
-        keep_flight: bool = False,
-    ) -> None: ...
-
-    @abstractmethod
-    def _write(
-        self, db: Db, now_us: int, payment_id: str | None, kind: str, data: Mapping[str, Any]
-    ) -> None: ...
-
-    # --- the book
-
     def hold_transfer(
-        self, payment_id: str, signed: SignedTransfer, *, now_us: int, wait_s: float = _WAIT_S
+        self, payment_id: str, signed: SignedTransfer, *, now_us: int, wait_s: float = WAIT_S
     ) -> bool:
         """Store the signed transaction, encrypted and durably: from here on it may be broadcast.
 
@@ -197,9 +158,7 @@ class TransferBook(ABC):
         """
         sealed = self._sealed(signed, 0)
         with self._transaction(wait_s, durable=True) as db:
-            row = self._row(db, payment_id)
-            if row.state != "reserved":
-                raise LedgerError(f"payment {payment_id} is {row.state}, not reserved")
+            row = self._reserved(db, payment_id)
             _check_terms(row, signed.terms)
             if not _is_next(db, signed):
                 return False
@@ -218,7 +177,7 @@ class TransferBook(ABC):
         return True
 
     def add_attempt(
-        self, signed: SignedTransfer, attempt: int, *, now_us: int, wait_s: float = _WAIT_S
+        self, signed: SignedTransfer, attempt: int, *, now_us: int, wait_s: float = WAIT_S
     ) -> bool:
         """Store a replacement durably, before it is broadcast.
 
@@ -243,7 +202,7 @@ class TransferBook(ABC):
             _insert(db, signed, attempt, sealed, now_us)
         return True
 
-    def transfer_of(self, payment_id: str, *, wait_s: float = _WAIT_S) -> StoredTransfer | None:
+    def transfer_of(self, payment_id: str, *, wait_s: float = WAIT_S) -> StoredTransfer | None:
         """What is stored of this payment's transfer, or ``None``.
 
         Raises:
@@ -272,7 +231,7 @@ class TransferBook(ABC):
             attempts=attempts, last_at=rows[-1][7],
         )  # fmt: skip
 
-    def standing(self, network: str, payer: str, *, wait_s: float = _WAIT_S) -> Standing:
+    def standing(self, network: str, payer: str, *, wait_s: float = WAIT_S) -> Standing:
         """Which transfer from *payer* is open, and which was the last."""
         with self._transaction(wait_s, write=False) as db:
             return _standing(db, network, payer)
@@ -284,7 +243,7 @@ class TransferBook(ABC):
         transaction: str | None,
         *,
         now_us: int,
-        wait_s: float = _WAIT_S,
+        wait_s: float = WAIT_S,
     ) -> None:
         """Record that the nonce is used, and by which transaction; the payment itself is not moved.
 

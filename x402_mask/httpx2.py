@@ -12,6 +12,7 @@ import httpx2
 
 from x402_mask import _flow
 from x402_mask._body import DRAIN_S, READ_S, Gathered, body_digest, date_of, is_replayable
+from x402_mask._book import WAIT_S
 from x402_mask._drive import FAMILIES, Abandoned, AsyncPerformer, perform
 from x402_mask._effects import (
     PAYLOAD_BYTES_MAX,
@@ -25,7 +26,6 @@ from x402_mask._effects import (
     Record,
     Reply,
 )
-from x402_mask._ledger import WAIT_S
 from x402_mask._models import Receipt
 from x402_mask._services import origin_of
 from x402_mask._terms import Call, Trip, Verdict

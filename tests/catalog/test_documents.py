@@ -205,7 +205,8 @@ def test_at_most_500_services_are_read(shop: Shop) -> None:
 @pytest.mark.parametrize(("cents", "usd"), [
     (3, "0.03"), ("5", "0.05"), (0.1, "0.001"), ("0.10", "0.0010"), (0, "0.00"), (20.0, "0.200"),
     (-3, None), ("-3", None), (True, None), (None, None), ("1e9", None), (1e300, None), ([], None),
-    ("٣", None), ("9" * 13, None),
+    ("٣", None), ("9" * 13, None), ("1e-999999", None), ("1e9999", None), ("NaN", None),
+    ("free", None), ("Infinity", None), (10**30, None),
 ])  # fmt: skip
 def test_prices(shop: Shop, cents: Any, usd: str | None) -> None:
     shop.lists(entry(pricing={"amountCents": cents, "currency": "USD"}))

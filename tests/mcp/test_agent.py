@@ -19,7 +19,7 @@ from mcp import Client, ClientSession, MCPError, StdioServerParameters, stdio_cl
 from tests.mcp.kit import KEY, run
 from tests.support.seller import Hit, Reply, Seller, offer, paywall, served, v2_header
 from x402_mask import Payer, SQLiteLedger
-from x402_mask.cli._agent import PAID_BYTES_MAX, TEXT_MAX, Agent, _catalog_price
+from x402_mask.cli._agent import PAID_BYTES_MAX, TEXT_MAX, Agent
 from x402_mask.cli._app import run as cli
 from x402_mask.cli._mcp import server_of
 from x402_mask.sandbox import Sandbox
@@ -91,7 +91,7 @@ def test_what_an_agent_can_do(box: Sandbox, env: dict[str, str]) -> None:
             ids = [service["id"] for service in found["services"]]
             assert "mask-refinement" in ids
             told = found["services"][ids.index("mask-refinement")]
-            assert told["catalog_price_usd"] == "0.2"
+            assert told["catalog_price_usd"] == "0.20"
             assert "ImageURL" in told["untrusted_seller_text"]
             assert left(found) == ["0.25", "0.30"]
 
@@ -219,18 +219,6 @@ def test_what_sellers_say_is_marked_cleaned_and_cut(env: dict[str, str]) -> None
 
         run(scenario)
         assert seller.errors == []
-
-
-PRICES = {
-    20: "0.2", 0: "0", "5": "0.05", 0.1: "0.001", "1e-999999": None, "1e9999": None, "NaN": None,
-    -1: None, True: None, None: None, "free": None, "Infinity": None, 10**30: None,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("cents", PRICES)
-def test_prices_of_a_catalog(cents: Any) -> None:
-    """A hint: what is no sensible number is none, and short."""
-    assert _catalog_price({"amountCents": cents}) == PRICES[cents]
 
 
 @pytest.mark.parametrize("catalog", [b"[]", b'{"services": 5}', b'{"services": {"a": 1}}', b"no"])

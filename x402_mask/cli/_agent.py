@@ -10,23 +10,23 @@ import base64
 import json
 import logging
 import re
-from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import anyio.to_thread
 import httpx
 
-from x402_mask._catalog import CatalogError, Marketplace
+from x402_mask._catalog import CatalogError, Marketplace, UnknownService
 from x402_mask.cli._faults import Money, of_payment_error
 from x402_mask.cli._owner import stops_of
 from x402_mask.cli._show import clean, plain
-from x402_mask.errors import PaymentError
+from x402_mask.errors import OriginRefused, PaymentError
 from x402_mask.httpx import TIMEOUT, AsyncClient, receipt_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from x402_mask._catalog import CatalogService
     from x402_mask._models import Quote, Receipt
     from x402_mask._payer import Payer
 
@@ -83,6 +83,7 @@ class Agent:
         self._origin = origin
         self._paying = AsyncClient(payer)
         self._plain = httpx.AsyncClient(timeout=TIMEOUT)
+        self._market = Marketplace(origin, self._plain, payer=payer)
         self._methods: dict[str, str] = {}
         self._tools: dict[str, Callable[..., Awaitable[tuple[Json, bool]]]] = {
             "search_services": self._search,
@@ -126,11 +127,14 @@ class Agent:
         return {}, False
 
     async def _search(self, query: str) -> tuple[Json, bool]:
-        found = await self._catalog(query)
-        services = [item for item in found if _is_service(item)][:SERVICES_MAX]
+        try:
+            found = await self._market.search(query)
+        except CatalogError as exc:
+            raise Mistake(f"the catalog cannot be read: {exc}") from None
+        services = found[:SERVICES_MAX]
         share = TEXT_MAX // max(1, len(services))
         return {
-            "services": [_described(item, share) for item in services],
+            "services": [_described(service, share) for service in services],
             "note": "prices are the catalog's; quote tells the live one",
         }, False
 
@@ -177,23 +181,15 @@ class Agent:
         """How *service* is called: what the catalog says of this very id, else POST."""
         if service not in self._methods:
             try:
-                found = await self._catalog(service)
-            except (httpx.HTTPError, Mistake):
-                return "POST"
-            if len(self._methods) > METHODS_MAX:
+                method = (await self._market.service(service)).method
+            except UnknownService:
+                method = "POST"
+            except (httpx.HTTPError, CatalogError, OriginRefused):
+                return "POST"  # for now: it may be readable the next time
+            if len(self._methods) >= METHODS_MAX:
                 self._methods.clear()
-            for item in filter(_is_service, found):
-                self._methods.setdefault(item["id"], "GET" if _is_get(item) else "POST")
-            self._methods.setdefault(service, "POST")
+            self._methods[service] = "GET" if method == "GET" else "POST"
         return self._methods[service]
-
-    async def _catalog(self, query: str) -> list[Json]:
-        """One search of the origin's catalog, whose terms the payer remembers."""
-        market = Marketplace(self._origin, self._plain, payer=self._payer)
-        try:
-            return [dict(found.raw) for found in await market.search(query[:200])]
-        except CatalogError as exc:
-            raise Mistake(f"the catalog cannot be read: {exc}") from None
 
 
 # --- what an agent may say ------------------------------------------------------------------------
@@ -288,35 +284,14 @@ def _seller(response: httpx.Response, body: bytes, limit: int, *, whole: bool) -
     }
 
 
-def _is_service(item: Json) -> bool:
-    return isinstance(item.get("id"), str) and _SERVICE.fullmatch(item["id"]) is not None
-
-
-def _is_get(item: Json) -> bool:
-    return isinstance(item.get("method"), str) and item["method"].upper() == "GET"
-
-
-def _described(item: Json, limit: int) -> Json:
-    told = {name: item[name] for name in ("name", "description", "inputSchema") if item.get(name)}
+def _described(service: CatalogService, limit: int) -> Json:
+    told = {"name": service.name, "description": service.description,
+            "inputSchema": service.input_schema}  # fmt: skip
     return {
-        "id": item["id"],
-        "catalog_price_usd": _catalog_price(item.get("pricing")),
+        "id": service.id,
+        "catalog_price_usd": plain(service.usd),
         SELLER_TEXT: clean(json.dumps(told, ensure_ascii=False), limit),
     }
-
-
-def _catalog_price(pricing: object) -> str | None:
-    """Cents as USD; a hint, so whatever is no number is none."""
-    cents = pricing.get("amountCents") if isinstance(pricing, dict) else None
-    if isinstance(cents, bool) or not isinstance(cents, (int, float, str)):
-        return None
-    try:
-        price = Decimal(str(cents)[:20]) / 100
-    except InvalidOperation:
-        return None
-    if not price.is_finite() or not (price == 0 or Decimal("0.000001") <= price < 10**6):
-        return None
-    return f"{price:f}"
 
 
 # --- what is said of money ------------------------------------------------------------------------
