@@ -58,7 +58,9 @@ def decode(data: bytes, encodings: str, limit: int = CHALLENGE_BYTES_MAX) -> byt
         if name == "identity":
             continue
         if name not in ("gzip", "x-gzip", "deflate"):
-            log.warning("a 402 in the coding %s cannot be read: ask for gzip", shown(name, 20))
+            log.warning(
+                "a body in the coding %s is not read: ask for gzip or none", shown(name, 20)
+            )
             return None
         wbits = 16 + zlib.MAX_WBITS if "gzip" in name else zlib.MAX_WBITS
         inflated = _inflate(data, wbits, limit)

@@ -230,7 +230,7 @@ class ChainReader:
     ) -> Evidence:
         try:
             return self.ask(a.network, ask, time_out_s)
-        except _Fault as fault:
+        except Fault as fault:
             return Unknown(reason=str(fault))
 
     def ask(
@@ -242,7 +242,7 @@ class ChainReader:
         """Put a question to all endpoints of *network*; blocks, for *time_out_s* at most.
 
         Raises:
-            _Fault: there is none, it failed, or there was no answer in time.
+            Fault: there is none, it failed, or there was no answer in time.
         """
         # Keyed by process: after a fork neither thread nor connections are the child's.
         background = self._backgrounds.setdefault(os.getpid(), _Background())
@@ -251,7 +251,7 @@ class ChainReader:
             for endpoint in self._endpoints.get(network, ())
         ]
         if not views:
-            raise _Fault(f"no RPC endpoint is configured for {network}")
+            raise Fault(f"no RPC endpoint is configured for {network}")
 
         async def bounded() -> _T:
             try:
@@ -259,19 +259,19 @@ class ChainReader:
                     return await question(views)
             except TimeoutError:
                 hosts = ", ".join(view.name for view in views)
-                raise _Fault(f"{hosts}: RPC timed out (no answer in {time_out_s:g} s)") from None
+                raise Fault(f"{hosts}: RPC timed out (no answer in {time_out_s:g} s)") from None
 
         try:
             return background.run(bounded)
         except (concurrent.futures.CancelledError, _Closed):
-            raise _Fault("the chain reader is closed") from None
+            raise Fault("the chain reader is closed") from None
 
     async def common_top(self, views: Sequence[_View]) -> _Header:
         """The highest block with the margin on top of it at every endpoint."""
         heads = await _each(views, _View.head)
         number = min(heads) - self._margin_blocks
         if number < 0:
-            raise _Fault(
+            raise Fault(
                 f"the chain has {min(heads) + 1} blocks, too few for a margin of "
                 f"{self._margin_blocks}"
             )
@@ -281,11 +281,11 @@ class ChainReader:
 # --- judging -----------------------------------------------------------------------------------
 
 
-class _Fault(Exception):
+class Fault(Exception):
     """An endpoint cannot be believed, or nothing can be concluded; the text says why."""
 
 
-class _Refused(_Fault):
+class _Refused(Fault):
     """The endpoint answered with a JSON-RPC error."""
 
 
@@ -318,14 +318,14 @@ async def _same_block(views: Sequence[_View], number: int, expected: _Header | N
     first = headers[0] if expected is None else expected
     for view, header in zip(views, headers, strict=True):
         if header != first:
-            raise _Fault(f"{view.name}: endpoints disagree on block {number}, or it was replaced")
+            raise Fault(f"{view.name}: endpoints disagree on block {number}, or it was replaced")
     return first
 
 
 async def _answer(view: _View, a: Authorization, top: _Header) -> Evidence:
     try:
         return await _judge(view, a, top)
-    except _Fault as fault:
+    except Fault as fault:
         return Unknown(reason=str(fault))
 
 
@@ -365,7 +365,7 @@ async def _glance(view: _View, a: Authorization, hint: str) -> Evidence:
     checks: tuple[Coroutine[Any, Any, Any], ...] = (view.check_chain(), view.receipt(hint))
     try:
         _, receipt = await _together(*checks)
-    except _Fault as fault:
+    except Fault as fault:
         return Unknown(reason=str(fault))
     if receipt is None:
         return Unknown(reason=f"{view.name}: transaction {hint} is not on chain yet")
@@ -432,7 +432,7 @@ async def _settled(
     # that transaction moved nothing of the payer's.
     others = [r for r in receipts if not _pays(r, terms) and _moved(r, terms)]
     if len(paying) != 1 or others:
-        raise _Fault(_mismatch(view, a, (others or receipts)[0]))
+        raise Fault(_mismatch(view, a, (others or receipts)[0]))
     return Settled(transaction=paying[0].transaction, block=paying[0].block, amount=a.amount)
 
 
@@ -556,8 +556,8 @@ class _View:
         self._time_out_s = time_out_s
         self._calls = count(1)
 
-    def fault(self, text: str) -> _Fault:
-        return _Fault(f"{self.name}: {text}")
+    def fault(self, text: str) -> Fault:
+        return Fault(f"{self.name}: {text}")
 
     async def check_chain(self) -> None:
         found = _quantity(await self.call("eth_chainId"), self)
@@ -935,7 +935,7 @@ class _Background:
                     verify=verify, proxy=_proxy(endpoint.url)
                 )
             except (ValueError, ImportError):
-                raise _Fault(f"{endpoint.name}: the environment's proxy cannot be used") from None
+                raise Fault(f"{endpoint.name}: the environment's proxy cannot be used") from None
         return self._transports[endpoint]
 
     def close(self) -> None:

@@ -22,10 +22,10 @@ from x402_mask._chain import (
     _DATA,
     _HASH,
     _TRANSFER,
+    Fault,
     Unknown,
     _address_word,
     _each,
-    _Fault,
     _hex,
     _list,
     _object,
@@ -93,7 +93,7 @@ def glance(chain: ChainReader, stored: StoredTransfer, *, time_out_s: float) -> 
 
     try:
         return chain.ask(stored.terms.network, ask, time_out_s)
-    except _Fault as fault:
+    except Fault as fault:
         return str(fault)
 
 
@@ -109,12 +109,12 @@ def evidence(
         await _same_block(views, top.number, top)
         if any(verdict != verdicts[0] for verdict in verdicts):
             told = "; ".join(f"{v.name}: {w}" for v, w in zip(views, verdicts, strict=True))
-            raise _Fault(f"endpoints disagree: {told}")
+            raise Fault(f"endpoints disagree: {told}")
         return verdicts[0]
 
     try:
         return chain.ask(stored.terms.network, ask, time_out_s)
-    except _Fault as fault:
+    except Fault as fault:
         return Unknown(reason=str(fault))
 
 

@@ -76,7 +76,7 @@ class _SQL(Ledger):
     def __init__(self) -> None:
         super().__init__()
         self._lock = threading.RLock()  # tells whether this thread has it: see _transaction
-        self._queue: dict[int, float] = {}
+        self._waiting_since: dict[int, float] = {}
         self._pid = os.getpid()
         self._db: _Connection | None = None
 
@@ -129,19 +129,19 @@ class _SQL(Ledger):
             left = begun + wait_s - time.monotonic()
         me = threading.get_ident()
         try:
-            self._queue[me] = begun
+            self._waiting_since[me] = begun
             return self._lock.acquire(timeout=max(0.0, left))
         finally:
-            self._queue.pop(me, None)
+            self._waiting_since.pop(me, None)
 
     def _others_first(self, begun: float) -> bool:
         """Whether one who came before *begun* has waited for long; nobody waits for ever."""
-        if not self._queue:
+        if not self._waiting_since:
             return False
         now = time.monotonic()
         return any(
             since < begun and _PATIENCE_S < now - since < 2 * WAIT_S
-            for since in list(self._queue.values())
+            for since in list(self._waiting_since.values())
         )
 
     def _opened(self, deadline: float, wait_s: float) -> _Connection:
@@ -364,7 +364,7 @@ class SQLiteLedger(_SQL):
                 " before the ledger is used, or start workers with the spawn method"
             )
         self._lock = threading.RLock()
-        self._queue = {}
+        self._waiting_since = {}
         self._frozen = False
         self._pid = os.getpid()
         self._head = HeadFile(self._head.path)

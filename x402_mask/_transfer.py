@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar
 
-from x402_mask._chain import Unknown, _Fault
+from x402_mask._chain import Fault, Unknown
 from x402_mask._eip712 import checksum
 from x402_mask._mined import QUESTION_S, Glance, Paid, Reverted, evidence, glance, mismatch
 from x402_mask._transaction import TRANSFER_ABI, Fees, Transaction, calldata, checked, sign
@@ -128,7 +128,7 @@ class Desk:
             _refuse(reason)
         try:
             return self._prepared(terms, deadline)
-        except (_Fault, ValueError) as fault:
+        except (Fault, ValueError) as fault:
             _refuse(str(fault))
 
     def _prepared(self, terms: Terms, deadline: float) -> SignedTransfer:
@@ -301,7 +301,7 @@ class Desk:
         """Sign the same with higher fees, store it, send it; where that may not be, send again."""
         try:
             signed = self._replacement(stored)
-        except (_Fault, ValueError) as fault:
+        except (Fault, ValueError) as fault:
             return f"{fault}; {self._send(stored.last)}".removesuffix("; ")
         attempt = len(stored.attempts)
         if not self._ledger.add_attempt(signed, attempt, now_us=self._now_us()):
@@ -337,7 +337,7 @@ class Desk:
             try:
                 node.check_chain()
                 node.ask("hash", lambda e: e.send_raw_transaction(signed.raw))
-            except _Fault as fault:
+            except Fault as fault:
                 failures.append(str(fault))
         return "; ".join(failures)
 
@@ -386,20 +386,20 @@ class _Node:
         """Put *question* to ``web3.eth``.
 
         Raises:
-            _Fault: the endpoint refused, failed, or answered what web3 cannot read.
+            Fault: the endpoint refused, failed, or answered what web3 cannot read.
         """
         try:
             return question(self.web3.eth)
-        except _Fault:
+        except Fault:
             raise
         except Exception as error:  # noqa: BLE001  # web3 meets garbage with errors of any kind
-            raise _Fault(f"the RPC's {what} cannot be read ({type(error).__name__})") from None
+            raise Fault(f"the RPC's {what} cannot be read ({type(error).__name__})") from None
 
     def number(self, what: str, question: Callable[[Any], object]) -> int:
         """The answer to *question*, an amount of wei, gas, blocks or transactions."""
         found = self.ask(what, question)
         if type(found) is not int or not 0 <= found < _WEI_MAX:
-            raise _Fault(f"the RPC's {what} is out of range")
+            raise Fault(f"the RPC's {what} is out of range")
         return found
 
     def nonce(self, payer: str, block: str) -> int:
@@ -417,7 +417,7 @@ class _Node:
         wanted = int(self._network.partition(":")[2])
         found = self.number("chain id", lambda e: e.chain_id)
         if found != wanted:
-            raise _Fault(f"an RPC endpoint of {self._network} serves chain {found}")
+            raise Fault(f"an RPC endpoint of {self._network} serves chain {found}")
 
     def _call(self, method: str, params: Sequence[Any]) -> Any:
         return self._chain.ask(
@@ -470,7 +470,7 @@ def _market(nodes: Sequence[_Node]) -> Fees:
 def _tip(node: _Node, base: int) -> int:
     try:
         return node.number("tip", lambda e: e.max_priority_fee)
-    except _Fault:  # not every node knows the method
+    except Fault:  # not every node knows the method
         return base // 8
 
 
@@ -478,13 +478,13 @@ def _gas(nodes: Sequence[_Node], terms: Terms) -> int:
     """Units of gas, with a quarter to spare.
 
     Raises:
-        _Fault: the transfer would fail: the wallet has too little of the token, or may not send.
+        Fault: the transfer would fail: the wallet has too little of the token, or may not send.
     """
     data = _encoded(nodes[0], terms)
     call = {"from": checksum(terms.payer), "to": checksum(terms.asset), "data": data}
     found = max(node.number("gas estimate", lambda e: e.estimate_gas(call)) for node in nodes)
     if found > _GAS_MAX:
-        raise _Fault(f"the RPC estimates {found} gas for a transfer")
+        raise Fault(f"the RPC estimates {found} gas for a transfer")
     return found + found // 4
 
 
@@ -504,5 +504,5 @@ def _l1_fee(nodes: Sequence[_Node], made: Transaction) -> int:
     call = {"to": _L1_ORACLE, "data": data}
     found = [node.ask("layer 1 fee", lambda e: bytes(e.call(call))) for node in nodes]
     if any(len(word) not in (0, 32) for word in found):
-        raise _Fault("the RPC's layer 1 fee is out of range")
+        raise Fault("the RPC's layer 1 fee is out of range")
     return 2 * max(int.from_bytes(word, "big") for word in found)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support import fixtures
-from tests.support.fixtures import own_chain
+from tests.support.fixtures import fast_path, own_chain
 from tests.support.postgres import postgres, summary
 from tests.support.seller import Seller
 
-__all__ = ["own_chain", "postgres"]
+__all__ = ["fast_path", "own_chain", "postgres"]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -41,14 +40,3 @@ def seller() -> Iterator[Seller]:
     with Seller() as opened:
         yield opened
         assert not opened.errors, opened.errors
-
-
-@pytest.fixture
-def fast_path(tmp_path: Path) -> Iterator[Path]:
-    """A directory in memory, where there is one: thousands of ledgers are synced there for free."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=memory) as directory:
-        yield Path(directory)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.hostile.kit import CORE, OTHER_PAIR, PAIR, Kind, World
+from tests.support.fixtures import fast_path
+
+__all__ = ["fast_path"]
 
 _TEST_SECONDS = 30
 _POLICY = {"amounts", "payees", "validity", "malformed", "settlement", "extensions"}
@@ -43,18 +44,9 @@ def _is_about_policy(metafunc: pytest.Metafunc) -> bool:
 
 
 @pytest.fixture
-def ledger_directory() -> Iterator[Path]:
-    """A place for ledger files: in memory where there is one, for no test here is about the disk."""
-    memory = Path("/dev/shm")
-    usable = memory.is_dir() and os.access(memory, os.W_OK)
-    with tempfile.TemporaryDirectory(dir=memory if usable else None, prefix="hostile-") as name:
-        yield Path(name)
-
-
-@pytest.fixture
-def world(ledger_directory: Path) -> Iterator[World]:
+def world(fast_path: Path) -> Iterator[World]:
     """Sellers, a wallet and a ledger; audited and closed when the test is over."""
-    made = World(ledger_directory)
+    made = World(fast_path)
     try:
         yield made
         made.audit()

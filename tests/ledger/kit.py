@@ -188,11 +188,13 @@ class Store:
 
 
 class Worker:
-    """A process of ``tests/ledger/worker.py``, killed when the test is over."""
+    """A process of a ``worker.py``, killed when the test is over."""
 
-    def __init__(self, spec: Mapping[str, str], *args: str) -> None:
+    def __init__(
+        self, spec: Mapping[str, Any], *args: str, module: str = "tests.ledger.worker"
+    ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.ledger.worker", json.dumps(dict(spec)), *args],
+            [sys.executable, "-m", module, json.dumps(dict(spec)), *args],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
         )  # fmt: skip
         self._timer = threading.Timer(60, self.process.kill)

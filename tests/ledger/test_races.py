@@ -310,17 +310,17 @@ def test_who_waited_for_long_goes_first(tmp_path: Path) -> None:
     ledger = SQLiteLedger(tmp_path / "ledger.db")
     ledger.is_paused()
     somebody = -1
-    ledger._queue[somebody] = time.monotonic() - 0.1
+    ledger._waiting_since[somebody] = time.monotonic() - 0.1
     with pytest.raises(Busy):
         ledger.is_paused(wait_s=0)
     begun = time.monotonic()
     assert ledger.is_paused(wait_s=0.2) is False and time.monotonic() - begun > 0.15
-    turn = threading.Timer(0.1, ledger._queue.pop, [somebody])
+    turn = threading.Timer(0.1, ledger._waiting_since.pop, [somebody])
     turn.start()
     begun = time.monotonic()
     assert ledger.is_paused(wait_s=5) is False and time.monotonic() - begun > 0.09
     turn.join()
     for since in (0.0, 3600.0):  # just come, or left behind by an interruption: nobody's turn
-        ledger._queue[somebody] = time.monotonic() - since
+        ledger._waiting_since[somebody] = time.monotonic() - since
         assert ledger.is_paused(wait_s=0) is False
     ledger.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults.conftest import fast_path, pytest_terminal_summary, quiet, seller
-from tests.support.fixtures import own_chain
+from tests.faults.conftest import pytest_terminal_summary, quiet, seller
+from tests.support.fixtures import fast_path, own_chain
 
 __all__ = ["fast_path", "own_chain", "pytest_terminal_summary", "quiet", "seller"]

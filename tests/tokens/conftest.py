@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.fixtures import fast_path
 from tests.support.postgres import postgres, summary
 from tests.tokens.bazaar import Bazaar
 from x402_mask import _tokens
 
-__all__ = ["postgres"]
+__all__ = ["fast_path", "postgres"]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -36,17 +36,6 @@ def bazaar() -> Iterator[Bazaar]:
     """Return a marketplace on loopback."""
     with Bazaar() as opened:
         yield opened
-
-
-@pytest.fixture
-def fast_path(tmp_path: Path) -> Iterator[Path]:
-    """Return a directory in memory, where there is one."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=memory) as directory:
-        yield Path(directory)
 
 
 @pytest.fixture

@@ -2,50 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import threading
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.ledger.kit import ROOT
+from tests.ledger.kit import Worker
 from tests.support.chain import Chain
 from tests.transfers.conftest import BuyerFor
 from tests.transfers.kit import PRICE
 from x402_mask import SQLiteLedger
 
 pytestmark = [pytest.mark.chain, pytest.mark.timeout(100, func_only=True)]
-
-
-class Worker:
-    """A process of ``worker.py``, killed when the test is over."""
-
-    def __init__(self, stack: ExitStack, spec: dict[str, Any], job: str) -> None:
-        self.process = stack.enter_context(
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.transfers.worker", json.dumps(spec), job],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
-            )
-        )  # fmt: skip
-        stack.callback(self.process.kill)
-        timer = threading.Timer(80, self.process.kill)
-        timer.start()
-        stack.callback(timer.cancel)
-
-    def line(self) -> Any:
-        assert self.process.stdout is not None
-        text = self.process.stdout.readline()
-        assert text, f"the worker ended with {self.process.wait(10)}"
-        return json.loads(text)
-
-    def go(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
 
 
 def test_one_is_killed_and_the_others_pay(chain: Chain, buyer: BuyerFor, tmp_path: Path) -> None:
@@ -56,11 +24,14 @@ def test_one_is_killed_and_the_others_pay(chain: Chain, buyer: BuyerFor, tmp_pat
         "pay_to": b.pay_to, "amount": PRICE,
     }  # fmt: skip
     with ExitStack() as stack:
-        workers = [Worker(stack, spec, job) for job in ("hold", "pay", "pay")]
+        workers = [
+            stack.enter_context(Worker(spec, job, module="tests.transfers.worker"))
+            for job in ("hold", "pay", "pay")
+        ]
         assert {worker.line() for worker in workers} == {"ready"}
         workers[0].go()
         killed = workers[0].line()
-        workers[0].process.kill()
+        workers[0].kill()
         assert b.paid() == []
         for worker in workers[1:]:
             worker.go()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from x402_mask import _json
+from x402_mask._market import find_payment
 from x402_mask._wire import CHALLENGE_BYTES_MAX, REQUIRED_HEADER, SETTLEMENT_HEADERS
 
 if TYPE_CHECKING:
@@ -188,13 +189,8 @@ def _unwrapped(document: dict[str, Any], written: str | None = None) -> _Said:
 
 def _claims(document: dict[str, Any]) -> bool:
     """Whether this asks for money: a challenge, a marketplace's body, or a payment object."""
-    if "x402Version" in document or "paymentId" in document:
+    if "x402Version" in document or find_payment(document) is not None:
         return True
-    if isinstance(document.get("payment"), dict) and "paymentId" in document["payment"]:
-        return True
-    data = document.get("data")
-    if isinstance(data, dict) and isinstance(data.get("payment"), dict):
-        return "paymentId" in data["payment"]
     accepts = document.get("accepts")
     return isinstance(accepts, list) and any(isinstance(offer, dict) for offer in accepts)
 
