@@ -5,7 +5,8 @@ A purchase goes through stages, each written down before the step it names::
     asked ─► created ─► paying ─► bought ─► closed
                  └─────────────────┘  a balance paid it
 
-``asked``: the marketplace may have made a payment, whose id is not known.  ``created``: its id is
+``asked``: the marketplace may have made a payment, whose id is not known; also again, after one
+that came to nothing.  ``created``: its id is
 known and nothing was paid by us.  ``paying``: money may have moved; never paid again.  ``bought``:
 the token is here.  ``closed``: nothing more can come of it.
 """
@@ -100,6 +101,25 @@ class TokenBook(Book):
             self._write(db, now_us, payment_id, "asked", {"remote": remote})
         return remote
 
+    def ask_anew(self, payment_id: str, *, now_us: int, wait_s: float = WAIT_S) -> None:
+        """Nothing can come of the payment that was created; another is about to be asked for."""
+        with self._transaction(wait_s, durable=True) as db:
+            db.run(
+                "UPDATE purchases SET stage='asked', remote=NULL, until=NULL WHERE payment=?",
+                payment_id,
+            )
+            self._write(db, now_us, payment_id, "asked", {"remote": None})
+
+    def balance_paid(self, origin: str, *, wait_s: float = WAIT_S) -> bool:
+        """Whether a balance that is not this wallet's has ever paid a payment of *origin*."""
+        with self._transaction(wait_s, write=False) as db:
+            found = db.one(
+                "SELECT 1 FROM purchases JOIN payments ON id=payment WHERE way='balance' AND"
+                " origin=? LIMIT 1",
+                origin,
+            )
+        return found is not None
+
     def unpaid(self, operation: str, origin: str, *, wait_s: float = WAIT_S) -> str | None:
         """The id of a marketplace payment that was created for *operation* and never paid by us.
 
@@ -166,6 +186,7 @@ class TokenBook(Book):
             row = self._row(db, payment_id)
             if row.state == "reserved":  # a balance paid: nothing was signed, the money is gone
                 self._hold(db, row, None, now_us)
+                db.run("UPDATE purchases SET way='balance' WHERE payment=?", payment_id)
                 row = self._row(db, payment_id)
             self._write_bought(db, row, bought, now_us)
             left = bought.calls - 1 if bought.calls > 0 else bought.calls

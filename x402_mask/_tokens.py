@@ -13,8 +13,11 @@ balance, while it is polled.  After a crash or a lost answer an identical call g
 ledger says this one stopped.
 
 Creating a payment is not paying: where that answer is lost, no id is known, and it is created
-again under the same reservation.  What was paid for is: until its proof is dead an identical call
-shows the same token, whatever the seller says of it.
+again under the same reservation.  But not where an account may have been charged for it, whose
+balance pays at creation: a request with ``marketplace_headers``, or to an origin where a balance
+has paid before.  That reservation stays, and an identical call says so until it would be dead if it
+were a proof.  What was paid for keeps its operation likewise: until its proof is dead an identical
+call shows the same token, whatever the seller says of it.
 """
 
 from __future__ import annotations
@@ -289,9 +292,15 @@ def _begin(deal: _Deal, remote: str | None) -> Generator[Effect, Any, Verdict | 
     if payment is not None and payment.is_lost:
         yield from _write_off(deal, payment)
         return None
+    if payment is None and answer.status != 404 and (yield from _charges_accounts(deal)):
+        raise _unread(answer)
     if payment is None or _is_over(deal, payment):
         return (yield from _create(deal))
     return (yield from _pay(deal, payment, answer))
+
+
+def _unread(answer: Fetched) -> TokenFlowError:
+    return TokenFlowError(f"{PAYMENTS_PATH} answered {answer.status}; nothing was paid yet")
 
 
 def _write_off(deal: _Deal, payment: MarketPayment) -> Generator[Effect, Any, None]:
@@ -303,7 +312,8 @@ def _write_off(deal: _Deal, payment: MarketPayment) -> Generator[Effect, Any, No
 
 def _create(deal: _Deal) -> Generator[Effect, Any, Verdict]:
     """Ask the marketplace for a payment."""
-    deal.remote = deal.until = None
+    if deal.remote is not None:
+        yield from _forget_created(deal)
     deal.payer.emit("token_asked", deal.purchase, payment_id=deal.row.id)
     deal.creating = not deal.asked
     answer = yield from fetch(_order(deal))
@@ -313,8 +323,10 @@ def _create(deal: _Deal) -> Generator[Effect, Any, Verdict]:
     except Unreadable as exc:
         payment = None
         if answer.status != 402:
+            refused = 400 <= answer.status < 500
             raise TokenFlowError(
-                f"{deal.purchase.origin}{PAYMENTS_PATH} answered {answer.status}: {exc}"
+                f"{deal.purchase.origin}{PAYMENTS_PATH} answered {answer.status}: {exc}",
+                at_risk=not refused and (yield from _charges_accounts(deal)),
             ) from None
     if payment is not None:
         able = deal.payer.signer is not None and not payment.is_paid
@@ -326,6 +338,39 @@ def _create(deal: _Deal) -> Generator[Effect, Any, Verdict]:
                 raise
             log.exception("the id of a payment that is paid could not be stored")
     return (yield from _pay(deal, payment, answer))
+
+
+def _create_again(deal: _Deal) -> Generator[Effect, Any, Verdict | None]:
+    """Ask for a payment whose id was never heard of, unless asking may have been paying."""
+    if not (yield from _charges_accounts(deal)):
+        return (yield from _create(deal))
+    if not _is_closed(deal):
+        raise TokenFlowError(
+            f"the answer of {deal.purchase.origin}{PAYMENTS_PATH} was lost, and an account's"
+            " balance may have paid: no other payment is created yet; see the account",
+            at_risk=True,
+        )
+    yield from _hold(deal, "balance", None)
+    yield from _end(deal, "unknown", "an account's balance may have paid; no answer came")
+    yield from _give_up(deal, "the marketplace's answer was lost")
+    return None
+
+
+def _charges_accounts(deal: _Deal) -> Generator[Effect, Any, bool]:
+    """Whether creating a payment may be paying it, by the balance of whoever asks."""
+    payer, origin = deal.payer, deal.purchase.origin
+    if payer.marketplace_headers:
+        return True
+    return (yield from record(lambda wait_s: payer.ledger.balance_paid(origin, wait_s=wait_s)))
+
+
+def _forget_created(deal: _Deal) -> Generator[Effect, Any, None]:
+    """Nothing can come of the payment whose id is known: another is asked for."""
+    payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
+    deal.remote = deal.until = None
+    yield from record(
+        lambda wait_s: payer.ledger.ask_anew(row.id, now_us=now_us, wait_s=wait_s)
+    )
 
 
 def _order(deal: _Deal, proof: tuple[str, str] | None = None) -> Fetch:
@@ -908,10 +953,10 @@ def _go_on(deal: _Deal, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
         case "paying":
             return (yield from _go_on_paying(deal, begun))
         case _ if begun.remote is None:
-            return (yield from _create(deal))
+            return (yield from _create_again(deal))
     payment, answer = yield from _read(deal)
     if payment is None and answer.status != 404:
-        raise TokenFlowError(f"{PAYMENTS_PATH} answered {answer.status}; nothing was paid yet")
+        raise _unread(answer)
     if payment is not None and payment.is_lost:
         yield from _write_off(deal, payment)
         return None

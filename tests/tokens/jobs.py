@@ -22,6 +22,8 @@ def buyer_on(ledger: Any, origin: str, way: str, **options: Any) -> Payer:
                 client.post(f"{origin}/settle/{document.payment_id}").raise_for_status()
 
         options["settle_payment"] = settle
+    if way == "at-creation":  # whose balance it is, they say
+        options.setdefault("marketplace_headers", {"X-Api-Key": "an account"})
     return Payer(
         jobs.WALLET if way in ("x402", "object") else None, caps=[Cap(options.pop("cap", CAP), per="total")],
         origins=[origin], ledger=ledger, prefer=("held-token", "token"), poll_unpaid=0.3,

@@ -385,14 +385,15 @@ def test_a_payments_endpoint_that_redirects(
         options = {"client": {"follow_redirects": True, "cookies": {"session": "s"}}}
         with pytest.raises(PaymentError) as caught:
             call(colour, buyer, bazaar.url(), **options)
-        assert caught.value.at_risk is (step == "prove")
+        at_risk = step in ("create", "prove")  # it may have been done, and an account charged
+        assert caught.value.at_risk is at_risk
         for hit in other.hits:
             said = str(hit.headers).lower() + hit.body.decode()
             assert not hit.proofs and "sesame" not in said and "a=b" not in said
             assert "session" not in said
         assert len({proof.raw for proof in bazaar.proofs()}) == (step == "prove")
         assert other.moved == []
-        assert counted(buyer) == (USD if step == "prove" else 0)
+        assert counted(buyer) == (USD if at_risk else 0)
         if step == "prove":
             bazaar.before.clear()
             assert call(colour, buyer, bazaar.url(), **options).status_code == 200
