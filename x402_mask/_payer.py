@@ -77,8 +77,8 @@ class Payer:
             async for async clients.
         poll_unpaid: how long a marketplace payment that nothing here can pay is waited for.
         poll_paid: how long one that was paid is waited for.
-        marketplace_headers: sent to ``/api/payments``, besides ``User-Agent``. They may name an account
-            whose balance pays: where an answer to them is lost, no second payment is created.
+        marketplace_headers: sent to ``/api/payments``, besides ``User-Agent``; they may name an
+            account whose balance pays, so where an answer is lost no other payment is created.
         provider_id: the marketplace's payment provider to ask for.
         max_gas_wei: the most that the gas of one payment by on-chain transfer may cost,
             replacements included, in wei (1 ETH is 10**18); default 10**15, which is 0.001 ETH.

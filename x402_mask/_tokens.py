@@ -368,9 +368,7 @@ def _forget_created(deal: _Deal) -> Generator[Effect, Any, None]:
     """Nothing can come of the payment whose id is known: another is asked for."""
     payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
     deal.remote = deal.until = None
-    yield from record(
-        lambda wait_s: payer.ledger.ask_anew(row.id, now_us=now_us, wait_s=wait_s)
-    )
+    yield from record(lambda wait_s: payer.ledger.ask_anew(row.id, now_us=now_us, wait_s=wait_s))
 
 
 def _order(deal: _Deal, proof: tuple[str, str] | None = None) -> Fetch:
