@@ -7,6 +7,7 @@ import datetime as dt
 import http.client
 import io
 import ipaddress
+import select
 import socket
 import ssl
 import threading
@@ -139,7 +140,29 @@ class Front(Server):
             self._context.wrap_socket(connection, server_side=True) as secure,
             socket.create_connection(("127.0.0.1", self._behind), IDLE_S) as behind,
         ):
-            both(secure, behind)
+            relay(secure, behind)
+
+
+def relay(secure: ssl.SSLSocket, plain: socket.socket) -> None:
+    """Copy both ways in this one thread: two threads must not use one TLS connection at once."""
+    while True:
+        ready, _, _ = select.select([secure, plain], [], [], IDLE_S)
+        if not ready:
+            return
+        if plain in ready:
+            data = plain.recv(65536)
+            if not data:
+                return
+            secure.settimeout(IDLE_S)
+            secure.sendall(data)
+        if secure in ready:
+            secure.setblocking(False)
+            with suppress(ssl.SSLWantReadError):
+                while True:  # whole records wait in the connection, where select does not see them
+                    data = secure.recv(65536)
+                    if not data:
+                        return
+                    plain.sendall(data)
 
 
 class Http2(Server):
