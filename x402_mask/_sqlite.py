@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from x402_mask._book import WAIT_S
+from x402_mask._checkpoints import LOG_PAGES_MAX, Checkpointer
 from x402_mask._head import HeadFile
 from x402_mask._lease import is_alive, new_owner
 from x402_mask._ledger import (
@@ -234,6 +235,7 @@ class SQLiteLedger(_SQL):
         self._key: Vault | None = None
         self._real: str | None = None
         self._head = HeadFile(self.path.with_name(self.path.name + ".head"))
+        self._checkpointer = Checkpointer(self.path)
         self._frozen = False
         _ledgers.add(self)
 
@@ -280,7 +282,7 @@ class SQLiteLedger(_SQL):
             if fresh:
                 self.path.chmod(0o600)
             _insist(db, "PRAGMA journal_mode=WAL", deadline)
-            _insist(db, "PRAGMA wal_autocheckpoint=4000", deadline)
+            _insist(db, f"PRAGMA wal_autocheckpoint={LOG_PAGES_MAX}", deadline)
             _insist(db, "PRAGMA fullfsync=1", deadline)  # macOS: sync reaches the platter
             self._prepare(db, deadline)
             if fresh:
@@ -347,6 +349,8 @@ class SQLiteLedger(_SQL):
         holds the parent's locks, and what it then writes is lost when the parent closes the file.
         """
         self._frozen = not owned(self._lock) and self._lock.acquire(timeout=2 * WAIT_S)
+        if self._frozen and not self._checkpointer.finish(2 * WAIT_S):
+            self._thaw()
         if self._frozen and self._db is not None:
             self._db.raw.close()
             self._db = None
@@ -357,7 +361,8 @@ class SQLiteLedger(_SQL):
             self._lock.release()
 
     def _after_fork(self) -> None:
-        if self._db is not None or not self._lock.acquire(blocking=False):
+        open_still = self._db is not None or self._checkpointer.busy
+        if open_still or not self._lock.acquire(blocking=False):
             _inherited.append(self._db)  # closing it here would be as bad as using it
             raise LedgerError(
                 "this process was forked while the ledger was in use, and cannot use it; fork"
@@ -368,18 +373,22 @@ class SQLiteLedger(_SQL):
         self._frozen = False
         self._pid = os.getpid()
         self._head = HeadFile(self._head.path)
+        self._checkpointer = Checkpointer(self.path)
 
     def _moved_head(self, seq: int, mac: bytes) -> None:
         self._head.moved(seq, mac)
 
     def _committed(self) -> None:
-        self._head.write()
+        if self._head.pending is not None:
+            self._head.write()
+            self._checkpointer.committed()
 
     def _forget_head(self) -> None:
         self._head.forget()
 
     def _closed(self) -> None:
         self._head.close()
+        self._checkpointer.finish(WAIT_S)
 
     def _explained(self, exc: sqlite3.Error) -> LedgerError:
         text = str(exc)

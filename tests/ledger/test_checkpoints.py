@@ -1,0 +1,177 @@
+"""SQLite's log is copied into the database by a thread: nobody who pays waits for it."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ledger.kit import ROOT, reserved, together
+from x402_mask import SQLiteLedger, _checkpoints
+from x402_mask._audit import verify
+
+LOG = "x402_mask"
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a ledger that is checkpointed every twenty commits."""
+    monkeypatch.setattr(_checkpoints, "COMMITS", 20)
+    made = SQLiteLedger(tmp_path / "ledger.db")
+    yield made
+    made.close()
+
+
+def log_bytes(ledger: SQLiteLedger) -> int:
+    return ledger.path.with_name(ledger.path.name + "-wal").stat().st_size
+
+
+def running() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name == "x402-mask-checkpoint"]
+
+
+def test_the_log_stays_short_and_nothing_is_lost(ledger: SQLiteLedger) -> None:
+    """400 reservations write some 12 MB of log; it is begun anew again and again."""
+    answers = together(4, lambda _: [reserved(ledger) for _ in range(100)])
+    assert all(isinstance(answer, list) for answer in answers), answers
+    assert ledger._checkpointer.finish(10)
+    assert log_bytes(ledger) < 6_000_000
+    with closing(sqlite3.connect(f"file:{ledger.path}?immutable=1", uri=True)) as raw:
+        [(copied,)] = raw.execute("SELECT COUNT(*) FROM payments")
+    assert copied > 200  # in the database itself, without the log
+    assert len(ledger.payments(limit=1000)) == 400
+    assert verify(ledger).problems == []
+
+
+def test_the_log_of_a_ledger_that_is_never_copied_grows(
+    ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the figures above are worth."""
+    monkeypatch.setattr(_checkpoints, "COMMITS", 10**9)
+    for _ in range(400):
+        reserved(ledger)
+    assert log_bytes(ledger) > 6_000_000
+
+
+def test_closing_waits_for_the_thread(
+    ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowly(monkeypatch, 0.3)
+    for _ in range(25):
+        reserved(ledger)
+    assert running()
+    ledger.close()
+    assert not running()
+    assert len(ledger.payments()) == 25
+
+
+def test_trouble_costs_nobody_a_payment(
+    ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that is full, say: what was committed stays in the log."""
+
+    def fails(*args: Any, **options: Any) -> sqlite3.Connection:
+        if options.get("uri"):
+            raise sqlite3.OperationalError("database or disk is full")
+        return connect(*args, **options)
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", fails)
+    with caplog.at_level(logging.DEBUG, logger=LOG):
+        for _ in range(25):
+            reserved(ledger)
+        assert ledger._checkpointer.finish(10)
+    assert "disk is full" in caplog.text
+    assert len(ledger.payments()) == 25
+
+
+def test_where_no_thread_can_be_had(
+    ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with caplog.at_level(logging.DEBUG, logger=LOG):
+        for _ in range(25):
+            reserved(ledger)
+    assert "can't start new thread" in caplog.text
+    assert len(ledger.payments()) == 25
+
+
+def test_a_file_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
+    _checkpoints._checkpoint(tmp_path / "gone.db", threading.Lock())
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- forks ----------------------------------------------------------------------------------------
+
+FORK = """
+import os, sqlite3, sys, time
+from tests.ledger.kit import reserved
+from x402_mask import LedgerError, SQLiteLedger, _checkpoints
+import x402_mask._sqlite as sqlite
+
+connect = sqlite3.connect
+def slow(*args, **options):
+    raw = connect(*args, **options)
+    if options.get("uri"):
+        raw.execute("SELECT 1 FROM meta").fetchall()
+        time.sleep(float(sys.argv[2]))
+    return raw
+sqlite3.connect = slow
+_checkpoints.COMMITS = 2
+sqlite.WAIT_S = float(sys.argv[3])
+ledger = SQLiteLedger(sys.argv[1])
+reserved(ledger)
+reserved(ledger)
+while not ledger._checkpointer.busy:
+    time.sleep(0.001)
+pid = os.fork()
+if pid == 0:
+    try:
+        reserved(ledger)
+        print("reserved", flush=True)
+    except LedgerError as error:
+        print("told" if "fork" in str(error) else error, flush=True)
+    os._exit(0)
+os.waitpid(pid, 0)
+reserved(ledger)
+ledger._checkpointer.finish(20)
+print(len(ledger.payments()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("takes_s", "patience_s", "said"), [("0.4", "5", "reserved 4"), ("2", "0.05", "told 3")]
+)
+def test_a_fork_waits_for_a_checkpoint(
+    tmp_path: Path, takes_s: str, patience_s: str, said: str
+) -> None:
+    """A child that inherits a connection would undo what others write: it waits, or is told."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORK, str(tmp_path / "ledger.db"), takes_s, patience_s],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert " ".join(done.stdout.split()) == said, done.stderr
+
+
+def slowly(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let every checkpoint take that long."""
+
+    def slow(*args: Any, **options: Any) -> sqlite3.Connection:
+        raw = connect(*args, **options)
+        if options.get("uri"):
+            time.sleep(seconds)
+        return raw
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", slow)
