@@ -44,6 +44,7 @@ from x402_mask._ledger import (
     Result,
     Row,
     Twin,
+    breaker_open,
     new_payment_id,
     over_cap,
 )
@@ -451,10 +452,16 @@ def _decide(
 
 
 def _full_quote(payer: Payer, purchase: Purchase, plan: Plan) -> Generator[Effect, Any, Quote]:
-    """What *plan* would cost, and whether the caps leave room for it now."""
+    """What *plan* would cost, and whether the caps and the breaker let it be paid now."""
     now_us, limits = payer.now_us(), applying(payer.limits, purchase.service)
     caps = yield from record(lambda wait_s: payer.ledger.room(limits, now_us=now_us, wait_s=wait_s))
     refusal = over_cap(limits, caps, plan.micro, purchase.service)
+    if payer.breaker is not None and plan.route != "held-token":
+        stops = yield from record(
+            lambda wait_s: payer.ledger.breakers(now_us=now_us, wait_s=wait_s)
+        )
+        if purchase.origin in stops:
+            refusal = breaker_open(purchase.origin, payer.breaker, stops[purchase.origin])
     return quote_of(payer, purchase, plan, tuple(caps), refusal)
 
 

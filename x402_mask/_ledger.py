@@ -994,11 +994,16 @@ def _check_breaker(db: Db, want: Reservation, breaker: Breaker | None) -> None:
         return
     found = db.one("SELECT until FROM breakers WHERE origin=?", want.origin)
     if found is not None and found[0] > want.at:
-        raise PaymentRefused(
-            f"{want.origin} failed {breaker.failures} payments in a row; refused until"
-            f" {as_datetime(found[0]).isoformat()} (breaker_after=)",
-            reason="breaker",
-        )
+        raise breaker_open(want.origin, breaker, found[0])
+
+
+def breaker_open(origin: str, breaker: Breaker, until: int) -> PaymentRefused:
+    """What is said while *origin* is not paid; *until* is in microseconds."""
+    return PaymentRefused(
+        f"{origin} failed {breaker.failures} payments in a row; refused until"
+        f" {as_datetime(until).isoformat()} (breaker_after=)",
+        reason="breaker",
+    )
 
 
 def _trip(db: Db, origin: str, result: Result, breaker: Breaker | None, now_us: int) -> bool:

@@ -31,7 +31,18 @@ URL = SHOP + "/paid"
 
 
 LEDGER_CALLS = frozenset(
-    {"look", "room", "reserve", "hold", "claim", "finish", "release", "reopen", "note_refusal"}
+    {
+        "look",
+        "room",
+        "breakers",
+        "reserve",
+        "hold",
+        "claim",
+        "finish",
+        "release",
+        "reopen",
+        "note_refusal",
+    }
 )
 
 

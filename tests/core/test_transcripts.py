@@ -111,7 +111,16 @@ def test_approval_comes_before_the_reservation() -> None:
     """And after the room in the caps is known."""
     hand = Hand(options={"approve": yes})
     hand.call()
-    assert hand.transcript == [*HEAD, "room", "approve", "reserve", "sign", "hold", *TAIL]
+    assert hand.transcript == [
+        *HEAD,
+        "room",
+        "breakers",
+        "approve",
+        "reserve",
+        "sign",
+        "hold",
+        *TAIL,
+    ]
 
 
 def test_an_open_operation_is_shown_again() -> None:
@@ -192,7 +201,7 @@ REFUSALS: dict[str, tuple[Callable[[], Hand], type[PaymentRefused], str, list[st
     "no wallet": (lambda: Hand(options={"wallet": None}), PaymentRefused, "no_wallet", HEAD),
     "approval": (
         lambda: Hand(options={"approve": lambda quote: False}),
-        ApprovalDenied, "approval", [*HEAD, "room", "approve"],
+        ApprovalDenied, "approval", [*HEAD, "room", "breakers", "approve"],
     ),
     "clock": (
         lambda: Hand(first=dataclasses.replace(asked(), date=1.0), options={"clock": None}),
@@ -200,7 +209,7 @@ REFUSALS: dict[str, tuple[Callable[[], Hand], type[PaymentRefused], str, list[st
     ),
     "cap before approval": (
         lambda: Hand(first=asked(offer("2000000")), options={"approve": yes}),
-        CapExceeded, "cap", [*HEAD, "room"],
+        CapExceeded, "cap", [*HEAD, "room", "breakers"],
     ),
 }  # fmt: skip
 
@@ -425,6 +434,21 @@ def test_a_breaker_opens_and_says_so() -> None:
     with pytest.raises(PaymentRefused) as caught:
         hand.call()
     assert caught.value.reason == "breaker" and hand.signer.calls == 2
+    found = quoted(hand)
+    assert found.refusal.reason == "breaker" and str(found.refusal) == str(caught.value)
+
+
+def test_nobody_is_asked_to_approve_what_an_open_breaker_refuses() -> None:
+    asked_for: list[Any] = []
+    hand = Hand(
+        paid=answered(500, settled=False),
+        options={"breaker_after": 1, "approve": lambda found: asked_for.append(found) or True},
+    )
+    hand.call()
+    hand.fingerprint = "f" * 64
+    with pytest.raises(PaymentRefused, match="payments in a row"):
+        hand.call()
+    assert len(asked_for) == 1
 
 
 def test_a_new_payee_is_reported() -> None:
@@ -476,7 +500,7 @@ def test_a_known_price_is_paid_with_the_first_request() -> None:
     """Contract 2, preemption: the same checks, one round trip less."""
     hand = preempting(approve=yes)
     assert hand.call().receipt is not None
-    assert hand.transcript == ["fingerprint", "look", "room", "approve", *PREEMPTED[2:]]
+    assert hand.transcript == ["fingerprint", "look", "room", "breakers", "approve", *PREEMPTED[2:]]
     assert hand.rows() == [("settled", False, "settled")] * 2
 
 
@@ -616,7 +640,7 @@ def test_a_quote_tells_what_paying_would_say() -> None:
     two = quoted(Hand(first=asked(offer(scheme="upto"), offer())))
     assert two.skipped == ("offer 0: scheme upto is not spoken",)
     plain = Hand()
-    assert quoted(plain).allowed and plain.transcript == ["read", "look", "room"]
+    assert quoted(plain).allowed and plain.transcript == ["read", "look", "room", "breakers"]
     assert plain.rows() == [] and plain.signer.calls == 0
     for name in ("cap", "no_cap", "offer", "origin", "no wallet", "clock"):
         make, kind, reason, _ = REFUSALS[name]
@@ -736,7 +760,7 @@ def expect_rows(hand: Hand, at: str, rest: list[str], after: bool, before: int) 
         if row.state == "reserved":
             # only the ledger itself could leave it so, or an interruption inside of it
             assert at in ("reserve", "release") or rest == []
-    if at in ("ask", "read", "fingerprint", "look", "room", "approve") and not before:
+    if at in ("ask", "read", "fingerprint", "look", "room", "breakers", "approve") and not before:
         assert rows == [] and getattr(hand.signer, "calls", 0) == 0
     if at == "sign":
         assert [row.state for row in rows] == ["released"] and rest[0] == "release"
