@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, Literal
 from x402_mask import _json
 from x402_mask._eip712 import keccak
 from x402_mask._money import usd
+from x402_mask._tokenbook import token_label
 from x402_mask._transfers import transfer_label
 from x402_mask._vault import digest
 from x402_mask._windows import as_datetime, bucket
@@ -118,6 +119,8 @@ def _audit(ledger: Ledger, db: Db, head: Head) -> AuditReport:
     _check_payments(db, vault, replay)
     _check_counters(db, replay)
     _check_payees(db, replay)
+    _check_purchases(db, replay)
+    _check_tokens(db, vault, replay)
     _check_transfers(db, vault, replay)
     _check_pause(db, replay)
     return AuditReport(ok=not replay.problems, rows=replay.rows, problems=replay.report())
@@ -134,6 +137,10 @@ class _Replay:
     payments: dict[str, dict[str, Any]] = field(default_factory=dict)
     payees: dict[tuple[str, str], bool] = field(default_factory=dict)
     transfers: dict[tuple[str, int], str] = field(default_factory=dict)
+    purchases: dict[str, tuple[str, str | None]] = field(default_factory=dict)
+    tokens: dict[str, str] = field(default_factory=dict)
+    dropped: set[str] = field(default_factory=set)
+    unpaid: dict[str, set[str]] = field(default_factory=dict)
     paused: bool = False
     problems: list[str] = field(default_factory=list)
     more: int = 0
@@ -160,6 +167,7 @@ class _Replay:
             if "attempt" in data:
                 self.transfers[payment, data["attempt"]] = data["transaction"]
             self._move(self.payments[payment], at, kind, data)
+            self._purchase(payment, kind, data)
         elif kind in ("paused", "resumed"):
             self.paused = kind == "paused"
         elif kind == "payee":
@@ -193,6 +201,39 @@ class _Replay:
         else:  # the end of a call
             row |= {"outcome": data["outcome"], "delivered": int(data["delivered"])}
             row["trans"] = row["trans"] or data["transaction"]
+
+    def _purchase(self, payment: str, kind: str, data: Mapping[str, Any]) -> None:
+        """How far the purchase of a token has come, if this payment is one."""
+        if kind == "asked":
+            self._take_over(payment, data["remote"])
+            self.purchases[payment] = ("asked", None)
+        if payment not in self.purchases:
+            return
+        stage, remote = self.purchases[payment]
+        if kind == "asked" and data["remote"] is not None:
+            stage, remote = "created", data["remote"]
+        elif kind == "created":
+            stage, remote = "created" if stage == "asked" else stage, data["remote"]
+        elif kind == "bought":
+            stage, self.tokens[payment] = "bought", data["token"]
+        elif kind == "paying" or (kind == "held" and "attempt" in data):
+            stage = "paying"
+        elif kind == "closed":
+            stage = "closed"
+        elif kind == "token_dropped":
+            self.dropped.add(payment)
+        self.purchases[payment] = (stage, remote)
+        if stage == "created" and remote is not None:
+            self.unpaid.setdefault(remote, set()).add(payment)
+
+    def _take_over(self, payment: str, remote: str | None) -> None:
+        """Another purchase now follows what an earlier one of the operation left unpaid."""
+        mine = self.payments[payment]
+        for other in self.unpaid.get(remote or "", ()):
+            theirs, same = self.payments[other], ("operation", "origin")
+            left = theirs["state"] == "released" and self.purchases[other] == ("created", remote)
+            if left and all(theirs[name] == mine[name] for name in same):
+                self.purchases[other] = ("closed", remote)
 
 
 def _check_chain(db: Db, vault: Vault, replay: _Replay, head: tuple[int, bytes] | None) -> None:
@@ -254,11 +295,12 @@ def _check_payments(db: Db, vault: Vault, replay: _Replay) -> None:
         replay.problem(f"payment {payment} is in the history but not among the payments")
 
 
-def _is_sealed(vault: Vault, payment: str, proof: Any, named: str | None) -> bool:
-    if proof is None or named is None:
-        return proof is None and named is None
+def _is_sealed(vault: Vault, label: str, sealed: Any, named: str | None) -> bool:
+    """Whether *sealed* opens to what has the digest *named*; nothing, where nothing is named."""
+    if sealed is None or named is None:
+        return sealed is None and named is None
     try:
-        return digest(vault.open(bytes(proof), payment)) == named
+        return digest(vault.open(bytes(sealed), label)) == named
     except (LedgerError, TypeError, AttributeError):
         return False
 
@@ -324,6 +366,35 @@ def _check_payees(db: Db, replay: _Replay) -> None:
             replay.problem(
                 f"the payee {payee} of {service} is {said[had]}, by the history {said[should]}"
             )
+
+
+def _check_purchases(db: Db, replay: _Replay) -> None:
+    """Nobody has turned a purchase that was paid for into one that may be made again."""
+    stored = {
+        payment: (stage, remote)
+        for payment, stage, remote in db.all("SELECT payment, stage, remote FROM purchases")
+    }
+    for payment in sorted(stored.keys() | replay.purchases.keys(), key=str):
+        had, should = stored.get(payment), replay.purchases.get(payment)
+        if had != should:
+            replay.problem(f"the purchase of payment {payment} is {had}, by the history {should}")
+
+
+def _check_tokens(db: Db, vault: Vault, replay: _Replay) -> None:
+    """Every token is the one that was bought, where it was bought, until it was dropped."""
+    found = set()
+    for payment, origin, service, sealed, named in db.all(
+        "SELECT payment, origin, service, sealed, digest FROM tokens"
+    ):
+        found.add(payment)
+        row, should = replay.payments.get(payment, {}), replay.tokens.get(payment)
+        held = None if payment in replay.dropped else should
+        if (named, origin, service) != (should, row.get("origin"), row.get("service")) or (
+            not _is_sealed(vault, token_label(payment), sealed, held)
+        ):
+            replay.problem(f"the token of payment {payment} is not as it was stored")
+    for payment in sorted(replay.tokens.keys() - found):
+        replay.problem(f"the token of payment {payment} is in the history but not stored")
 
 
 def _check_transfers(db: Db, vault: Vault, replay: _Replay) -> None:

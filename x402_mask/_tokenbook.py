@@ -181,7 +181,7 @@ class TokenBook(Book):
         self, payment_id: str, bought: Bought, *, now_us: int, wait_s: float = WAIT_S
     ) -> None:
         """The marketplace says *paid* and gave a token; one of its calls is this operation's."""
-        sealed = self._vault().seal(bought.token, _label(payment_id))
+        sealed = self._vault().seal(bought.token, token_label(payment_id))
         with self._transaction(wait_s, durable=True) as db:
             row = self._row(db, payment_id)
             if row.state == "reserved":  # a balance paid: nothing was signed, the money is gone
@@ -248,9 +248,10 @@ class TokenBook(Book):
                 header=row.header or "", value=value, nonce=row.nonce,
                 valid_before=row.valid_before,
             )  # fmt: skip
+        label = token_label(row.id)
         return Begun(
             row=row, stage=stage, way=way, remote=remote, until=until, proof=proof,
-            token=None if token is None else self._vault().open(bytes(token[0]), _label(row.id)),
+            token=None if token is None else self._vault().open(bytes(token[0]), label),
         )  # fmt: skip
 
     def _resumable(self, db: Db, row: Row) -> bool:
@@ -278,7 +279,7 @@ class TokenBook(Book):
             if found is None or self._is_paused(db):
                 return None
             payment_id, sealed = found
-            token = self._vault().open(bytes(sealed), _label(payment_id))
+            token = self._vault().open(bytes(sealed), token_label(payment_id))
             db.run("UPDATE tokens SET calls=calls-1 WHERE payment=? AND calls>0", payment_id)
             self._write(db, now_us, payment_id, "token_used", {})
             return Held(row=self._row(db, payment_id), token=token)
@@ -339,6 +340,6 @@ def _taken_over(db: Db, row: Row, remote: str) -> bool:
     return taken > 0
 
 
-def _label(payment_id: str) -> str:
+def token_label(payment_id: str) -> str:
     """What a sealed token is bound to, so that it cannot pass for a proof."""
     return f"token {payment_id}"

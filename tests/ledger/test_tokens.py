@@ -270,6 +270,49 @@ def test_an_edited_purchase_is_detected(shared: Store, edit: str) -> None:
     assert not report.ok and any(made.id in problem for problem in report.problems)
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "UPDATE purchases SET stage='closed'", "UPDATE purchases SET remote='pay_other'",
+        "UPDATE purchases SET stage='asked', remote=NULL", "DELETE FROM purchases",
+        "UPDATE purchases SET payment='pay_x'",
+        "UPDATE tokens SET sealed=NULL", "UPDATE tokens SET origin='https://evil.example'",
+        "UPDATE tokens SET service='other'", "UPDATE tokens SET digest='00'", "DELETE FROM tokens",
+        "UPDATE tokens SET sealed=(SELECT mac FROM history WHERE seq=1)",
+    ],
+)  # fmt: skip
+def test_an_edited_step_of_a_purchase_is_detected(shared: Store, edit: str) -> None:
+    """So that nobody makes the buyer buy again, or forget what it holds."""
+    with_token(shared.ledger, calls=3)
+    assert verify(shared.ledger).problems == []
+    shared.sql(edit)
+    report = verify(shared.again())
+    assert not report.ok and any(
+        "purchase of" in said or "token of" in said for said in report.problems
+    )
+
+
+def test_the_audit_follows_a_purchase_through_all_its_steps(ledger: Ledger) -> None:
+    """Created, given back, taken up by another call, asked for anew, paid, dropped, closed."""
+    first = asked(ledger)
+    ledger.note_created(first.id, "pay_m", None, now_us=NOW)
+    ledger.release(first.id, "nobody paid", now_us=NOW)
+    assert verify(ledger).problems == []
+    second = reserved(ledger, operation=first.operation)
+    assert ledger.ask_payment(second.id, "pay_m", now_us=NOW) == "pay_m"
+    assert verify(ledger).problems == []
+    ledger.ask_anew(second.id, now_us=NOW)
+    ledger.note_created(second.id, "pay_n", None, now_us=NOW)
+    ledger.note_created(second.id, "pay_o", None, now_us=NOW)
+    ledger.hold_purchase(second.id, "x402", proof(), now_us=NOW)
+    ledger.note_created(second.id, "pay_p", None, now_us=NOW)
+    ledger.store_token(second.id, bought(calls=3), now_us=NOW)
+    assert verify(ledger).problems == []
+    ledger.drop_token(second.id, "refused", now_us=NOW)
+    ledger.give_up(second.id, "refused", now_us=NOW)
+    assert verify(ledger).problems == []
+
+
 def test_token_steps_are_in_the_history(ledger: Ledger) -> None:
     made = with_token(ledger, calls=2)
     ledger.take_token(ORIGIN, SERVICE, now_us=NOW)
