@@ -9,11 +9,10 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
+import time
 from contextlib import closing
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
+from typing import Final
 
 log = logging.getLogger("x402_mask")
 
@@ -25,60 +24,80 @@ LOG_PAGES_MAX: Final = 20_000
 
 _WAIT_S: Final = 0.05
 
+_guard = threading.Lock()
+_running: dict[threading.Thread, str] = {}
+"""Every checkpoint of this process and its file, whatever became of the ledger that began it."""
+
 
 class Checkpointer:
-    """Checkpoints one database now and then; it outlives neither its process nor a fork."""
+    """Has one database checkpointed now and then."""
 
-    __slots__ = ("_busy", "_commits", "_path", "_thread")
+    __slots__ = ("_commits", "_path")
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self._path = path
-        self._busy = threading.Lock()
         self._commits = 0
-        self._thread: threading.Thread | None = None
-
-    @property
-    def busy(self) -> bool:
-        """Whether a checkpoint is going on, or was when this process was forked."""
-        return self._busy.locked()
 
     def committed(self) -> None:
         """Something was written; called by one thread at a time."""
         self._commits += 1
-        if self._commits < COMMITS or (self._thread is not None and self._thread.is_alive()):
-            return
-        self._commits = 0
-        self._thread = threading.Thread(
-            target=_checkpoint,
-            args=(self._path, self._busy),
-            name="x402-mask-checkpoint",
-            daemon=True,
-        )
+        if self._commits >= COMMITS and _begin(self._path):
+            self._commits = 0
+
+
+def _begin(path: str) -> bool:
+    """Begin a checkpoint, unless one of this file is going on."""
+    with _guard:
+        if path in _running.values():
+            return False
         try:
-            self._thread.start()
+            thread = threading.Thread(
+                target=_run, args=(path,), name="x402-mask-checkpoint", daemon=True
+            )
+            thread.start()
         except RuntimeError as exc:  # no thread to be had: the log grows a little longer
-            self._thread = None
-            log.debug("no checkpoint of %s: %s", self._path.name, exc)
-
-    def finish(self, timeout_s: float) -> bool:
-        """Wait until no checkpoint is going on; ``False`` if one still is."""
-        thread = self._thread
-        if thread is None or thread is threading.current_thread():
-            return True
-        thread.join(timeout_s)
-        return not thread.is_alive()
+            log.debug("no checkpoint of %s: %s", path, exc)
+        else:
+            _running[thread] = path  # before the thread can end: it needs the guard for that
+    return True
 
 
-def _checkpoint(path: Path, busy: threading.Lock) -> None:
+def finish(timeout_s: float) -> frozenset[str]:
+    """Wait until none is going on; the files of those that still are."""
+    until = time.monotonic() + timeout_s
+    with _guard:
+        threads = list(_running)
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+    with _guard:
+        return frozenset(_running.values())
+
+
+def forked() -> None:
+    """In a child: the parent's threads are not here."""
+    global _guard  # noqa: PLW0603
+    _guard = threading.Lock()
+    _running.clear()
+
+
+def _run(path: str) -> None:
+    try:
+        _checkpoint(path)
+    except (OSError, ValueError, sqlite3.Error) as exc:  # everybody reads what is in the log
+        log.debug("no checkpoint of %s: %s", path, exc)
+    finally:
+        with _guard:
+            _running.pop(threading.current_thread(), None)
+
+
+def _checkpoint(path: str) -> None:
     """Copy what is there, then what came meanwhile: only an empty log is begun anew.
 
     The first pass holds up nobody.  The second one keeps writers out, for the few pages that are
     left, and is put off to the next time where they are busy.
     """
-    try:
-        location = f"{path.absolute().as_uri()}?mode=rw"  # never makes a file that is gone
-        with busy, closing(sqlite3.connect(location, uri=True, timeout=_WAIT_S)) as raw:
-            raw.execute("PRAGMA wal_checkpoint(PASSIVE)")
-            raw.execute("PRAGMA wal_checkpoint(RESTART)")
-    except sqlite3.Error as exc:  # what was committed is in the log, where everybody reads it
-        log.debug("no checkpoint of %s: %s", path.name, exc)
+    location = f"{Path(path).as_uri()}?mode=rw"  # never makes a file that is gone
+    with closing(sqlite3.connect(location, uri=True, timeout=_WAIT_S)) as raw:
+        raw.execute("PRAGMA fullfsync=1")  # macOS: the log is begun anew only after this
+        raw.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        raw.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()

@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from x402_mask import _checkpoints
 from x402_mask._book import WAIT_S
-from x402_mask._checkpoints import LOG_PAGES_MAX, Checkpointer
 from x402_mask._head import HeadFile
 from x402_mask._lease import is_alive, new_owner
 from x402_mask._ledger import (
@@ -235,7 +235,7 @@ class SQLiteLedger(_SQL):
         self._key: Vault | None = None
         self._real: str | None = None
         self._head = HeadFile(self.path.with_name(self.path.name + ".head"))
-        self._checkpointer = Checkpointer(self.path)
+        self._checkpointer = _checkpoints.Checkpointer("")
         self._frozen = False
         _ledgers.add(self)
 
@@ -264,6 +264,8 @@ class SQLiteLedger(_SQL):
         return self._key
 
     def _open(self, deadline: float) -> _Connection:
+        if os.path.realpath(self.path) in _open_before_fork:
+            raise _forked_in_use()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             fresh = not self.path.exists()
@@ -279,10 +281,11 @@ class SQLiteLedger(_SQL):
         db = _Connection(raw)
         try:
             self._real = os.path.realpath(self.path)
+            self._checkpointer = _checkpoints.Checkpointer(self._real)
             if fresh:
                 self.path.chmod(0o600)
             _insist(db, "PRAGMA journal_mode=WAL", deadline)
-            _insist(db, f"PRAGMA wal_autocheckpoint={LOG_PAGES_MAX}", deadline)
+            _insist(db, f"PRAGMA wal_autocheckpoint={_checkpoints.LOG_PAGES_MAX}", deadline)
             _insist(db, "PRAGMA fullfsync=1", deadline)  # macOS: sync reaches the platter
             self._prepare(db, deadline)
             if fresh:
@@ -349,8 +352,6 @@ class SQLiteLedger(_SQL):
         holds the parent's locks, and what it then writes is lost when the parent closes the file.
         """
         self._frozen = not owned(self._lock) and self._lock.acquire(timeout=2 * WAIT_S)
-        if self._frozen and not self._checkpointer.finish(2 * WAIT_S):
-            self._thaw()
         if self._frozen and self._db is not None:
             self._db.raw.close()
             self._db = None
@@ -361,19 +362,14 @@ class SQLiteLedger(_SQL):
             self._lock.release()
 
     def _after_fork(self) -> None:
-        open_still = self._db is not None or self._checkpointer.busy
-        if open_still or not self._lock.acquire(blocking=False):
+        if self._db is not None or not self._lock.acquire(blocking=False):
             _inherited.append(self._db)  # closing it here would be as bad as using it
-            raise LedgerError(
-                "this process was forked while the ledger was in use, and cannot use it; fork"
-                " before the ledger is used, or start workers with the spawn method"
-            )
+            raise _forked_in_use()
         self._lock = threading.RLock()
         self._waiting_since = {}
         self._frozen = False
         self._pid = os.getpid()
         self._head = HeadFile(self._head.path)
-        self._checkpointer = Checkpointer(self.path)
 
     def _moved_head(self, seq: int, mac: bytes) -> None:
         self._head.moved(seq, mac)
@@ -388,7 +384,6 @@ class SQLiteLedger(_SQL):
 
     def _closed(self) -> None:
         self._head.close()
-        self._checkpointer.finish(WAIT_S)
 
     def _explained(self, exc: sqlite3.Error) -> LedgerError:
         text = str(exc)
@@ -452,13 +447,25 @@ def default_path() -> Path:
 
 _ledgers: Final[weakref.WeakSet[SQLiteLedger]] = weakref.WeakSet()
 _inherited: Final[list[_Connection | None]] = []
+_open_before_fork: set[str] = set()
+"""Files of which this process has inherited an open connection, and which it must not open."""
 _forking = threading.RLock()
+_still_open: frozenset[str] = frozenset()
+
+
+def _forked_in_use() -> LedgerError:
+    return LedgerError(
+        "this process was forked while the ledger was in use, and cannot use it; fork before the"
+        " ledger is used, or start workers with the spawn method"
+    )
 
 
 def _before_fork() -> None:
+    global _still_open  # noqa: PLW0603
     _forking.acquire()
     for ledger in list(_ledgers):
         ledger._freeze()  # noqa: SLF001
+    _still_open = _checkpoints.finish(2 * WAIT_S)
 
 
 def _after_fork_in_parent() -> None:
@@ -470,6 +477,11 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     global _forking  # noqa: PLW0603
     _forking = threading.RLock()
+    _open_before_fork.update(_still_open)
+    for ledger in list(_ledgers):
+        if ledger._db is not None and ledger._real is not None:  # noqa: SLF001  # not frozen
+            _open_before_fork.add(ledger._real)  # noqa: SLF001
+    _checkpoints.forked()
 
 
 if hasattr(os, "register_at_fork"):
