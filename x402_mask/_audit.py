@@ -206,14 +206,13 @@ class _Replay:
         """How far the purchase of a token has come, if this payment is one."""
         if kind == "asked":
             self._take_over(payment, data["remote"])
-            self.purchases[payment] = ("asked", None)
+            self.purchases[payment] = (data["stage"], data["remote"])
         if payment not in self.purchases:
             return
         stage, remote = self.purchases[payment]
-        if kind == "asked" and data["remote"] is not None:
-            stage, remote = "created", data["remote"]
-        elif kind == "created":
-            stage, remote = "created" if stage == "asked" else stage, data["remote"]
+        if kind == "created":
+            known = stage not in ("asked", "pledged")
+            stage, remote = stage if known else "created", data["remote"]
         elif kind == "bought":
             stage, self.tokens[payment] = "bought", data["token"]
         elif kind == "paying" or (kind == "held" and "attempt" in data):

@@ -2,13 +2,13 @@
 
 A purchase goes through stages, each written down before the step it names::
 
-    asked ─► created ─► paying ─► bought ─► closed
-                 └─────────────────┘  a balance paid it
+    asked ───┬─► created ─► paying ─► bought ─► closed
+    pledged ─┘       └─────────────────┘  a balance paid it
 
 ``asked``: the marketplace may have made a payment, whose id is not known; also again, after one
-that came to nothing.  ``created``: its id is
-known and nothing was paid by us.  ``paying``: money may have moved; never paid again.  ``bought``:
-the token is here.  ``closed``: nothing more can come of it.
+that came to nothing.  ``pledged``: the same, and the balance of an account may have paid it.
+``created``: its id is known and nothing was paid by us.  ``paying``: money may have moved; never
+paid again.  ``bought``: the token is here.  ``closed``: nothing more can come of it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from x402_mask._ledger import Db, Proof, Row
     from x402_mask._models import State
 
-Stage = Literal["asked", "created", "paying", "bought", "closed"]
+Stage = Literal["asked", "pledged", "created", "paying", "bought", "closed"]
 Way = Literal["balance", "x402", "transfer", "settle"]
 
 UNLIMITED: Final = -1
@@ -43,15 +43,29 @@ CREATE INDEX IF NOT EXISTS tokens_live ON tokens (origin, service) WHERE live = 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What the marketplace is asked: for a payment, or after *remote*.
+
+    ``pledged``: creating a payment may be paying it, by the balance of whoever asks.
+    """
+
+    remote: str | None
+    pledged: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
     """A purchase that was begun, as far as the ledger knows it.
 
-    ``remote`` is its id at the marketplace; ``until`` when it expires there, in microseconds;
-    ``proof`` what was, or may have been, presented to the payments endpoint.
+    ``remote`` is its id at the marketplace; ``at`` when it was asked for and ``until`` when it
+    expires there, in microseconds; ``pledged`` as in :class:`Asked`; ``proof`` what was, or may
+    have been, presented to the payments endpoint.
     """
 
     row: Row
     stage: Stage
+    at: int
+    pledged: bool
     way: Way | None
     remote: str | None
     until: int | None
@@ -83,56 +97,62 @@ class TokenBook(Book):
     """The part of a ledger that keeps purchases and tokens."""
 
     def ask_payment(
-        self, payment_id: str, remote: str | None, *, now_us: int, wait_s: float = WAIT_S
-    ) -> str | None:
+        self,
+        payment_id: str,
+        remote: str | None,
+        *,
+        account: bool = False,
+        now_us: int,
+        wait_s: float = WAIT_S,
+    ) -> Asked:
         """The marketplace is about to be asked for a payment, or *remote* is taken up again.
 
-        Durable: from here on the reservation is not given back without an answer.  Returns
-        *remote*, unless another call took it up first.
+        Durable: from here on the reservation is not given back without an answer.  *remote* is
+        not taken up if another call was first.  *account*: the request names one.
         """
         with self._transaction(wait_s, durable=True) as db:
             row = self._reserved(db, payment_id)
             if remote is not None and not _taken_over(db, row, remote):
                 remote = None
+            asked = Asked(remote=remote, pledged=account or _balance_pays(db, row.origin))
             db.run(
                 "INSERT INTO purchases (payment, stage, remote, at) VALUES (?, ?, ?, ?)",
-                *(payment_id, "asked" if remote is None else "created", remote, now_us),
+                *(payment_id, _stage(asked), remote, now_us),
             )
-            self._write(db, now_us, payment_id, "asked", {"remote": remote})
-        return remote
+            self._write(db, now_us, payment_id, "asked", {"remote": remote, "stage": _stage(asked)})
+        return asked
 
-    def ask_anew(self, payment_id: str, *, now_us: int, wait_s: float = WAIT_S) -> None:
-        """Nothing can come of the payment that was created; another is about to be asked for."""
+    def ask_anew(
+        self, payment_id: str, *, account: bool = False, now_us: int, wait_s: float = WAIT_S
+    ) -> Asked:
+        """Nothing can come of the payment that was asked for; another is about to be."""
         with self._transaction(wait_s, durable=True) as db:
+            row = self._reserved(db, payment_id)
+            asked = Asked(remote=None, pledged=account or _balance_pays(db, row.origin))
             db.run(
-                "UPDATE purchases SET stage='asked', remote=NULL, until=NULL WHERE payment=?",
-                payment_id,
+                "UPDATE purchases SET stage=?, remote=NULL, until=NULL, way=NULL, at=?"
+                " WHERE payment=?",
+                *(_stage(asked), now_us, payment_id),
             )
-            self._write(db, now_us, payment_id, "asked", {"remote": None})
+            self._write(db, now_us, payment_id, "asked", {"remote": None, "stage": _stage(asked)})
+        return asked
 
-    def balance_paid(self, origin: str, *, wait_s: float = WAIT_S) -> bool:
-        """Whether a balance that is not this wallet's has ever paid a payment of *origin*."""
-        with self._transaction(wait_s, write=False) as db:
-            found = db.one(
-                "SELECT 1 FROM purchases JOIN payments ON id=payment WHERE way='balance' AND"
-                " origin=? LIMIT 1",
-                origin,
-            )
-        return found is not None
+    def unpaid(
+        self, operation: str, origin: str, *, wait_s: float = WAIT_S
+    ) -> tuple[str, int] | None:
+        """A marketplace payment that was created for *operation* and never paid by us.
 
-    def unpaid(self, operation: str, origin: str, *, wait_s: float = WAIT_S) -> str | None:
-        """The id of a marketplace payment that was created for *operation* and never paid by us.
-
-        One that asked for a signature is left alone: only creating it anew does so again.
+        Its id, and when it was asked for, in microseconds.  One that asked for a signature is left
+        alone: only creating it anew does so again.
         """
         with self._transaction(wait_s, write=False) as db:
             found = db.one(
-                "SELECT remote FROM purchases JOIN payments ON id=payment WHERE operation=?"
-                " AND origin=? AND state='released' AND stage='created' AND remote IS NOT NULL"
-                " AND way IS NULL ORDER BY seq DESC LIMIT 1",
+                "SELECT remote, purchases.at FROM purchases JOIN payments ON id=payment"
+                " WHERE operation=? AND origin=? AND state='released' AND stage='created'"
+                " AND remote IS NOT NULL AND way IS NULL ORDER BY seq DESC LIMIT 1",
                 *(operation, origin),
             )
-        return None if found is None else str(found[0])
+        return None if found is None else (str(found[0]), int(found[1]))
 
     def note_created(
         self,
@@ -148,7 +168,8 @@ class TokenBook(Book):
         with self._transaction(wait_s) as db:
             db.run(
                 "UPDATE purchases SET remote=?, until=?, way=COALESCE(?, way), stage=CASE stage"
-                " WHEN 'asked' THEN 'created' ELSE stage END WHERE payment=?",
+                " WHEN 'asked' THEN 'created' WHEN 'pledged' THEN 'created' ELSE stage END"
+                " WHERE payment=?",
                 *(remote, until, way, payment_id),
             )
             data = {"remote": remote, "until": until}
@@ -176,6 +197,8 @@ class TokenBook(Book):
             self._write(db, now_us, payment_id, "paying", {"way": way, **terms})
             self._hold(db, row, proof, now_us)
             db.run("UPDATE purchases SET stage='paying', way=? WHERE payment=?", way, payment_id)
+            if way == "balance":
+                _note_balance(db, row.origin)
 
     def store_token(
         self, payment_id: str, bought: Bought, *, now_us: int, wait_s: float = WAIT_S
@@ -187,6 +210,7 @@ class TokenBook(Book):
             if row.state == "reserved":  # a balance paid: nothing was signed, the money is gone
                 self._hold(db, row, None, now_us)
                 db.run("UPDATE purchases SET way='balance' WHERE payment=?", payment_id)
+                _note_balance(db, row.origin)
                 row = self._row(db, payment_id)
             self._write_bought(db, row, bought, now_us)
             left = bought.calls - 1 if bought.calls > 0 else bought.calls
@@ -226,7 +250,7 @@ class TokenBook(Book):
             if not self._resumable(db, row) or self._in_flight(db, row):
                 return None
             found = db.one(
-                "SELECT stage, way, remote, until FROM purchases WHERE payment=?", payment_id
+                "SELECT stage, at, way, remote, until FROM purchases WHERE payment=?", payment_id
             )
             assert found is not None  # or it were not resumable
             purchase = self._unsealed(db, row, *found)
@@ -236,7 +260,7 @@ class TokenBook(Book):
         return purchase
 
     def _unsealed(
-        self, db: Db, row: Row, stage: Any, way: Any, remote: str | None, until: int | None
+        self, db: Db, row: Row, stage: Any, at: int, way: Any, remote: str | None, until: int | None
     ) -> Begun:
         from x402_mask._ledger import Proof  # noqa: PLC0415  # it is built on this module
 
@@ -250,7 +274,9 @@ class TokenBook(Book):
             )  # fmt: skip
         label = token_label(row.id)
         return Begun(
-            row=row, stage=stage, way=way, remote=remote, until=until, proof=proof,
+            row=row, stage=stage, at=at, way=way,
+            pledged=stage == "pledged" or _balance_pays(db, row.origin),
+            remote=remote, until=until, proof=proof,
             token=None if token is None else self._vault().open(bytes(token[0]), label),
         )  # fmt: skip
 
@@ -320,6 +346,26 @@ class TokenBook(Book):
         """
         sql = "UPDATE tokens SET live=0 WHERE payment=? AND calls=0"
         db.run(sql, payment_id)
+
+
+def _stage(asked: Asked) -> Stage:
+    if asked.remote is not None:
+        return "created"
+    return "pledged" if asked.pledged else "asked"
+
+
+def _balance_pays(db: Db, origin: str) -> bool:
+    """Whether a balance that is not this wallet's has ever paid a payment of *origin*."""
+    return db.one("SELECT 1 FROM meta WHERE name=?", _balance_of(origin)) is not None
+
+
+def _note_balance(db: Db, origin: str) -> None:
+    sql = "INSERT INTO meta (name, value) VALUES (?, 'pays') ON CONFLICT (name) DO NOTHING"
+    db.run(sql, _balance_of(origin))
+
+
+def _balance_of(origin: str) -> str:
+    return f"balance {origin}"
 
 
 def _usable(db: Db, origin: str, service: str, now_us: int) -> tuple[Any, ...] | None:

@@ -13,11 +13,11 @@ balance, while it is polled.  After a crash or a lost answer an identical call g
 ledger says this one stopped.
 
 Creating a payment is not paying: where that answer is lost, no id is known, and it is created
-again under the same reservation.  But not where an account may have been charged for it, whose
-balance pays at creation: a request with ``marketplace_headers``, or to an origin where a balance
-has paid before.  That reservation stays, and an identical call says so until it would be dead if it
-were a proof.  What was paid for keeps its operation likewise: until its proof is dead an identical
-call shows the same token, whatever the seller says of it.
+again under the same reservation.  But not where it is pledged, for an account's balance may pay at
+creation: a request with ``marketplace_headers``, or to an origin where a balance has paid before.
+That reservation stays, and an identical call says so for as long as a proof would live.  What was
+paid for keeps its operation likewise: until its proof is dead an identical call shows the same
+token, whatever the seller says of it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from x402_mask import _json
 from x402_mask._body import date_of
-from x402_mask._effects import Fetch, Reply, ask, consult, fetch, record, sleep
+from x402_mask._effects import Fetch, Reply, ask, checkpoint, consult, fetch, record, sleep
 from x402_mask._ledger import EXPIRY_MARGIN_S, Proof, Result, Row, Twin
 from x402_mask._market import (
     PAYMENTS_PATH,
@@ -103,10 +103,12 @@ class _Deal:
     until: int | None = None
     held: bool = False
     """Whether money may have moved."""
-    asked: bool = False
-    """Whether the marketplace was asked for a payment before."""
+    unsent: bool = False
+    """Whether nothing has left for the payment that is asked for."""
     creating: bool = False
-    """Whether it is being asked for the first time."""
+    """Whether it is being asked for."""
+    pledged: bool = False
+    """Whether asking may be paying, by the balance of an account."""
     settled: bool = False
     transaction: str | None = None
     note: str = ""
@@ -241,10 +243,10 @@ def buy(
         PaymentRefused: the marketplace's own terms are not those of the live offer.
     """
     deal = _Deal(payer, call, purchase, row, terms)
-    remote = yield from record(
+    left = yield from record(
         lambda wait_s: payer.ledger.unpaid(purchase.operation, purchase.origin, wait_s=wait_s)
     )
-    return (yield from _orderly(deal, _begin(deal, remote)))
+    return (yield from _orderly(deal, _begin(deal, *(left or (None, 0)))))
 
 
 def _orderly(deal: _Deal, steps: Generator[Effect, Any, T]) -> Generator[Effect, Any, T]:
@@ -263,7 +265,7 @@ def _orderly(deal: _Deal, steps: Generator[Effect, Any, T]) -> Generator[Effect,
             failure.at_risk = True
         raise
     except BaseException as failure:
-        if deal.creating and not _may_have_left(failure):
+        if deal.unsent or (deal.creating and not _may_have_left(failure)):
             yield from release(deal.payer, deal.row.id, failure)
             raise
         if deal.held and not deal.call.trip.paid:
@@ -281,26 +283,47 @@ def _may_have_left(failure: BaseException) -> bool:
     return kinds.isdisjoint(("ConnectError", "ConnectTimeout", "PoolTimeout"))
 
 
-def _begin(deal: _Deal, remote: str | None) -> Generator[Effect, Any, Verdict | None]:
+def _begin(
+    deal: _Deal, remote: str | None, asked_us: int
+) -> Generator[Effect, Any, Verdict | None]:
+    """Ask for a payment, or go on with one that an earlier call left unpaid."""
     payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
-    deal.remote = yield from record(
-        lambda wait_s: payer.ledger.ask_payment(row.id, remote, now_us=now_us, wait_s=wait_s)
+    account, deal.unsent = bool(payer.marketplace_headers), True
+    asked = yield from record(
+        lambda wait_s: payer.ledger.ask_payment(
+            row.id, remote, account=account, now_us=now_us, wait_s=wait_s
+        )
     )
+    deal.remote, deal.pledged = asked.remote, asked.pledged
     if deal.remote is None:
         return (yield from _create(deal))
+    deal.unsent = False
     payment, answer = yield from _read(deal)
     if payment is not None and payment.is_lost:
         yield from _write_off(deal, payment)
         return None
-    if payment is None and answer.status != 404 and (yield from _charges_accounts(deal)):
-        raise _unread(answer)
+    if payment is None and asked.pledged and not _is_gone(answer) and not _is_old(deal, asked_us):
+        raise _unread(deal, answer)
     if payment is None or _is_over(deal, payment):
-        return (yield from _create(deal))
+        return (yield from _create_anew(deal))
     return (yield from _pay(deal, payment, answer))
 
 
-def _unread(answer: Fetched) -> TokenFlowError:
-    return TokenFlowError(f"{PAYMENTS_PATH} answered {answer.status}; nothing was paid yet")
+def _is_gone(answer: Fetched) -> bool:
+    return answer.status in (404, 410)
+
+
+def _is_old(deal: _Deal, at_us: int) -> bool:
+    """Whether a proof of that time, in microseconds, would be dead by now."""
+    lived = deal.payer.now() - at_us / SECOND
+    return lived > deal.payer.policy.max_validity_s + EXPIRY_MARGIN_S
+
+
+def _unread(deal: _Deal, answer: Fetched) -> TokenFlowError:
+    return TokenFlowError(
+        f"{PAYMENTS_PATH} answered {answer.status}; this payer has paid nothing yet",
+        at_risk=deal.pledged,
+    )
 
 
 def _write_off(deal: _Deal, payment: MarketPayment) -> Generator[Effect, Any, None]:
@@ -311,22 +334,20 @@ def _write_off(deal: _Deal, payment: MarketPayment) -> Generator[Effect, Any, No
 
 
 def _create(deal: _Deal) -> Generator[Effect, Any, Verdict]:
-    """Ask the marketplace for a payment."""
-    if deal.remote is not None:
-        yield from _forget_created(deal)
+    """Ask the marketplace for a payment; the ledger knows that already."""
     deal.payer.emit("token_asked", deal.purchase, payment_id=deal.row.id)
-    deal.creating = not deal.asked
+    yield from checkpoint()  # the last moment at which nothing has left
+    deal.unsent, deal.creating = False, True
     answer = yield from fetch(_order(deal))
-    deal.creating, deal.asked = False, True
+    deal.creating = False
     try:
         payment = read_payment(answer.body)
     except Unreadable as exc:
         payment = None
         if answer.status != 402:
-            refused = 400 <= answer.status < 500
             raise TokenFlowError(
                 f"{deal.purchase.origin}{PAYMENTS_PATH} answered {answer.status}: {exc}",
-                at_risk=not refused and (yield from _charges_accounts(deal)),
+                at_risk=deal.pledged and not _is_refusal(answer.status),
             ) from None
     if payment is not None:
         able = deal.payer.signer is not None and not payment.is_paid
@@ -340,35 +361,43 @@ def _create(deal: _Deal) -> Generator[Effect, Any, Verdict]:
     return (yield from _pay(deal, payment, answer))
 
 
-def _create_again(deal: _Deal) -> Generator[Effect, Any, Verdict | None]:
+def _is_refusal(status: int) -> bool:
+    """Whether nothing was done, by the meaning of the status (RFC 9110, 15.5)."""
+    return 400 <= status < 500 and status not in (408, 409, 499)
+
+
+def _create_anew(deal: _Deal) -> Generator[Effect, Any, Verdict]:
+    """Ask for another payment: nothing can come of the last one."""
+    payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
+    account, deal.unsent = bool(payer.marketplace_headers), True
+    deal.remote = deal.until = None
+    asked = yield from record(
+        lambda wait_s: payer.ledger.ask_anew(row.id, account=account, now_us=now_us, wait_s=wait_s)
+    )
+    deal.pledged = asked.pledged
+    return (yield from _create(deal))
+
+
+def _create_again(deal: _Deal, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
     """Ask for a payment whose id was never heard of, unless asking may have been paying."""
-    if not (yield from _charges_accounts(deal)):
-        return (yield from _create(deal))
-    if not _is_closed(deal):
+    if not begun.pledged:
+        return (yield from _create_anew(deal))
+    if not _is_old(deal, begun.at):
         raise TokenFlowError(
             f"the answer of {deal.purchase.origin}{PAYMENTS_PATH} was lost, and an account's"
             " balance may have paid: no other payment is created yet; see the account",
             at_risk=True,
         )
-    yield from _hold(deal, "balance", None)
-    yield from _end(deal, "unknown", "an account's balance may have paid; no answer came")
-    yield from _give_up(deal, "the marketplace's answer was lost")
+    yield from _count_unheard(deal)
     return None
 
 
-def _charges_accounts(deal: _Deal) -> Generator[Effect, Any, bool]:
-    """Whether creating a payment may be paying it, by the balance of whoever asks."""
-    payer, origin = deal.payer, deal.purchase.origin
-    if payer.marketplace_headers:
-        return True
-    return (yield from record(lambda wait_s: payer.ledger.balance_paid(origin, wait_s=wait_s)))
-
-
-def _forget_created(deal: _Deal) -> Generator[Effect, Any, None]:
-    """Nothing can come of the payment whose id is known: another is asked for."""
-    payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
-    deal.remote = deal.until = None
-    yield from record(lambda wait_s: payer.ledger.ask_anew(row.id, now_us=now_us, wait_s=wait_s))
+def _count_unheard(deal: _Deal) -> Generator[Effect, Any, None]:
+    """A balance may have paid, and nobody will tell: it counts; look again."""
+    yield from _hold(deal, "balance", None)
+    yield from _end(deal, "unknown", "an account's balance may have paid; no answer came")
+    check_resign(deal.payer, deal.row)
+    yield from _give_up(deal, "the marketplace's answer was lost")
 
 
 def _order(deal: _Deal, proof: tuple[str, str] | None = None) -> Fetch:
@@ -905,14 +934,16 @@ def resume(
         if begun is None:
             return None
         row, terms = begun.row, _terms_again(payer, purchase, begun.row)
-        if row.state == "reserved" and row.network is not None and terms.choice is None:
+        unheard = begun.remote is None and begun.pledged  # an account may have been charged
+        if row.state == "reserved" and row.network and terms.choice is None and not unheard:
             yield from _let_go(payer, row)
             return None  # decided anew
         payer.emit("represented", row, payment_id=row.id, usd=usd(row.micro))
         deal = _Deal(
             payer, call, purchase, row, terms,
-            remote=begun.remote, until=begun.until, held=row.state != "reserved", asked=True,
+            remote=begun.remote, until=begun.until, held=row.state != "reserved",
             settled=row.state == "settled", transaction=row.trans,
+            pledged=begun.pledged or bool(payer.marketplace_headers),
         )  # fmt: skip
         return (yield from _orderly(deal, _go_on(deal, begun)))
     finally:
@@ -951,17 +982,21 @@ def _go_on(deal: _Deal, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
         case "paying":
             return (yield from _go_on_paying(deal, begun))
         case _ if begun.remote is None:
-            return (yield from _create_again(deal))
+            return (yield from _create_again(deal, begun))
     payment, answer = yield from _read(deal)
-    if payment is None and answer.status != 404:
-        raise _unread(answer)
+    if payment is None and not _is_gone(answer):
+        if not _is_old(deal, begun.at):
+            raise _unread(deal, answer)
+        if deal.pledged:
+            yield from _count_unheard(deal)
+            return None
     if payment is not None and payment.is_lost:
         yield from _write_off(deal, payment)
         return None
     if payment is None or _is_over(deal, payment):
-        return (yield from _create(deal))
+        return (yield from _create_anew(deal))
     if begun.way == "x402" and not payment.is_paid and _asked(answer) is None:
-        return (yield from _create(deal))  # nothing else asks for the signature
+        return (yield from _create_anew(deal))  # nothing else asks for the signature
     return (yield from _pay(deal, payment, answer))
 
 
@@ -1006,7 +1041,7 @@ def _is_closed(deal: _Deal) -> bool:
     payer, row = deal.payer, deal.row
     if row.valid_before is not None:
         return row.expired(payer.now_us())
-    return payer.now() > row.at / SECOND + payer.policy.max_validity_s + EXPIRY_MARGIN_S
+    return _is_old(deal, row.at)
 
 
 def _lapse(deal: _Deal) -> Generator[Effect, Any, None]:

@@ -136,11 +136,11 @@ def test_an_unpaid_payment_is_taken_over_once(ledger: Ledger) -> None:
     ledger.note_created(first.id, "pay_m", None, now_us=NOW)
     assert ledger.unpaid("op", ORIGIN) is None  # not while it is reserved
     ledger.release(first.id, "unpaid", now_us=NOW)
-    assert ledger.unpaid("op", ORIGIN) == "pay_m"
+    assert ledger.unpaid("op", ORIGIN) == ("pay_m", NOW)
     assert ledger.unpaid("other", ORIGIN) is None
     assert ledger.unpaid("op", "https://other.example") is None
     ones = [reserved(ledger, route="token", operation="op") for _ in range(2)]
-    took = [ledger.ask_payment(one.id, "pay_m", now_us=NOW) for one in ones]
+    took = [ledger.ask_payment(one.id, "pay_m", now_us=NOW).remote for one in ones]
     assert took == ["pay_m", None]
     assert stage(ledger, ones[0]) == ("created", None, "pay_m", None)
     assert stage(ledger, ones[1]) == ("asked", None, None, None)
@@ -299,9 +299,10 @@ def test_the_audit_follows_a_purchase_through_all_its_steps(ledger: Ledger) -> N
     ledger.release(first.id, "nobody paid", now_us=NOW)
     assert verify(ledger).problems == []
     second = reserved(ledger, operation=first.operation)
-    assert ledger.ask_payment(second.id, "pay_m", now_us=NOW) == "pay_m"
+    assert ledger.ask_payment(second.id, "pay_m", now_us=NOW).remote == "pay_m"
     assert verify(ledger).problems == []
-    ledger.ask_anew(second.id, now_us=NOW)
+    ledger.ask_anew(second.id, account=True, now_us=NOW)
+    assert verify(ledger).problems == []
     ledger.note_created(second.id, "pay_n", None, now_us=NOW)
     ledger.note_created(second.id, "pay_o", None, now_us=NOW)
     ledger.hold_purchase(second.id, "x402", proof(), now_us=NOW)

@@ -11,13 +11,11 @@ import itertools
 import os
 import signal
 import threading
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from httpx import RemoteProtocolError
 
 from tests.faults import jobs as calls
 from tests.faults.processes import Process
@@ -29,7 +27,6 @@ from tests.tokens.bazaar import PRICE, Bazaar
 from tests.tokens.shop import NO_TLS
 from x402_mask import Client, SQLiteLedger
 from x402_mask._audit import verify
-from x402_mask.errors import CapExceeded, TokenFlowError
 
 WAYS = ("x402", "object", "settle", "balance", "at-creation")
 """How it is paid; ``object``: x402, which only the answer to creating a payment asks for."""
@@ -283,67 +280,3 @@ def test_a_process_killed_when_the_market_chooses(fast_path: Path, way: str, mom
         excused |= {"unheard"} if (way, step) == ("at-creation", "create") else set()
         assert trial.faults(excused) == [], (step, trial.outcomes, market.steps())
         trial.close()
-
-
-def test_an_account_charged_at_creation_is_charged_once(fast_path: Path) -> None:
-    """The answer that tells the payment's id is lost: until that would be dead, none is created."""
-    names = points_of(fast_path, "at-creation", "client")
-    trial = Trial(fast_path, "at-creation", "client")
-    trial.cut("fault", names.index("send:market-POST:after") + 1)
-    late = [0.0]
-    buyer = jobs.buyer_on(
-        SQLiteLedger(trial.path), trial.market.origin, "at-creation",
-        clock=lambda: time.time() + late[0],
-    )  # fmt: skip
-    with Client(buyer, timeout=5, verify=NO_TLS) as client:
-        for _ in range(2):
-            with pytest.raises(
-                TokenFlowError, match="an account's balance may have paid"
-            ) as caught:
-                client.get(trial.market.url())
-            assert caught.value.at_risk and caught.value.payment_id
-        late[0] = buyer.policy.max_validity_s + 31
-        with pytest.raises(CapExceeded):  # what may have been paid stays counted
-            client.get(trial.market.url())
-    [kept] = buyer.payments()
-    assert (kept.state, len(trial.market.moved)) == ("held", 1)
-    trial.close()
-
-
-@pytest.mark.parametrize("status", [200, 303, 502])
-def test_an_account_and_an_answer_that_cannot_be_read(fast_path: Path, status: int) -> None:
-    """Of a proxy, say, behind which the account was charged."""
-    trial = Trial(fast_path, "at-creation", "client")
-    trial.market.after["create"] = lambda _hit, _reply: Reply(status=status, body=b"<html>")
-    trial.ledger = SQLiteLedger(trial.path)
-    trial.repeat("same-ledger")
-    assert trial.outcomes == ["TokenFlowError"] * 4
-    assert (len(trial.market.moved), sums(trial.path).counted) == (1, PRICE)
-    trial.close()
-
-
-def test_a_refusal_charges_no_account(fast_path: Path) -> None:
-    """A 4xx answer made no payment: what was reserved is given back."""
-    trial = Trial(fast_path, "at-creation", "client")
-    trial.market.before["create"] = lambda _hit: Reply(status=429, body=b"slow down")
-    trial.ledger = SQLiteLedger(trial.path)
-    trial.repeat("same-ledger")
-    assert (trial.outcomes, sums(trial.path).counted) == (["TokenFlowError"] * 4, 0)
-    trial.close()
-
-
-def test_a_balance_that_has_paid_once_is_expected_to_pay_again(fast_path: Path) -> None:
-    """However the marketplace knows whom to charge: nothing in the request tells."""
-    trial = Trial(fast_path, "at-creation", "client")
-    trial.ledger = SQLiteLedger(trial.path)
-    options: dict[str, Any] = {"marketplace_headers": None, "cap": "1"}
-    buyer = jobs.buyer_on(trial.ledger, trial.market.origin, "at-creation", **options)
-    with Client(buyer, timeout=5, verify=NO_TLS) as client:
-        assert client.get(trial.market.url(), params={"n": 1}).status_code == 200
-        trial.market.after["create"] = lambda _hit, _reply: Reply(drop=True)
-        with pytest.raises(RemoteProtocolError):
-            client.get(trial.market.url(), params={"n": 2})
-        with pytest.raises(TokenFlowError, match="an account's balance may have paid"):
-            client.get(trial.market.url(), params={"n": 2})
-    assert len(trial.market.moved) == 2
-    trial.close()
