@@ -206,7 +206,9 @@ class _Replay:
         """How far the purchase of a token has come, if this payment is one."""
         if kind == "asked":
             self._take_over(payment, data["remote"])
-            self.purchases[payment] = (data["stage"], data["remote"])
+            remote = data["remote"]  # the stage is not in the first rows of this kind ever written
+            stage = data.get("stage") or ("asked" if remote is None else "created")
+            self.purchases[payment] = (stage, remote)
         if payment not in self.purchases:
             return
         stage, remote = self.purchases[payment]
