@@ -24,9 +24,9 @@ LOG_PAGES_MAX: Final = 20_000
 
 _WAIT_S: Final = 0.05
 
-_guard = threading.Lock()
-_running: dict[threading.Thread, str] = {}
-"""Every checkpoint of this process and its file, whatever became of the ledger that began it."""
+_guard = threading.RLock()  # a signal handler may fork while this thread has it
+_running: dict[str, threading.Thread] = {}
+"""Every checkpoint of this process by its file, whatever became of the ledger that began it."""
 
 
 class Checkpointer:
@@ -48,17 +48,22 @@ class Checkpointer:
 def _begin(path: str) -> bool:
     """Begin a checkpoint, unless one of this file is going on."""
     with _guard:
-        if path in _running.values():
+        if path in _running:
             return False
         try:
             thread = threading.Thread(
                 target=_run, args=(path,), name="x402-mask-checkpoint", daemon=True
             )
-            thread.start()
-        except RuntimeError as exc:  # no thread to be had: the log grows a little longer
+        except RuntimeError as exc:
             log.debug("no checkpoint of %s: %s", path, exc)
-        else:
-            _running[thread] = path  # before the thread can end: it needs the guard for that
+            return True
+        _running[path] = thread
+    try:
+        thread.start()
+    except RuntimeError as exc:  # no thread to be had: the log grows a little longer
+        log.debug("no checkpoint of %s: %s", path, exc)
+        with _guard:
+            _running.pop(path, None)
     return True
 
 
@@ -66,17 +71,18 @@ def finish(timeout_s: float) -> frozenset[str]:
     """Wait until none is going on; the files of those that still are."""
     until = time.monotonic() + timeout_s
     with _guard:
-        threads = list(_running)
+        threads = list(_running.values())
     for thread in threads:
-        thread.join(max(0.0, until - time.monotonic()))
+        if thread.ident is not None and thread is not threading.current_thread():
+            thread.join(max(0.0, until - time.monotonic()))
     with _guard:
-        return frozenset(_running.values())
+        return frozenset(_running)
 
 
 def forked() -> None:
     """In a child: the parent's threads are not here."""
     global _guard  # noqa: PLW0603
-    _guard = threading.Lock()
+    _guard = threading.RLock()
     _running.clear()
 
 
@@ -87,7 +93,7 @@ def _run(path: str) -> None:
         log.debug("no checkpoint of %s: %s", path, exc)
     finally:
         with _guard:
-            _running.pop(threading.current_thread(), None)
+            _running.pop(path, None)
 
 
 def _checkpoint(path: str) -> None:

@@ -365,6 +365,10 @@ class SQLiteLedger(_SQL):
         if self._db is not None or not self._lock.acquire(blocking=False):
             _inherited.append(self._db)  # closing it here would be as bad as using it
             raise _forked_in_use()
+        self._renew()
+
+    def _renew(self) -> None:
+        """In a child that inherited nothing open: as in a new process."""
         self._lock = threading.RLock()
         self._waiting_since = {}
         self._frozen = False
@@ -479,7 +483,9 @@ def _after_fork_in_child() -> None:
     _forking = threading.RLock()
     _open_before_fork.update(_still_open)
     for ledger in list(_ledgers):
-        if ledger._db is not None and ledger._real is not None:  # noqa: SLF001  # not frozen
+        if ledger._frozen:  # noqa: SLF001
+            ledger._renew()  # noqa: SLF001  # its lock is the forking thread's
+        elif ledger._db is not None and ledger._real is not None:  # noqa: SLF001
             _open_before_fork.add(ledger._real)  # noqa: SLF001
     _checkpoints.forked()
 

@@ -6,8 +6,9 @@ A purchase goes through stages, each written down before the step it names::
     pledged ─┘       └─────────────────┘  a balance paid it
 
 ``asked``: the marketplace may have made a payment, whose id is not known; also again, after one
-that came to nothing.  ``pledged``: the same, and the balance of an account may have paid it.
-``created``: its id is known and nothing was paid by us.  ``paying``: money may have moved; never
+that came to nothing.  ``pledged``: the same, and the balance of an account may have paid it; the
+way stays ``account`` until it is known better.  ``created``: its id is known and nothing was paid
+by us.  ``paying``: money may have moved; never
 paid again.  ``bought``: the token is here.  ``closed``: nothing more can come of it.
 """
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from x402_mask._models import State
 
 Stage = Literal["asked", "pledged", "created", "paying", "bought", "closed"]
-Way = Literal["balance", "x402", "transfer", "settle"]
+Way = Literal["account", "balance", "x402", "transfer", "settle"]
 
 UNLIMITED: Final = -1
 
@@ -112,12 +113,15 @@ class TokenBook(Book):
         """
         with self._transaction(wait_s, durable=True) as db:
             row = self._reserved(db, payment_id)
-            if remote is not None and not _taken_over(db, row, remote):
-                remote = None
-            asked = Asked(remote=remote, pledged=account or _balance_pays(db, row.origin))
+            account = account or _balance_pays(db, row.origin)
+            if remote is not None:
+                account = _is_pledged(db, remote, row.origin) or account
+                if not _taken_over(db, row, remote):
+                    remote = None
+            asked = Asked(remote=remote, pledged=account)
             db.run(
-                "INSERT INTO purchases (payment, stage, remote, at) VALUES (?, ?, ?, ?)",
-                *(payment_id, _stage(asked), remote, now_us),
+                "INSERT INTO purchases (payment, stage, way, remote, at) VALUES (?, ?, ?, ?, ?)",
+                *(payment_id, _stage(asked), "account" if account else None, remote, now_us),
             )
             self._write(db, now_us, payment_id, "asked", {"remote": remote, "stage": _stage(asked)})
         return asked
@@ -130,9 +134,9 @@ class TokenBook(Book):
             row = self._reserved(db, payment_id)
             asked = Asked(remote=None, pledged=account or _balance_pays(db, row.origin))
             db.run(
-                "UPDATE purchases SET stage=?, remote=NULL, until=NULL, way=NULL, at=?"
+                "UPDATE purchases SET stage=?, remote=NULL, until=NULL, way=?, at=?"
                 " WHERE payment=?",
-                *(_stage(asked), now_us, payment_id),
+                *(_stage(asked), "account" if asked.pledged else None, now_us, payment_id),
             )
             self._write(db, now_us, payment_id, "asked", {"remote": None, "stage": _stage(asked)})
         return asked
@@ -149,7 +153,8 @@ class TokenBook(Book):
             found = db.one(
                 "SELECT remote, purchases.at FROM purchases JOIN payments ON id=payment"
                 " WHERE operation=? AND origin=? AND state='released' AND stage='created'"
-                " AND remote IS NOT NULL AND way IS NULL ORDER BY seq DESC LIMIT 1",
+                " AND remote IS NOT NULL AND (way IS NULL OR way='account')"
+                " ORDER BY seq DESC LIMIT 1",
                 *(operation, origin),
             )
         return None if found is None else (str(found[0]), int(found[1]))
@@ -275,7 +280,7 @@ class TokenBook(Book):
         label = token_label(row.id)
         return Begun(
             row=row, stage=stage, at=at, way=way,
-            pledged=stage == "pledged" or _balance_pays(db, row.origin),
+            pledged=way == "account" or _balance_pays(db, row.origin),
             remote=remote, until=until, proof=proof,
             token=None if token is None else self._vault().open(bytes(token[0]), label),
         )  # fmt: skip
@@ -352,6 +357,16 @@ def _stage(asked: Asked) -> Stage:
     if asked.remote is not None:
         return "created"
     return "pledged" if asked.pledged else "asked"
+
+
+def _is_pledged(db: Db, remote: str, origin: str) -> bool:
+    """Whether an account may have been charged when *remote* was created."""
+    found = db.one(
+        "SELECT 1 FROM purchases JOIN payments ON id=payment WHERE remote=? AND origin=?"
+        " AND way='account' LIMIT 1",
+        *(remote, origin),
+    )
+    return found is not None
 
 
 def _balance_pays(db: Db, origin: str) -> bool:

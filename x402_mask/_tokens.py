@@ -83,6 +83,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("x402_mask")
 T = TypeVar("T")
 
+_BY_OTHERS: Final = ("account", "balance", "settle")
+"""Ways of paying of which no chain tells us."""
+
 _FIRST_DELAY_S: Final = 0.25
 _GROWTH: Final = 1.6
 _DELAY_MAX_S: Final = 5.0
@@ -109,6 +112,8 @@ class _Deal:
     """Whether it is being asked for."""
     pledged: bool = False
     """Whether asking may be paying, by the balance of an account."""
+    stale: bool = False
+    """Whether what was reserved is no longer what the seller offers."""
     settled: bool = False
     transaction: str | None = None
     note: str = ""
@@ -302,8 +307,11 @@ def _begin(
     if payment is not None and payment.is_lost:
         yield from _write_off(deal, payment)
         return None
-    if payment is None and asked.pledged and not _is_gone(answer) and not _is_old(deal, asked_us):
-        raise _unread(deal, answer)
+    if payment is None and asked.pledged and not _is_gone(answer):
+        if not _is_old(deal, asked_us):
+            raise _unread(deal, answer)
+        yield from _count_unheard(deal)
+        return None
     if payment is None or _is_over(deal, payment):
         return (yield from _create_anew(deal))
     return (yield from _pay(deal, payment, answer))
@@ -354,8 +362,9 @@ def _create(deal: _Deal) -> Generator[Effect, Any, Verdict]:
         signs = able and _asked(answer) is not None
         try:
             yield from _note(deal, payment, "x402" if signs else None)
-        except LedgerError:
+        except LedgerError as exc:
             if not payment.is_paid:  # if it is, its token may still be stored, which says the same
+                exc.at_risk = deal.pledged
                 raise
             log.exception("the id of a payment that is paid could not be stored")
     return (yield from _pay(deal, payment, answer))
@@ -394,7 +403,7 @@ def _create_again(deal: _Deal, begun: Begun) -> Generator[Effect, Any, Verdict |
 
 def _count_unheard(deal: _Deal) -> Generator[Effect, Any, None]:
     """A balance may have paid, and nobody will tell: it counts; look again."""
-    yield from _hold(deal, "balance", None)
+    yield from _hold(deal, "account", None)
     yield from _end(deal, "unknown", "an account's balance may have paid; no answer came")
     check_resign(deal.payer, deal.row)
     yield from _give_up(deal, "the marketplace's answer was lost")
@@ -934,8 +943,8 @@ def resume(
         if begun is None:
             return None
         row, terms = begun.row, _terms_again(payer, purchase, begun.row)
-        unheard = begun.remote is None and begun.pledged  # an account may have been charged
-        if row.state == "reserved" and row.network and terms.choice is None and not unheard:
+        stale = row.state == "reserved" and row.network is not None and terms.choice is None
+        if stale and not begun.pledged:
             yield from _let_go(payer, row)
             return None  # decided anew
         payer.emit("represented", row, payment_id=row.id, usd=usd(row.micro))
@@ -943,7 +952,7 @@ def resume(
             payer, call, purchase, row, terms,
             remote=begun.remote, until=begun.until, held=row.state != "reserved",
             settled=row.state == "settled", transaction=row.trans,
-            pledged=begun.pledged or bool(payer.marketplace_headers),
+            pledged=begun.pledged or bool(payer.marketplace_headers), stale=stale,
         )  # fmt: skip
         return (yield from _orderly(deal, _go_on(deal, begun)))
     finally:
@@ -983,6 +992,11 @@ def _go_on(deal: _Deal, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
             return (yield from _go_on_paying(deal, begun))
         case _ if begun.remote is None:
             return (yield from _create_again(deal, begun))
+        case _:
+            return (yield from _go_on_unpaid(deal, begun))
+
+
+def _go_on_unpaid(deal: _Deal, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
     payment, answer = yield from _read(deal)
     if payment is None and not _is_gone(answer):
         if not _is_old(deal, begun.at):
@@ -993,6 +1007,9 @@ def _go_on(deal: _Deal, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
     if payment is not None and payment.is_lost:
         yield from _write_off(deal, payment)
         return None
+    if deal.stale and not (payment is not None and payment.is_paid):
+        yield from _let_go(deal.payer, deal.row)
+        return None  # decided anew
     if payment is None or _is_over(deal, payment):
         return (yield from _create_anew(deal))
     if begun.way == "x402" and not payment.is_paid and _asked(answer) is None:
@@ -1022,8 +1039,8 @@ def _go_on_paying(deal: _Deal, begun: Begun) -> Generator[Effect, Any, Verdict |
         payment, _ = yield from _read(deal)
         if payment is not None and payment.is_paid and payment.token is not None:
             told = begun.way == "x402" and not deal.payer.chain_knows(deal.row.network)
-            deal.settled = deal.settled or told or begun.way in ("settle", "balance")
-            if begun.way == "balance":
+            deal.settled = deal.settled or told or begun.way in _BY_OTHERS
+            if begun.way in ("account", "balance"):
                 return (yield from _paid_already(deal, payment))
             return (yield from _take(deal, payment))
     if begun.way == "transfer":

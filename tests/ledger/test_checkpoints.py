@@ -196,6 +196,63 @@ def test_a_fork_waits_for_a_checkpoint(
     assert " ".join(done.stdout.split()) == said, done.stderr
 
 
+FORK_IN_HANDLER = """
+import os, signal, sys, threading
+from tests.ledger.kit import reserved
+from x402_mask import SQLiteLedger, _checkpoints
+import x402_mask._sqlite as sqlite
+
+_checkpoints.COMMITS = 2
+sqlite.WAIT_S = 0.2
+def fork(*_):
+    if os.fork() == 0:
+        os._exit(0)
+    os.wait()
+    print("forked", flush=True)
+signal.signal(signal.SIGUSR1, fork)
+start = threading.Thread.start
+def started(thread):
+    if thread.name == "x402-mask-checkpoint":
+        os.kill(os.getpid(), signal.SIGUSR1)
+    start(thread)
+threading.Thread.start = started
+ledger = SQLiteLedger(sys.argv[1])
+for _ in range(3):
+    reserved(ledger)
+print(len(ledger.payments()))
+"""
+
+THREADS_OF_A_CHILD = """
+import os, sys, threading
+from tests.ledger.kit import reserved
+from x402_mask import SQLiteLedger
+
+ledger = SQLiteLedger(sys.argv[1])
+reserved(ledger)
+if os.fork() == 0:
+    threads = [threading.Thread(target=reserved, args=(ledger,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    os._exit(0)
+os.wait()
+print(len(ledger.payments()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "said"), [(FORK_IN_HANDLER, "forked 3"), (THREADS_OF_A_CHILD, "4")]
+)
+def test_forks_at_odd_moments(tmp_path: Path, script: str, said: str) -> None:
+    """In a signal handler while a checkpoint begins; and used first by the child's threads."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "ledger.db")],
+        cwd=ROOT, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert " ".join(done.stdout.split()) == said, done.stderr
+
+
 def slowly(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Let every checkpoint take that long."""
 

@@ -21,7 +21,7 @@ from tests.tokens.shop import NO_TLS, WALLET, payer
 from x402_mask import AsyncClient, Client, Payer, SQLiteLedger
 from x402_mask._audit import verify
 from x402_mask._ledger import Busy
-from x402_mask.errors import PaymentRefused, TokenFlowError
+from x402_mask.errors import LedgerError, PaymentRefused, TokenFlowError
 from x402_mask.httpx import PaymentTransport
 
 ACCOUNT = {"X-Api-Key": "an account"}
@@ -148,6 +148,76 @@ def test_what_counts_is_how_it_was_asked_for(shop: Shop, wallet: Any) -> None:
     other = shop.buyer(marketplace_headers=None, wallet=wallet, prefer=("token",))
     assert shop.ask(other) == "TokenFlowError"
     assert (shop.charged, shop.counted) == (1, 1)
+
+
+@pytest.mark.parametrize("wallet", [None, WALLET])
+def test_nor_where_its_id_is_known_and_it_cannot_be_read(shop: Shop, wallet: Any) -> None:
+    """The account pays meanwhile; another worker is not told what became of it."""
+    shop.leave_unpaid(shop.buyer())
+    [sale] = shop.bazaar.sales.values()
+    shop.bazaar.pay(sale.id, "balance")
+    shop.bazaar.before["poll"] = lambda _hit: Reply(status=403, body=b"not yours")
+    shop.bazaar.paid_at, shop.bazaar.asks = None, "server402"
+    other = shop.buyer(marketplace_headers=None, wallet=wallet, prefer=("token",))
+    assert shop.ask(other) == "TokenFlowError"
+    assert (shop.charged, shop.counted) == (1, 1)
+    shop.bazaar.before.clear()
+    assert shop.ask(other) == "200"
+    assert (shop.charged, shop.counted) == (1, 1)
+
+
+def test_one_given_back_unpaid_and_taken_up_too_late(shop: Shop) -> None:
+    """Its balance paid in the meantime, and it can no longer be read: it counts."""
+    buyer = shop.buyer()
+    shop.bazaar.paid_at = None
+    assert shop.ask(buyer) == "TokenFlowError" and shop.counted == 0
+    [sale] = shop.bazaar.sales.values()
+    shop.bazaar.pay(sale.id, "balance")
+    shop.bazaar.before["poll"] = lambda _hit: Reply(status=500, body=b"")
+    shop.late, shop.bazaar.paid_at = 700, "creation"
+    assert shop.ask(buyer) == "200"
+    assert (shop.charged, shop.counted) == (2, 2)
+
+
+def test_an_id_that_could_not_be_written_down(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The payment is made, and its account will pay: the reservation is not given back."""
+    buyer = shop.buyer()
+    shop.bazaar.paid_at = None
+
+    def locked(*args: Any, **named: Any) -> None:
+        raise LedgerError("the ledger was locked for 5 s")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SQLiteLedger, "note_created", locked)
+        assert shop.ask(buyer) == "LedgerError"
+    [sale] = shop.bazaar.sales.values()
+    shop.bazaar.pay(sale.id, "balance")
+    assert shop.ask(buyer) == "TokenFlowError"
+    assert (shop.charged, shop.counted) == (1, 1)
+
+
+def test_a_price_that_changed_after_the_account_had_paid(shop: Shop) -> None:
+    """What was paid is read before anything is decided anew."""
+    buyer = shop.buyer(wallet=WALLET, prefer=("token",))
+    shop.leave_unpaid(buyer)
+    [sale] = shop.bazaar.sales.values()
+    shop.bazaar.pay(sale.id, "balance")
+    shop.bazaar.price = 5_000_000
+    assert shop.ask(buyer) in ("200", "TokenFlowError")
+    assert (shop.charged, shop.counted) == (1, 1)
+
+
+def test_a_suspicion_does_not_mark_the_origin(shop: Shop) -> None:
+    """A key is not yet a balance: payers without one go on as before."""
+    buyer = shop.buyer()
+    shop.lose_the_answer(buyer)
+    shop.late = buyer.policy.max_validity_s + 31
+    shop.bazaar.paid_at, shop.bazaar.asks = None, "server402"
+    other = shop.buyer(marketplace_headers=None, wallet=WALLET, prefer=("token",))
+    assert shop.ask(other) == "200"  # the one that was lost is counted by this
+    shop.lose_the_answer(other, 2)
+    assert shop.ask(other, 2) == "200"
+    assert (shop.charged, shop.counted) == (3, 3)
 
 
 def test_the_time_counts_from_the_request(shop: Shop) -> None:
