@@ -7,7 +7,7 @@ import datetime as dt
 import http.client
 import io
 import ipaddress
-import select
+import selectors
 import socket
 import ssl
 import threading
@@ -145,10 +145,14 @@ class Front(Server):
 
 def relay(secure: ssl.SSLSocket, plain: socket.socket) -> None:
     """Copy both ways in this one thread: two threads must not use one TLS connection at once."""
-    while True:
-        ready, _, _ = select.select([secure, plain], [], [], IDLE_S)
-        if not ready:
-            return
+    with selectors.DefaultSelector() as selector:  # select() knows no file beyond the 1024th
+        selector.register(secure, selectors.EVENT_READ)
+        selector.register(plain, selectors.EVENT_READ)
+        _relay(secure, plain, selector)
+
+
+def _relay(secure: ssl.SSLSocket, plain: socket.socket, selector: selectors.BaseSelector) -> None:
+    while ready := [key.fileobj for key, _ in selector.select(IDLE_S)]:
         if plain in ready:
             data = plain.recv(65536)
             if not data:
