@@ -63,10 +63,14 @@ class HeadFile:
 
     def close(self) -> None:
         """Close the file; writing opens it again."""
-        if self._file is not None:
+        file, self._file = self._file, None
+        if file is not None:
             with suppress(OSError):
-                os.close(self._file)
-            self._file = None
+                os.close(file)
+
+    def __del__(self) -> None:
+        """A ledger that is dropped without being closed leaves no file open."""
+        self.close()
 
     def read(self) -> tuple[int, bytes] | None:
         """The last known head, or ``None`` where there is none."""

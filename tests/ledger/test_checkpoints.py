@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import os
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +136,24 @@ def test_where_no_thread_can_be_had(
 def test_a_file_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
     _checkpoints._run(str(tmp_path / "gone.db"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc here")
+def test_a_ledger_that_is_dropped_leaves_no_file_open(tmp_path: Path) -> None:
+    ledger = SQLiteLedger(tmp_path / "ledger.db")
+    reserved(ledger)
+    assert list(opened(tmp_path))
+    del ledger
+    gc.collect()
+    assert list(opened(tmp_path)) == []
+
+
+def opened(directory: Path) -> Iterator[str]:
+    """The files of *directory* that this process has open; by name."""
+    for number in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        with suppress(OSError):
+            if (name := os.readlink(f"/proc/self/fd/{number}")).startswith(str(directory)):  # noqa: PTH115
+                yield name
 
 
 # --- forks ----------------------------------------------------------------------------------------
