@@ -206,15 +206,13 @@ class _Replay:
         """How far the purchase of a token has come, if this payment is one."""
         if kind == "asked":
             self._take_over(payment, data["remote"])
-            remote = data["remote"]  # the stage is not in the first rows of this kind ever written
-            stage = data.get("stage") or ("asked" if remote is None else "created")
-            self.purchases[payment] = (stage, remote)
+            stage = "asked" if data["remote"] is None else "created"
+            self.purchases[payment] = (stage, data["remote"])
         if payment not in self.purchases:
             return
         stage, remote = self.purchases[payment]
         if kind == "created":
-            known = stage not in ("asked", "pledged")
-            stage, remote = stage if known else "created", data["remote"]
+            stage, remote = "created" if stage == "asked" else stage, data["remote"]
         elif kind == "bought":
             stage, self.tokens[payment] = "bought", data["token"]
         elif kind == "paying" or (kind == "held" and "attempt" in data):

@@ -25,23 +25,22 @@ LOG_PAGES_MAX: Final = 20_000
 _WAIT_S: Final = 0.05
 
 _guard = threading.RLock()  # a signal handler may fork while this thread has it
-_running: dict[str, threading.Thread] = {}
+_running: dict[str, threading.Thread | None] = {}
 """Every checkpoint of this process by its file, whatever became of the ledger that began it."""
 
 
 class Checkpointer:
-    """Has one database checkpointed now and then."""
+    """Has a database checkpointed now and then."""
 
-    __slots__ = ("_commits", "_path")
+    __slots__ = ("_commits",)
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self) -> None:
         self._commits = 0
 
-    def committed(self) -> None:
-        """Something was written; called by one thread at a time."""
+    def committed(self, path: str) -> None:
+        """Something was written to *path*; called by one thread at a time."""
         self._commits += 1
-        if self._commits >= COMMITS and _begin(self._path):
+        if self._commits >= COMMITS and _begin(path):
             self._commits = 0
 
 
@@ -50,20 +49,16 @@ def _begin(path: str) -> bool:
     with _guard:
         if path in _running:
             return False
-        try:
-            thread = threading.Thread(
-                target=_run, args=(path,), name="x402-mask-checkpoint", daemon=True
-            )
-        except RuntimeError as exc:
-            log.debug("no checkpoint of %s: %s", path, exc)
-            return True
-        _running[path] = thread
+        _running[path] = None
     try:
+        thread = threading.Thread(
+            target=_run, args=(path,), name="x402-mask-checkpoint", daemon=True
+        )
+        _running[path] = thread
         thread.start()
     except RuntimeError as exc:  # no thread to be had: the log grows a little longer
         log.debug("no checkpoint of %s: %s", path, exc)
-        with _guard:
-            _running.pop(path, None)
+        _running.pop(path, None)
     return True
 
 
@@ -71,7 +66,7 @@ def finish(timeout_s: float) -> frozenset[str]:
     """Wait until none is going on; the files of those that still are."""
     until = time.monotonic() + timeout_s
     with _guard:
-        threads = list(_running.values())
+        threads = [thread for thread in _running.values() if thread is not None]
     for thread in threads:
         if thread.ident is not None and thread is not threading.current_thread():
             thread.join(max(0.0, until - time.monotonic()))

@@ -445,9 +445,7 @@ class Ledger(TokenBook, TransferBook):
             row = self._row(db, payment_id)
             mine = unsent and row.state == "held" and row.id in self._flying
             row = row if mine else self._reserved(db, payment_id)
-            also = (
-                _NO_PROOF if mine else NOTHING_ELSE
-            )  # nobody may ever collect what is not counted
+            also = _NO_PROOF if mine else NOTHING_ELSE  # nobody may collect what is not counted
             self._move(db, row, "released", now_us, {"note": note}, note=note, also=also)
         self._flying.pop(payment_id, None)
 

@@ -235,7 +235,7 @@ class SQLiteLedger(_SQL):
         self._key: Vault | None = None
         self._real: str | None = None
         self._head = HeadFile(self.path.with_name(self.path.name + ".head"))
-        self._checkpointer = _checkpoints.Checkpointer("")
+        self._checkpointer = _checkpoints.Checkpointer()
         self._frozen = False
         _ledgers.add(self)
 
@@ -281,7 +281,6 @@ class SQLiteLedger(_SQL):
         db = _Connection(raw)
         try:
             self._real = os.path.realpath(self.path)
-            self._checkpointer = _checkpoints.Checkpointer(self._real)
             if fresh:
                 self.path.chmod(0o600)
             _insist(db, "PRAGMA journal_mode=WAL", deadline)
@@ -381,7 +380,7 @@ class SQLiteLedger(_SQL):
     def _committed(self) -> None:
         if self._head.pending is not None:
             self._head.write()
-            self._checkpointer.committed()
+            self._checkpointer.committed(str(self._real))
 
     def _forget_head(self) -> None:
         self._head.forget()

@@ -2,14 +2,15 @@
 
 A purchase goes through stages, each written down before the step it names::
 
-    asked ───┬─► created ─► paying ─► bought ─► closed
-    pledged ─┘       └─────────────────┘  a balance paid it
+    asked ─► created ─► paying ─► bought ─► closed
+                 └─────────────────┘  a balance paid it
 
 ``asked``: the marketplace may have made a payment, whose id is not known; also again, after one
-that came to nothing.  ``pledged``: the same, and the balance of an account may have paid it; the
-way stays ``account`` until it is known better.  ``created``: its id is known and nothing was paid
-by us.  ``paying``: money may have moved; never
-paid again.  ``bought``: the token is here.  ``closed``: nothing more can come of it.
+that came to nothing.  ``created``: its id is known and nothing was paid by us.  ``paying``: money
+may have moved; never paid again.  ``bought``: the token is here.  ``closed``: nothing more can come
+of it.
+
+The way is ``account`` from the start where asking may be paying, by the balance of an account.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from x402_mask._ledger import Db, Proof, Row
     from x402_mask._models import State
 
-Stage = Literal["asked", "pledged", "created", "paying", "bought", "closed"]
+Stage = Literal["asked", "created", "paying", "bought", "closed"]
 Way = Literal["account", "balance", "x402", "transfer", "settle"]
 
 UNLIMITED: Final = -1
@@ -43,14 +44,16 @@ CREATE INDEX IF NOT EXISTS tokens_live ON tokens (origin, service) WHERE live = 
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Asked:
-    """What the marketplace is asked: for a payment, or after *remote*.
+    """A payment that the marketplace is asked for, or after, if its id *remote* is known.
 
-    ``pledged``: creating a payment may be paying it, by the balance of whoever asks.
+    ``at`` is when it was asked for, in microseconds; ``pledged``: asking may be paying, by the
+    balance of an account.
     """
 
     remote: str | None
+    at: int
     pledged: bool
 
 
@@ -98,32 +101,18 @@ class TokenBook(Book):
     """The part of a ledger that keeps purchases and tokens."""
 
     def ask_payment(
-        self,
-        payment_id: str,
-        remote: str | None,
-        *,
-        account: bool = False,
-        now_us: int,
-        wait_s: float = WAIT_S,
+        self, payment_id: str, *, account: bool = False, now_us: int, wait_s: float = WAIT_S
     ) -> Asked:
-        """The marketplace is about to be asked for a payment, or *remote* is taken up again.
+        """The marketplace is about to be asked for a payment; *account*: the request names one.
 
-        Durable: from here on the reservation is not given back without an answer.  *remote* is
-        not taken up if another call was first.  *account*: the request names one.
+        Or after one that an identical call created and nobody paid, which this purchase takes over.
+        Durable: from here on the reservation is not given back without an answer.
         """
         with self._transaction(wait_s, durable=True) as db:
             row = self._reserved(db, payment_id)
-            account = account or _balance_pays(db, row.origin)
-            if remote is not None:
-                account = _is_pledged(db, remote, row.origin) or account
-                if not _taken_over(db, row, remote):
-                    remote = None
-            asked = Asked(remote=remote, pledged=account)
-            db.run(
-                "INSERT INTO purchases (payment, stage, way, remote, at) VALUES (?, ?, ?, ?, ?)",
-                *(payment_id, _stage(asked), "account" if account else None, remote, now_us),
-            )
-            self._write(db, now_us, payment_id, "asked", {"remote": remote, "stage": _stage(asked)})
+            pledged = account or _balance_pays(db, row.origin)
+            asked = _taken_over(db, row, pledged=pledged) or Asked(None, now_us, pledged)
+            self._ask(db, row, asked, now_us)
         return asked
 
     def ask_anew(
@@ -132,32 +121,22 @@ class TokenBook(Book):
         """Nothing can come of the payment that was asked for; another is about to be."""
         with self._transaction(wait_s, durable=True) as db:
             row = self._reserved(db, payment_id)
-            asked = Asked(remote=None, pledged=account or _balance_pays(db, row.origin))
-            db.run(
-                "UPDATE purchases SET stage=?, remote=NULL, until=NULL, way=?, at=?"
-                " WHERE payment=?",
-                *(_stage(asked), "account" if asked.pledged else None, now_us, payment_id),
-            )
-            self._write(db, now_us, payment_id, "asked", {"remote": None, "stage": _stage(asked)})
+            asked = Asked(None, now_us, account or _balance_pays(db, row.origin))
+            self._ask(db, row, asked, now_us)
         return asked
 
-    def unpaid(
-        self, operation: str, origin: str, *, wait_s: float = WAIT_S
-    ) -> tuple[str, int] | None:
-        """A marketplace payment that was created for *operation* and never paid by us.
-
-        Its id, and when it was asked for, in microseconds.  One that asked for a signature is left
-        alone: only creating it anew does so again.
-        """
-        with self._transaction(wait_s, write=False) as db:
-            found = db.one(
-                "SELECT remote, purchases.at FROM purchases JOIN payments ON id=payment"
-                " WHERE operation=? AND origin=? AND state='released' AND stage='created'"
-                " AND remote IS NOT NULL AND (way IS NULL OR way='account')"
-                " ORDER BY seq DESC LIMIT 1",
-                *(operation, origin),
-            )
-        return None if found is None else (str(found[0]), int(found[1]))
+    def _ask(self, db: Db, row: Row, asked: Asked, now_us: int) -> None:
+        db.run(
+            "INSERT INTO purchases (payment, stage, way, remote, at) VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT (payment) DO UPDATE SET stage=excluded.stage, way=excluded.way,"
+            " remote=excluded.remote, until=NULL, at=excluded.at",
+            row.id,
+            "asked" if asked.remote is None else "created",
+            "account" if asked.pledged else None,
+            *(asked.remote, asked.at),
+        )
+        detail = {"remote": asked.remote, "account": asked.pledged}
+        self._write(db, now_us, row.id, "asked", detail)
 
     def note_created(
         self,
@@ -173,8 +152,7 @@ class TokenBook(Book):
         with self._transaction(wait_s) as db:
             db.run(
                 "UPDATE purchases SET remote=?, until=?, way=COALESCE(?, way), stage=CASE stage"
-                " WHEN 'asked' THEN 'created' WHEN 'pledged' THEN 'created' ELSE stage END"
-                " WHERE payment=?",
+                " WHEN 'asked' THEN 'created' ELSE stage END WHERE payment=?",
                 *(remote, until, way, payment_id),
             )
             data = {"remote": remote, "until": until}
@@ -353,22 +331,6 @@ class TokenBook(Book):
         db.run(sql, payment_id)
 
 
-def _stage(asked: Asked) -> Stage:
-    if asked.remote is not None:
-        return "created"
-    return "pledged" if asked.pledged else "asked"
-
-
-def _is_pledged(db: Db, remote: str, origin: str) -> bool:
-    """Whether an account may have been charged when *remote* was created."""
-    found = db.one(
-        "SELECT 1 FROM purchases JOIN payments ON id=payment WHERE remote=? AND origin=?"
-        " AND way='account' LIMIT 1",
-        *(remote, origin),
-    )
-    return found is not None
-
-
 def _balance_pays(db: Db, origin: str) -> bool:
     """Whether a balance that is not this wallet's has ever paid a payment of *origin*."""
     return db.one("SELECT 1 FROM meta WHERE name=?", _balance_of(origin)) is not None
@@ -391,14 +353,22 @@ def _usable(db: Db, origin: str, service: str, now_us: int) -> tuple[Any, ...] |
     )
 
 
-def _taken_over(db: Db, row: Row, remote: str) -> bool:
-    """Whether this purchase, and no third, now follows another at the same marketplace payment."""
-    taken = db.run(
-        "UPDATE purchases SET stage='closed' WHERE remote=? AND stage='created' AND payment IN"
-        " (SELECT id FROM payments WHERE operation=? AND origin=? AND state='released')",
-        *(remote, row.operation, row.origin),
+def _taken_over(db: Db, row: Row, *, pledged: bool) -> Asked | None:
+    """What an identical call left created and unpaid; from now on this purchase alone follows it.
+
+    One that asked for a signature is left alone: only creating it anew does so again.
+    """
+    found = db.one(
+        "SELECT payment, remote, way, purchases.at FROM purchases JOIN payments ON id=payment"
+        " WHERE operation=? AND origin=? AND state='released' AND stage='created'"
+        " AND (way IS NULL OR way='account') ORDER BY seq DESC LIMIT 1",
+        *(row.operation, row.origin),
     )
-    return taken > 0
+    if found is None:
+        return None
+    payment, remote, way, at = found
+    db.run("UPDATE purchases SET stage='closed' WHERE payment=?", payment)
+    return Asked(str(remote), int(at), pledged or way == "account")
 
 
 def token_label(payment_id: str) -> str:

@@ -13,10 +13,10 @@ balance, while it is polled.  After a crash or a lost answer an identical call g
 ledger says this one stopped.
 
 Creating a payment is not paying: where that answer is lost, no id is known, and it is created
-again under the same reservation.  But not where it is pledged, for an account's balance may pay at
-creation: a request with ``marketplace_headers``, or to an origin where a balance has paid before.
-That reservation stays, and an identical call says so for as long as a proof would live.  What was
-paid for keeps its operation likewise: until its proof is dead an identical call shows the same
+again under the same reservation.  Unless it is pledged, because an account's balance may pay at
+creation: the request had ``marketplace_headers``, or a balance has paid at this origin before.
+Then the reservation stays, and an identical call says so for as long as a proof would live.  What
+was paid for keeps its operation likewise: until its proof is dead an identical call shows the same
 token, whatever the seller says of it.
 """
 
@@ -248,10 +248,7 @@ def buy(
         PaymentRefused: the marketplace's own terms are not those of the live offer.
     """
     deal = _Deal(payer, call, purchase, row, terms)
-    left = yield from record(
-        lambda wait_s: payer.ledger.unpaid(purchase.operation, purchase.origin, wait_s=wait_s)
-    )
-    return (yield from _orderly(deal, _begin(deal, *(left or (None, 0)))))
+    return (yield from _orderly(deal, _begin(deal)))
 
 
 def _orderly(deal: _Deal, steps: Generator[Effect, Any, T]) -> Generator[Effect, Any, T]:
@@ -288,33 +285,20 @@ def _may_have_left(failure: BaseException) -> bool:
     return kinds.isdisjoint(("ConnectError", "ConnectTimeout", "PoolTimeout"))
 
 
-def _begin(
-    deal: _Deal, remote: str | None, asked_us: int
-) -> Generator[Effect, Any, Verdict | None]:
+def _begin(deal: _Deal) -> Generator[Effect, Any, Verdict | None]:
     """Ask for a payment, or go on with one that an earlier call left unpaid."""
     payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
     account, deal.unsent = bool(payer.marketplace_headers), True
     asked = yield from record(
         lambda wait_s: payer.ledger.ask_payment(
-            row.id, remote, account=account, now_us=now_us, wait_s=wait_s
+            row.id, account=account, now_us=now_us, wait_s=wait_s
         )
     )
     deal.remote, deal.pledged = asked.remote, asked.pledged
     if deal.remote is None:
         return (yield from _create(deal))
     deal.unsent = False
-    payment, answer = yield from _read(deal)
-    if payment is not None and payment.is_lost:
-        yield from _write_off(deal, payment)
-        return None
-    if payment is None and asked.pledged and not _is_gone(answer):
-        if not _is_old(deal, asked_us):
-            raise _unread(deal, answer)
-        yield from _count_unheard(deal)
-        return None
-    if payment is None or _is_over(deal, payment):
-        return (yield from _create_anew(deal))
-    return (yield from _pay(deal, payment, answer))
+    return (yield from _go_on_unpaid(deal, asked.at))
 
 
 def _is_gone(answer: Fetched) -> bool:
@@ -325,13 +309,6 @@ def _is_old(deal: _Deal, at_us: int) -> bool:
     """Whether a proof of that time, in microseconds, would be dead by now."""
     lived = deal.payer.now() - at_us / SECOND
     return lived > deal.payer.policy.max_validity_s + EXPIRY_MARGIN_S
-
-
-def _unread(deal: _Deal, answer: Fetched) -> TokenFlowError:
-    return TokenFlowError(
-        f"{PAYMENTS_PATH} answered {answer.status}; this payer has paid nothing yet",
-        at_risk=deal.pledged,
-    )
 
 
 def _write_off(deal: _Deal, payment: MarketPayment) -> Generator[Effect, Any, None]:
@@ -387,26 +364,32 @@ def _create_anew(deal: _Deal) -> Generator[Effect, Any, Verdict]:
     return (yield from _create(deal))
 
 
-def _create_again(deal: _Deal, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
+def _create_again(deal: _Deal, asked_us: int) -> Generator[Effect, Any, Verdict | None]:
     """Ask for a payment whose id was never heard of, unless asking may have been paying."""
-    if not begun.pledged:
+    if not deal.pledged:
         return (yield from _create_anew(deal))
-    if not _is_old(deal, begun.at):
-        raise TokenFlowError(
-            f"the answer of {deal.purchase.origin}{PAYMENTS_PATH} was lost, and an account's"
-            " balance may have paid: no other payment is created yet; see the account",
-            at_risk=True,
-        )
-    yield from _count_unheard(deal)
+    told = f"the answer of {deal.purchase.origin}{PAYMENTS_PATH} was lost"
+    yield from _count_unheard(deal, asked_us, told)
     return None
 
 
-def _count_unheard(deal: _Deal) -> Generator[Effect, Any, None]:
-    """A balance may have paid, and nobody will tell: it counts; look again."""
+def _count_unheard(deal: _Deal, asked_us: int, told: str) -> Generator[Effect, Any, None]:
+    """An account's balance may have paid, and nobody says so: in the end it counts; look again.
+
+    Raises:
+        TokenFlowError: it may still be heard of.
+        PaymentRefused: ``resign="never"``.
+    """
+    if not _is_old(deal, asked_us):
+        raise TokenFlowError(
+            f"{told}, and an account's balance may have paid: no other payment is created yet; see"
+            " the account",
+            at_risk=True,
+        )
     yield from _hold(deal, "account", None)
-    yield from _end(deal, "unknown", "an account's balance may have paid; no answer came")
+    yield from _end(deal, "unknown", f"{told}; an account's balance may have paid")
     check_resign(deal.payer, deal.row)
-    yield from _give_up(deal, "the marketplace's answer was lost")
+    yield from _give_up(deal, told)
 
 
 def _order(deal: _Deal, proof: tuple[str, str] | None = None) -> Fetch:
@@ -952,7 +935,7 @@ def resume(
             payer, call, purchase, row, terms,
             remote=begun.remote, until=begun.until, held=row.state != "reserved",
             settled=row.state == "settled", transaction=row.trans,
-            pledged=begun.pledged or bool(payer.marketplace_headers), stale=stale,
+            pledged=begun.pledged, stale=stale,
         )  # fmt: skip
         return (yield from _orderly(deal, _go_on(deal, begun)))
     finally:
@@ -991,19 +974,19 @@ def _go_on(deal: _Deal, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
         case "paying":
             return (yield from _go_on_paying(deal, begun))
         case _ if begun.remote is None:
-            return (yield from _create_again(deal, begun))
+            return (yield from _create_again(deal, begun.at))
         case _:
-            return (yield from _go_on_unpaid(deal, begun))
+            return (yield from _go_on_unpaid(deal, begun.at, begun.way))
 
 
-def _go_on_unpaid(deal: _Deal, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
+def _go_on_unpaid(
+    deal: _Deal, asked_us: int, way: Way | None = None
+) -> Generator[Effect, Any, Verdict | None]:
+    """Pay a payment that was created, unless a balance has done so; where it is over, another."""
     payment, answer = yield from _read(deal)
-    if payment is None and not _is_gone(answer):
-        if not _is_old(deal, begun.at):
-            raise _unread(deal, answer)
-        if deal.pledged:
-            yield from _count_unheard(deal)
-            return None
+    if payment is None and deal.pledged and not _is_gone(answer):
+        yield from _count_unheard(deal, asked_us, f"{PAYMENTS_PATH} answered {answer.status}")
+        return None
     if payment is not None and payment.is_lost:
         yield from _write_off(deal, payment)
         return None
@@ -1012,7 +995,7 @@ def _go_on_unpaid(deal: _Deal, begun: Begun) -> Generator[Effect, Any, Verdict |
         return None  # decided anew
     if payment is None or _is_over(deal, payment):
         return (yield from _create_anew(deal))
-    if begun.way == "x402" and not payment.is_paid and _asked(answer) is None:
+    if way == "x402" and not payment.is_paid and _asked(answer) is None:
         return (yield from _create_anew(deal))  # nothing else asks for the signature
     return (yield from _pay(deal, payment, answer))
 

@@ -12,7 +12,7 @@ from tests.ledger.kit import NOW, ORIGIN, SECOND, SERVICE, WIDE, Store, end, pro
 from x402_mask import LedgerError, SQLiteLedger
 from x402_mask._audit import verify
 from x402_mask._ledger import SCHEMA_VERSION, Ledger, Twin
-from x402_mask._tokenbook import UNLIMITED, Bought
+from x402_mask._tokenbook import UNLIMITED, Asked, Bought
 
 TOKEN = "tok_secret_0123456789"
 
@@ -22,10 +22,10 @@ def bought(**changed: Any) -> Bought:
     return Bought(**{"token": TOKEN, "calls": 1, "until": None, "settled": True, **changed})
 
 
-def asked(ledger: Ledger, remote: str | None = None, **changed: Any) -> Any:
+def asked(ledger: Ledger, **changed: Any) -> Any:
     """A reservation for whose payment the marketplace was asked."""
     made = reserved(ledger, route="token", **changed)
-    ledger.ask_payment(made.id, remote, now_us=NOW)
+    ledger.ask_payment(made.id, now_us=NOW)
     return made
 
 
@@ -134,18 +134,40 @@ def reserved_again(ledger: Ledger, made: Any) -> Any:
 def test_an_unpaid_payment_is_taken_over_once(ledger: Ledger) -> None:
     first = asked(ledger, operation="op")
     ledger.note_created(first.id, "pay_m", None, now_us=NOW)
-    assert ledger.unpaid("op", ORIGIN) is None  # not while it is reserved
+
+    def taken_up(**changed: Any) -> Asked:
+        one = reserved(ledger, route="token", **{"operation": "op", **changed})
+        return ledger.ask_payment(one.id, now_us=NOW + 5)
+
+    new = Asked(remote=None, at=NOW + 5, pledged=False)
+    assert taken_up() == new  # not while it is reserved
     ledger.release(first.id, "unpaid", now_us=NOW)
-    assert ledger.unpaid("op", ORIGIN) == ("pay_m", NOW)
-    assert ledger.unpaid("other", ORIGIN) is None
-    assert ledger.unpaid("op", "https://other.example") is None
-    ones = [reserved(ledger, route="token", operation="op") for _ in range(2)]
-    took = [ledger.ask_payment(one.id, "pay_m", now_us=NOW).remote for one in ones]
-    assert took == ["pay_m", None]
-    assert stage(ledger, ones[0]) == ("created", None, "pay_m", None)
-    assert stage(ledger, ones[1]) == ("asked", None, None, None)
-    assert ledger.unpaid("op", ORIGIN) is None
+    assert taken_up(operation="other") == new
+    assert taken_up(origin="https://other.example") == new
+    assert taken_up() == Asked(remote="pay_m", at=NOW, pledged=False)
+    assert taken_up() == new
     assert verify(ledger).ok
+
+
+def test_one_that_asked_for_a_signature_is_not_taken_over(ledger: Ledger) -> None:
+    """Only creating it anew asks for it again."""
+    first = asked(ledger, operation="op")
+    ledger.note_created(first.id, "pay_m", None, way="x402", now_us=NOW)
+    ledger.release(first.id, "unpaid", now_us=NOW)
+    second = reserved(ledger, route="token", operation="op")
+    assert ledger.ask_payment(second.id, now_us=NOW).remote is None
+
+
+def test_a_pledge_goes_with_the_payment(ledger: Ledger) -> None:
+    """Whoever takes it over, with an account or without."""
+    first = reserved(ledger, route="token", operation="op")
+    assert ledger.ask_payment(first.id, account=True, now_us=NOW).pledged
+    ledger.note_created(first.id, "pay_m", None, now_us=NOW)
+    ledger.release(first.id, "unpaid", now_us=NOW)
+    second = reserved(ledger, route="token", operation="op")
+    assert ledger.ask_payment(second.id, now_us=NOW) == Asked("pay_m", NOW, pledged=True)
+    assert not ledger.ask_anew(second.id, now_us=NOW).pledged
+    assert ledger.ask_anew(second.id, account=True, now_us=NOW).pledged
 
 
 @pytest.mark.parametrize(("calls", "uses"), [(0, 0), (1, 0), (2, 1), (4, 3), (UNLIMITED, 9)])
@@ -299,7 +321,7 @@ def test_the_audit_follows_a_purchase_through_all_its_steps(ledger: Ledger) -> N
     ledger.release(first.id, "nobody paid", now_us=NOW)
     assert verify(ledger).problems == []
     second = reserved(ledger, operation=first.operation)
-    assert ledger.ask_payment(second.id, "pay_m", now_us=NOW).remote == "pay_m"
+    assert ledger.ask_payment(second.id, now_us=NOW).remote == "pay_m"
     assert verify(ledger).problems == []
     ledger.ask_anew(second.id, account=True, now_us=NOW)
     assert verify(ledger).problems == []

@@ -203,7 +203,7 @@ def test_a_price_that_changed_after_the_account_had_paid(shop: Shop) -> None:
     [sale] = shop.bazaar.sales.values()
     shop.bazaar.pay(sale.id, "balance")
     shop.bazaar.price = 5_000_000
-    assert shop.ask(buyer) in ("200", "TokenFlowError")
+    assert shop.ask(buyer) == "TokenFlowError"  # paid, but not at the price that was reserved
     assert (shop.charged, shop.counted) == (1, 1)
 
 
