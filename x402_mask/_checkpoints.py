@@ -1,23 +1,36 @@
-"""Copying SQLite's write-ahead log into the database, away from whoever pays.
+"""What SQLite's write-ahead log needs besides commits, done away from whoever pays.
 
-SQLite itself does it within the commit that makes the log too long, which then takes tens of
-milliseconds.  Here a thread does, on a connection of its own; commits go on meanwhile.
+SQLite itself copies the log into the database within the commit that makes it too long, which then
+takes tens of milliseconds.  And while the log file still grows, a durable commit waits for the file
+system to find it room, which doubles it.  Here a thread, on a connection of its own, makes the file
+long once and has it begun anew before it is full; commits go on meanwhile.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import sqlite3
 import threading
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 log = logging.getLogger("x402_mask")
 
-COMMITS: Final = 500
-"""After how many commits: some four thousand pages of log, sixteen megabytes."""
+COMMITS: Final = 250
+"""After how many commits the log is copied: some two thousand pages of it."""
+
+LOG_BYTES: Final = 8 << 20
+"""How long a log they make, some 33 thousand bytes each; the file is made as long once."""
+
+FEW_COMMITS: Final = 8
+"""After how many commits it is: who makes fewer, a command line say, has nothing to gain."""
 
 LOG_PAGES_MAX: Final = 20_000
 """What SQLite takes for too long a log, should the thread not get to it."""
@@ -32,27 +45,31 @@ _running: dict[str, threading.Thread | None] = {}
 class Checkpointer:
     """Has a database checkpointed now and then."""
 
-    __slots__ = ("_commits",)
+    __slots__ = ("_commits", "_long")
 
     def __init__(self) -> None:
         self._commits = 0
+        self._long = False
 
     def committed(self, path: str) -> None:
         """Something was written to *path*; called by one thread at a time."""
         self._commits += 1
-        if self._commits >= COMMITS and _begin(path):
-            self._commits = 0
+        if self._commits >= COMMITS:
+            if _begin(path, _checkpoint):
+                self._commits = 0
+        elif self._commits >= FEW_COMMITS and not self._long:
+            self._long = _begin(path, _lengthen)
 
 
-def _begin(path: str) -> bool:
-    """Begin a checkpoint, unless one of this file is going on."""
+def _begin(path: str, work: Callable[[str], None]) -> bool:
+    """Begin *work* on the file at *path*, unless a thread is at it already."""
     with _guard:
         if path in _running:
             return False
         _running[path] = None
     try:
         thread = threading.Thread(
-            target=_run, args=(path,), name="x402-mask-checkpoint", daemon=True
+            target=_run, args=(path, work), name="x402-mask-checkpoint", daemon=True
         )
         _running[path] = thread
         thread.start()
@@ -81,9 +98,9 @@ def forked() -> None:
     _running.clear()
 
 
-def _run(path: str) -> None:
+def _run(path: str, work: Callable[[str], None]) -> None:
     try:
-        _checkpoint(path)
+        work(path)
     except (OSError, ValueError, sqlite3.Error) as exc:  # everybody reads what is in the log
         log.debug("no checkpoint of %s: %s", path, exc)
     finally:
@@ -97,8 +114,31 @@ def _checkpoint(path: str) -> None:
     The first pass holds up nobody.  The second one keeps writers out, for the few pages that are
     left, and is put off to the next time where they are busy.
     """
-    location = f"{Path(path).as_uri()}?mode=rw"  # never makes a file that is gone
-    with closing(sqlite3.connect(location, uri=True, timeout=_WAIT_S)) as raw:
+    with closing(_connected(path)) as raw:
         raw.execute("PRAGMA fullfsync=1")  # macOS: the log is begun anew only after this
         raw.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         raw.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+
+
+def _lengthen(path: str) -> None:
+    """Make the log file as long as it will get: a transaction that outgrows its cache, undone.
+
+    What it wrote was never committed, so that nobody reads it and the next commits go over it.
+    Not where it would fill the disk.
+    """
+    log = Path(f"{path}-wal")
+    if log.stat().st_size >= LOG_BYTES or shutil.disk_usage(log).free < 10 * LOG_BYTES:
+        return
+    with closing(_connected(path)) as raw:
+        raw.execute("PRAGMA cache_size=10")
+        raw.execute("BEGIN IMMEDIATE")
+        raw.execute("CREATE TABLE room (bytes)")
+        raw.execute("INSERT INTO room VALUES (zeroblob(?))", (LOG_BYTES,))
+        raw.execute("ROLLBACK")
+        with log.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _connected(path: str) -> sqlite3.Connection:
+    location = f"{Path(path).as_uri()}?mode=rw"  # never makes a file that is gone
+    return sqlite3.connect(location, uri=True, timeout=_WAIT_S, isolation_level=None)

@@ -282,10 +282,10 @@ def _open(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any
 
 
 def _look(payer: Payer, purchase: Purchase) -> Generator[Effect, Any, View]:
-    now_us = payer.now_us()
+    now_us, shop = payer.now_us(), purchase.origin if purchase.is_tool else None
     view = yield from record(
         lambda wait_s: payer.ledger.look(
-            purchase.operation, purchase.service, now_us=now_us, wait_s=wait_s
+            purchase.operation, purchase.service, shop, now_us=now_us, wait_s=wait_s
         )
     )
     if view.paused:
@@ -354,7 +354,7 @@ def _by_route(
         if route in failed:
             continue
         if route == "held-token":
-            held = yield from _held_now(payer, call, purchase)
+            held = (yield from _held_now(payer, call, purchase)) if view.token else None
             if isinstance(held, Verdict):
                 return held
             if held is not None:  # another 402, which did not take it
@@ -389,8 +389,6 @@ def _held_now(
     payer: Payer, call: Call, purchase: Purchase
 ) -> Generator[Effect, Any, Verdict | Reply | None]:
     """A token that another process bought, perhaps: this one asked before it knew."""
-    if not purchase.is_tool:
-        return None
     from x402_mask._tokens import spend_held  # noqa: PLC0415
 
     url = purchase.reply.url

@@ -22,7 +22,7 @@ from x402_mask import _json
 from x402_mask._book import NOTHING_ELSE, WAIT_S
 from x402_mask._models import Payment
 from x402_mask._money import MICRO_MAX, usd
-from x402_mask._tokenbook import MARKET_TABLES, TokenBook
+from x402_mask._tokenbook import MARKET_TABLES, TokenBook, usable_token
 from x402_mask._transfers import TRANSFER_TABLES, TransferBook
 from x402_mask._vault import digest
 from x402_mask._windows import NOTHING, SECOND, Used, applying, as_datetime, bucket, named
@@ -181,9 +181,10 @@ class Twin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """What the ledger knows before a decision."""
+    """What the ledger knows before a decision; ``token``: one that may be used now is held."""
 
     paused: bool
+    token: bool
     twin: Twin | None
     lapsed: tuple[Row, ...]
     payees: Mapping[str, bool]
@@ -298,12 +299,24 @@ class Ledger(TokenBook, TransferBook):
 
     # --- the conversation
 
-    def look(self, operation: str, service: str, *, now_us: int, wait_s: float = WAIT_S) -> View:
-        """What is known about this operation and service; changes nothing."""
+    def look(
+        self,
+        operation: str,
+        service: str,
+        shop: str | None = None,
+        *,
+        now_us: int,
+        wait_s: float = WAIT_S,
+    ) -> View:
+        """What is known about this operation and service; changes nothing.
+
+        *shop* is the origin whose tokens would do, if any would.
+        """
         with self._transaction(wait_s, write=False) as db:
             rows = self._undelivered(db, operation)
             return View(
                 paused=self._is_paused(db),
+                token=shop is not None and usable_token(db, shop, service, now_us) is not None,
                 twin=self._twin(db, rows, now_us),
                 lapsed=tuple(
                     r
@@ -1091,7 +1104,7 @@ def _units(limits: Iterable[Limit]) -> set[tuple[str, str]]:
 
 def _meters(db: Db, service: str) -> list[tuple[str, str]]:
     """Scope and unit of every counter that counts *service*."""
-    found = db.all("SELECT scope, unit FROM meters WHERE scope=? OR scope='*'", service)
+    found = db.all("SELECT scope, unit FROM meters WHERE scope IN (?, '*')", service)
     return [(scope, unit) for scope, unit in found]
 
 

@@ -281,10 +281,10 @@ class TokenBook(Book):
     ) -> Held | None:
         """Take one call of a token that has calls left and is not expired, the oldest first."""
         with self._transaction(wait_s, write=False) as db:  # most often there is none
-            if _usable(db, origin, service, now_us) is None:
+            if usable_token(db, origin, service, now_us) is None:
                 return None
         with self._transaction(wait_s) as db:
-            found = _usable(db, origin, service, now_us)
+            found = usable_token(db, origin, service, now_us)
             if found is None or self._is_paused(db):
                 return None
             payment_id, sealed = found
@@ -345,7 +345,8 @@ def _balance_of(origin: str) -> str:
     return f"balance {origin}"
 
 
-def _usable(db: Db, origin: str, service: str, now_us: int) -> tuple[Any, ...] | None:
+def usable_token(db: Db, origin: str, service: str, now_us: int) -> tuple[Any, ...] | None:
+    """The payment and the sealed token to be used next; ``None`` if none is left."""
     return db.one(
         "SELECT payment, sealed FROM tokens WHERE origin=? AND service=? AND live=1 AND calls<>0"
         " AND (until IS NULL OR until>?) ORDER BY at LIMIT 1",

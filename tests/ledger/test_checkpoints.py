@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -61,6 +63,7 @@ def test_the_log_stays_short_and_nothing_is_lost(
     ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """400 reservations write some 12 MB of log, which would stay there; it is begun anew."""
+    monkeypatch.setattr(_checkpoints, "LOG_BYTES", 0)
     for _ in range(20):
         answers = together(4, lambda _: [reserved(ledger) for _ in range(5)])
         assert all(isinstance(answer, list) for answer in answers), answers
@@ -134,8 +137,87 @@ def test_where_no_thread_can_be_had(
 
 
 def test_a_file_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
-    _checkpoints._run(str(tmp_path / "gone.db"))
+    for work in (_checkpoints._checkpoint, _checkpoints._lengthen):
+        _checkpoints._run(str(tmp_path / "gone.db"), work)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- room for the log -----------------------------------------------------------------------------
+
+
+def test_the_log_is_made_long_once(ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commits need not wait for the file system to find room; and nobody sees what is in it."""
+    monkeypatch.setattr(_checkpoints, "COMMITS", 10**9)
+    for _ in range(_checkpoints.FEW_COMMITS - 1):
+        reserved(ledger)
+    assert running() == [] and log_bytes(ledger) < _checkpoints.LOG_BYTES
+    reserved(ledger)
+    assert _checkpoints.finish(10) == frozenset()
+    length = log_bytes(ledger)
+    assert length >= _checkpoints.LOG_BYTES
+    for _ in range(30):
+        reserved(ledger)
+    assert running() == [] and log_bytes(ledger) == length
+    consistent(ledger, _checkpoints.FEW_COMMITS + 30)
+
+
+def consistent(ledger: SQLiteLedger, payments: int) -> None:
+    """Everything is there, and nothing else."""
+    assert len(ledger.payments()) == payments
+    assert verify(ledger).problems == []
+    with closing(sqlite3.connect(ledger.path)) as raw:
+        assert raw.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert raw.execute("SELECT name FROM sqlite_master WHERE name='room'").fetchall() == []
+
+
+def test_not_where_it_would_fill_the_disk(
+    ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = shutil.disk_usage(ledger.path.parent)._replace(free=10 * _checkpoints.LOG_BYTES - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: few)
+    for _ in range(12):
+        reserved(ledger)
+    assert _checkpoints.finish(10) == frozenset()
+    assert log_bytes(ledger) < 1 << 20
+
+
+KILLED = """
+import os, signal, sys
+from tests.ledger.kit import reserved
+from x402_mask import SQLiteLedger, _checkpoints
+
+connected = _checkpoints._connected
+class Raw:
+    def __init__(self, path):
+        self.raw = connected(path)
+    def close(self):
+        self.raw.close()
+    def execute(self, sql, *params):
+        if sql == "ROLLBACK":
+            print(os.stat(sys.argv[1] + "-wal").st_size, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.raw.execute(sql, *params)
+_checkpoints._connected = Raw
+ledger = SQLiteLedger(sys.argv[1])
+for _ in range(_checkpoints.FEW_COMMITS):
+    reserved(ledger)
+_checkpoints.finish(20)
+"""
+
+
+def test_killed_while_it_is_made_long(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert int(done.stdout) >= _checkpoints.LOG_BYTES  # all of it stands in the log, uncommitted
+    ledger = SQLiteLedger(path)
+    consistent(ledger, _checkpoints.FEW_COMMITS)
+    reserved(ledger)
+    consistent(ledger, _checkpoints.FEW_COMMITS + 1)
+    ledger.close()
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc here")

@@ -229,6 +229,23 @@ def test_which_token_is_taken(ledger: Ledger) -> None:
     assert ledger.held_tokens(now_us=NOW) == {(ORIGIN, SERVICE)}
 
 
+def test_whether_a_token_would_do(ledger: Ledger) -> None:
+    def would_do(shop: str | None = ORIGIN, service: str = SERVICE, now_us: int = NOW) -> bool:
+        return ledger.look("", service, shop, now_us=now_us).token
+
+    assert not would_do()
+    made = with_token(ledger, calls=2, until=NOW + SECOND)
+    assert would_do()
+    assert not (would_do(None) or would_do("https://other.example") or would_do(service="other"))
+    assert not would_do(now_us=NOW + SECOND)
+    ledger.take_token(ORIGIN, SERVICE, now_us=NOW)
+    assert not would_do()
+    ledger.return_call(made.id, now_us=NOW)
+    assert would_do()
+    ledger.drop_token(made.id, "refused", now_us=NOW)
+    assert not would_do()
+
+
 def test_a_spent_token_is_there_for_an_answer_that_broke_off(ledger: Ledger) -> None:
     made = with_token(ledger)
     assert ledger.take_token(ORIGIN, SERVICE, now_us=NOW) is None
