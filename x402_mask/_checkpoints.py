@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("x402_mask")
 
-COMMITS: Final = 250
-"""After how many commits the log is copied: some two thousand pages of it."""
+COMMITS: Final = 500
+"""After how many commits the log is copied: some four thousand pages of it, sixteen megabytes."""
 
 LOG_BYTES: Final = 8 << 20
-"""How long a log they make, some 33 thousand bytes each; the file is made as long once."""
+"""How long the file is made at once: half of that, in a dozen milliseconds."""
 
 FEW_COMMITS: Final = 8
 """After how many commits it is: who makes fewer, a command line say, has nothing to gain."""
