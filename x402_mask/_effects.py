@@ -18,7 +18,7 @@ PAYLOAD_BYTES_MAX: Final = 1 << 20
 """Longest request body that is looked at."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Reply:
     """Status and the few headers of a response that the conversation looks at.
 
@@ -36,14 +36,14 @@ class Reply:
         return 200 <= self.status < 300
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Ask:
     """Send the request, with a proof header or without; answered by a :class:`Reply`."""
 
     proof: tuple[str, str] | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Fetch:
     """Make another request to the call's own origin, through the same client.
 
@@ -58,7 +58,7 @@ class Fetch:
     proof: tuple[str, str] | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Fetched:
     """The answer to a :class:`Fetch`.
 
@@ -73,7 +73,7 @@ class Fetched:
     date: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ReadBody:
     """Read the 402's body, bounded; answered by bytes, or ``None`` if it is too long.
 
@@ -83,12 +83,12 @@ class ReadBody:
     wanted: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Fingerprint:
     """Digest the request's body; answered by hex, or ``None`` if it can be sent only once."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Payload:
     """Look at the request's body; answered by a :class:`Content`.
 
@@ -96,7 +96,7 @@ class Payload:
     """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Content:
     """A request body, and the content type that the request gives it."""
 
@@ -104,7 +104,7 @@ class Content:
     type: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Record(Generic[T]):
     """Call the ledger with the seconds it may wait.
 
@@ -114,7 +114,7 @@ class Record(Generic[T]):
     call: Callable[[float], T]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Consult:
     """Call foreign code, which may block or be async: a signer, an approver, a chain."""
 
@@ -122,14 +122,14 @@ class Consult:
     args: tuple[Any, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Sleep:
     """Wait, in seconds."""
 
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
     """Nothing to do; a cancellation that was kept back is delivered here."""
 

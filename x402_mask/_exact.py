@@ -23,7 +23,7 @@ SKEW_MAX_S: Final = 300
 """Most that a seller's ``Date`` may move our clock: five minutes, as Kerberos allows (RFC 4120)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Authorization:
     """One EIP-3009 ``TransferWithAuthorization``, not yet signed.  ``amount`` is atomic units."""
 

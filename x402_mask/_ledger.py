@@ -16,7 +16,7 @@ from abc import abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol, TypeVar, overload
 
 from x402_mask import _json
 from x402_mask._book import NOTHING_ELSE, WAIT_S
@@ -118,8 +118,7 @@ class Db(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """A row of ``payments``, in the order of ``_COLUMNS``."""
 
     id: str
@@ -171,7 +170,7 @@ class Proof:
     valid_before: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Twin:
     """An open payment for the same operation; ``busy`` while its own call is in flight."""
 
@@ -179,7 +178,7 @@ class Twin:
     busy: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class View:
     """What the ledger knows before a decision; ``token``: one that may be used now is held."""
 
@@ -190,7 +189,7 @@ class View:
     payees: Mapping[str, bool]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Reservation:
     """A payment about to be made.  Times are microseconds, ``micro`` micro-USD."""
 
@@ -212,7 +211,7 @@ class Reservation:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Reserved:
     """The reservation stands; ``new_payee`` tells of a payee not seen before for the service.
 
@@ -237,7 +236,7 @@ class Result:
     lost: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Breaker:
     """Refuse new payments to an origin after *failures* bad ends in a row, for *seconds*."""
 
@@ -536,7 +535,7 @@ class Ledger(TokenBook, TransferBook):
             f"{settled if chains else ''} ORDER BY seq"
         )
         with self._transaction(wait_s, write=False) as db:
-            return [Row(*r) for r in db.all(sql, *chains)]
+            return [Row._make(r) for r in db.all(sql, *chains)]
 
     def sweep(self, *, now_us: int, wait_s: float = WAIT_S) -> list[str]:
         """Release reservations of processes that died before their proof was stored."""
@@ -629,7 +628,7 @@ class Ledger(TokenBook, TransferBook):
             f"SELECT {_COLUMNS} FROM payments WHERE operation=? AND delivered=0"  # noqa: S608
             " AND state IN ('reserved','held','settled') ORDER BY seq DESC LIMIT 256"
         )
-        return [Row(*r) for r in db.all(sql, operation)]
+        return [Row._make(r) for r in db.all(sql, operation)]
 
     def _twin(self, db: Db, rows: Sequence[Row], now_us: int) -> Twin | None:
         busy, known = None, dict[str, bool]()
@@ -691,7 +690,7 @@ class Ledger(TokenBook, TransferBook):
         sql = "SELECT DISTINCT flight FROM payments WHERE state='reserved' AND flight IS NOT NULL"
         owners = [owner for (owner,) in db.all(sql) if not self._is_other(db, owner)]
         sql = f"SELECT {_COLUMNS} FROM payments WHERE state='reserved' AND flight=?"  # noqa: S608
-        rows = [Row(*found) for owner in owners for found in db.all(sql, owner)]
+        rows = [Row._make(found) for owner in owners for found in db.all(sql, owner)]
         idle = [row for row in rows if row.id not in self._flying]
         dead = [row for row in idle if row.route != "token" or not self._is_purchase(db, row.id)]
         for row in dead:
@@ -860,7 +859,7 @@ class Ledger(TokenBook, TransferBook):
 
     def _find(self, db: Db, payment_id: str) -> Row | None:
         found = db.one(f"SELECT {_COLUMNS} FROM payments WHERE id=?", payment_id)  # noqa: S608
-        return None if found is None else Row(*found)
+        return None if found is None else Row._make(found)
 
     def _payment(self, db: Db, row: Row, known: dict[str, bool]) -> Payment:
         return Payment(

@@ -34,7 +34,7 @@ _KNOWN_ELSEWHERE: Final = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Policy:
     """What the owner allows, in the form that is quick to check."""
 
@@ -47,7 +47,7 @@ class Policy:
     payer: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Choice:
     """The offer that will be paid: the one frozen thing that is checked, reserved and signed."""
 

@@ -27,7 +27,7 @@ _GROUPS_MAX: Final = 64
 _CHECKERS_MAX: Final = 64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Terms:
     """What a catalog said of one service.
 
@@ -43,7 +43,7 @@ class Terms:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Asked:
     """What a request asks of which service, and the challenge it was answered, if it was sent."""
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from x402_mask.errors import PaymentError, PaymentRefused
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Trip:
     """What the hops of one call share, redirects included: the URL that the caller named."""
 
@@ -36,7 +36,7 @@ class Trip:
     """The terms that the owner did not approve, so that nobody is asked the same twice."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Call:
     """One request, as the conversation sees it.  ``wait_s`` bounds waiting for a twin."""
 
@@ -48,7 +48,7 @@ class Call:
     has_proof: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Verdict:
     """What goes on the response that is handed back."""
 
@@ -57,7 +57,7 @@ class Verdict:
     delivered: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Purchase:
     """A 402 that was read: who asks, for what, and which operation it is."""
 
@@ -76,7 +76,7 @@ class Purchase:
         return Asked(self.method, self.origin, self.service, self.challenge)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Plan:
     """How a call will be paid, and what that costs: ``micro`` USD, ``amount`` atomic units.
 

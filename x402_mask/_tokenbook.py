@@ -57,7 +57,7 @@ class Asked:
     pledged: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Begun:
     """A purchase that was begun, as far as the ledger knows it.
 
@@ -89,7 +89,7 @@ class Bought:
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Held:
     """One call of a token that was paid for earlier; ``row`` is the payment that bought it."""
 

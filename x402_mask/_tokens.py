@@ -541,7 +541,7 @@ def _hold(
 
 def _is_held(deal: _Deal, way: str) -> None:
     deal.held = True
-    deal.row = replace(deal.row, state="held")
+    deal.row = deal.row._replace(state="held")
     deal.payer.emit(
         "sent", deal.purchase, payment_id=deal.row.id, usd=usd(deal.row.micro),
         detail={"way": way},

@@ -48,7 +48,7 @@ _UINT256_MAX: Final = 2**256 - 1
 Form = Literal["v2", "v1", "server402"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Skipped:
     """An offer that was not taken: its place in ``accepts``, a reason code, and words."""
 
@@ -60,7 +60,7 @@ class Skipped:
         return f"offer {self.index}: {self.detail}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Challenge:
     """What a 402 said.  ``document`` is the JSON object as read, ``text`` as it was written."""
 
