@@ -6,6 +6,7 @@ Part of the conversation (:mod:`x402_mask._flow`): no I/O, effects only.
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,7 +34,7 @@ log = logging.getLogger("x402_mask")
 _LEFT_MIN_S: Final = 6
 """Seconds that must be left when a proof leaves: what facilitators want when they verify."""
 
-_HASH_LENGTH_MAX: Final = 66
+_HASH: Final = re.compile("0x[0-9a-fA-F]{1,64}")
 
 
 # --- before the point of no return ----------------------------------------------------------------
@@ -180,9 +181,7 @@ def settlement_fault(row: Row, settlement: Settlement | None) -> str | None:
 
 
 def _is_hash(text: str | None) -> bool:
-    if text is None or not text.startswith("0x") or not 2 < len(text) <= _HASH_LENGTH_MAX:
-        return False
-    return all(char in "0123456789abcdefABCDEF" for char in text[2:])
+    return text is not None and _HASH.fullmatch(text) is not None
 
 
 def finish(payer: Payer, row: Row, result: Result) -> Generator[Effect, Any, None]:
