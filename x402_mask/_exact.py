@@ -6,8 +6,7 @@ Sources: EIP-3009; x402 ``schemes/exact/scheme_exact_evm.md``; PyPI x402 2.25.0 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from x402_mask._eip712 import TRANSFER_TYPES, asset_domain, transfer_digest
 from x402_mask._policy import VALIDITY_MIN_S
@@ -23,8 +22,7 @@ SKEW_MAX_S: Final = 300
 """Most that a seller's ``Date`` may move our clock: five minutes, as Kerberos allows (RFC 4120)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Authorization:
+class Authorization(NamedTuple):
     """One EIP-3009 ``TransferWithAuthorization``, not yet signed.  ``amount`` is atomic units."""
 
     asset: Asset

@@ -70,9 +70,9 @@ class PostgresLedger(Ledger):
 
     The ledger to choose for a fleet, and only there.  A reservation is a dozen statements, each a
     round trip, under one lock for all hosts.  It tops out with the first writer, even with the
-    server on the same machine: 230 to 350 durable reservations a second, a fifth to a quarter of
+    server on the same machine: 210 to 460 durable reservations a second, a sixth to a third of
     what :class:`~x402_mask.SQLiteLedger` makes.  Eight or 64 writers (threads of up to eight
-    processes) share 60 to 260, and each of 64 waits up to 0.8 s.  A network divides this further.
+    processes) share 300 to 420, and each of 64 waits up to 1 s.  A network divides this further.
 
     Whether another host's call is still in flight is known by a lease of 20 s on the database's
     clock, renewed every 5 s.  Every commit is synchronous: what was acknowledged survives the

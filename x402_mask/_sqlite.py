@@ -215,9 +215,9 @@ class SQLiteLedger(_SQL):
     """A durable ledger in one SQLite file (WAL), safe across threads, processes and crashes.
 
     The ledger to choose on one host.  A reservation is one commit, which waits for the disk and for
-    no network; writers take turns.  So it tops out with the first writer: one makes some 1300
-    durable reservations a second (two cores, a local disk), eight make 900 to 1500 together, 64
-    (threads of eight processes) 500 to 1250, and the unluckiest of these waits 1.5 s for its turn.
+    no network; writers take turns.  So it tops out with the first writer: one makes some 1400
+    durable reservations a second (two cores, a local disk), eight make 1200 to 1500 together, 64
+    (threads of eight processes) 400 to 1250, and the unluckiest of these waits 1.5 s for its turn.
 
     Args:
         path: the file; by default ``ledger.db`` in the user's data directory. Beside it live
