@@ -127,16 +127,16 @@ def _lengthen(path: str) -> None:
     Not where it would fill the disk.
     """
     log = Path(f"{path}-wal")
-    if log.stat().st_size >= LOG_BYTES or shutil.disk_usage(log).free < 10 * LOG_BYTES:
+    if log.stat().st_size >= LOG_BYTES or shutil.disk_usage(log.parent).free < 10 * LOG_BYTES:
         return
     with closing(_connected(path)) as raw:
         raw.execute("PRAGMA cache_size=10")
         raw.execute("BEGIN IMMEDIATE")
         raw.execute("CREATE TABLE room (bytes)")
         raw.execute("INSERT INTO room VALUES (zeroblob(?))", (LOG_BYTES,))
-        raw.execute("ROLLBACK")
         with log.open("rb") as file:
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # while writers are kept out: else the next commit waits for it
+        raw.execute("ROLLBACK")
 
 
 def _connected(path: str) -> sqlite3.Connection:

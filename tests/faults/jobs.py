@@ -262,9 +262,12 @@ class Lines:
         folder = Path(x402_mask.__file__).parent
         wanted = [folder / f"{name}.py" for name in modules] if modules else folder.glob("*.py")
         self._files = {str(file) for file in wanted}
+        # Kept: a strike within a finalizer ends the tracing while CPython, which has only borrowed
+        # the tracer, is about to call it.
+        self._tracer = self._enter
 
     def __enter__(self) -> Self:
-        sys.settrace(self._enter)
+        sys.settrace(self._tracer)
         return self
 
     def __exit__(self, *exc: object) -> None:
