@@ -3,7 +3,7 @@
 SQLite itself copies the log into the database within the commit that makes it too long, which then
 takes tens of milliseconds.  And while the log file still grows, a durable commit waits for the file
 system to find it room, which doubles it.  Here a thread, on a connection of its own, makes the file
-long once and has it begun anew before it is full; commits go on meanwhile.
+long once, and has the log begun anew before that gets too long.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COMMITS: Final = 500
 """After how many commits the log is copied: some four thousand pages of it, sixteen megabytes."""
 
 LOG_BYTES: Final = 8 << 20
-"""How long the file is made at once: half of that, in a dozen milliseconds."""
+"""How long the file is made at once: half of that, in some twenty milliseconds."""
 
 FEW_COMMITS: Final = 8
 """After how many commits it is: who makes fewer, a command line say, has nothing to gain."""
@@ -121,7 +121,7 @@ def _checkpoint(path: str) -> None:
 
 
 def _lengthen(path: str) -> None:
-    """Make the log file as long as it will get: a transaction that outgrows its cache, undone.
+    """Make the log file long: by a transaction that outgrows its cache, undone.
 
     What it wrote was never committed, so that nobody reads it and the next commits go over it.
     Not where it would fill the disk.

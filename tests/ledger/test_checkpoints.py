@@ -147,7 +147,12 @@ def test_a_file_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
 
 def test_the_log_is_made_long_once(ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commits need not wait for the file system to find room; and nobody sees what is in it."""
+    begun: list[str] = []
+    lengthen = _checkpoints._lengthen
     monkeypatch.setattr(_checkpoints, "COMMITS", 10**9)
+    monkeypatch.setattr(
+        _checkpoints, "_lengthen", lambda path: (begun.append(path), lengthen(path))[1]
+    )
     for _ in range(_checkpoints.FEW_COMMITS - 1):
         reserved(ledger)
     assert running() == [] and log_bytes(ledger) < _checkpoints.LOG_BYTES
@@ -155,10 +160,15 @@ def test_the_log_is_made_long_once(ledger: SQLiteLedger, monkeypatch: pytest.Mon
     assert _checkpoints.finish(10) == frozenset()
     length = log_bytes(ledger)
     assert length >= _checkpoints.LOG_BYTES
-    for _ in range(30):
+    other = SQLiteLedger(ledger.path)
+    for _ in range(15):
         reserved(ledger)
-    assert running() == [] and log_bytes(ledger) == length
+        reserved(other)
+    assert _checkpoints.finish(10) == frozenset()
+    assert log_bytes(ledger) == length
+    assert len(begun) == 2  # once by each, and the second found it long
     consistent(ledger, _checkpoints.FEW_COMMITS + 30)
+    other.close()
 
 
 def consistent(ledger: SQLiteLedger, payments: int) -> None:
