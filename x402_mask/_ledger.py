@@ -211,7 +211,7 @@ class Reservation:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reserved:
     """The reservation stands; ``new_payee`` tells of a payee not seen before for the service.
 

@@ -46,7 +46,7 @@ _HASH: Final = re.compile(r"0x[0-9a-f]{64}")
 _RAW: Final = re.compile(r"0x([0-9a-f]{2})+")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
     """What a transfer is to do: move ``amount`` atomic units of ``asset`` from payer to payee.
 
@@ -102,7 +102,7 @@ class SignedTransfer:
             raise ValueError("not a signed transaction")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTransfer:
     """What is stored of a payment's transfer; ``attempts`` oldest first, at least one.
 
@@ -128,7 +128,7 @@ class StoredTransfer:
         return tuple(attempt.hash for attempt in self.attempts)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
     """How far one address has got on one network.
 
