@@ -39,11 +39,11 @@ _WAIT_S: Final = 0.05
 
 _guard = threading.RLock()  # a signal handler may fork while this thread has it
 _running: dict[str, threading.Thread | None] = {}
-"""Every checkpoint of this process by its file, whatever became of the ledger that began it."""
+"""The threads at it in this process by their file, whatever became of the ledger that began it."""
 
 
 class Checkpointer:
-    """Has a database checkpointed now and then."""
+    """Has a database's log seen to now and then."""
 
     __slots__ = ("_commits", "_long")
 
@@ -74,7 +74,7 @@ def _begin(path: str, work: Callable[[str], None]) -> bool:
         _running[path] = thread
         thread.start()
     except RuntimeError as exc:  # no thread to be had: the log grows a little longer
-        log.debug("no checkpoint of %s: %s", path, exc)
+        log.debug("the log of %s is left as it is: %s", path, exc)
         _running.pop(path, None)
     return True
 
@@ -102,7 +102,7 @@ def _run(path: str, work: Callable[[str], None]) -> None:
     try:
         work(path)
     except (OSError, ValueError, sqlite3.Error) as exc:  # everybody reads what is in the log
-        log.debug("no checkpoint of %s: %s", path, exc)
+        log.debug("the log of %s is left as it is: %s", path, exc)
     finally:
         with _guard:
             _running.pop(path, None)
