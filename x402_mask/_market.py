@@ -57,11 +57,15 @@ class PaymentDocument(dict[str, Any]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MarketPayment:
-    """A payment object that could be read.  ``until`` is microseconds, ``calls`` are calls left."""
+    """A payment object that could be read.  ``until`` is microseconds, ``calls`` are calls left.
+
+    ``fault``: why the price that it names is none.
+    """
 
     id: str
     status: str
     cents: Decimal | None
+    fault: str | None
     currency: str | None
     pay_to: str | None
     services: tuple[str, ...]
@@ -90,11 +94,17 @@ class MarketPayment:
 
 
 class Unreadable(ValueError):
-    """Not a payment object; the text says why."""
+    """Not a payment object; the text says why.  ``paid``: but it says that it is paid."""
+
+    def __init__(self, why: str, document: Any = None) -> None:
+        super().__init__(why)
+        self.paid: Final = any(_status(place) == "paid" for place in _places(document))
 
 
-def read_payment(body: bytes | None) -> MarketPayment:
+def read_payment(body: bytes | None, asked: str | None = None) -> MarketPayment:
     """The payment object in *body*: at the top level, or under ``payment``, or ``data.payment``.
+
+    *asked* is the id that was asked for: an object that says how it ended need not repeat it.
 
     Raises:
         Unreadable: there is none, or it cannot be used.
@@ -106,21 +116,33 @@ def read_payment(body: bytes | None) -> MarketPayment:
     except (_json.BadJSON, UnicodeDecodeError):
         raise Unreadable("the answer is not JSON") from None
     found = find_payment(document)
+    if found is None and asked is not None:
+        ends = ("paid", *TERMINAL)
+        found = next((at for at in _places(document) if _status(at) in ends), None)
+        found = None if found is None else {**found, "paymentId": asked}
     if found is None:
-        raise Unreadable("the answer holds no payment object (paymentId)")
+        raise Unreadable("the answer holds no payment object (paymentId)", document)
     return _read(found, document)
 
 
 def find_payment(document: Any) -> Mapping[str, Any] | None:
     """Where in *document* the payment object is; ``None`` if nowhere."""
+    return next((at for at in _places(document) if at.get("paymentId") is not None), None)
+
+
+def _places(document: Any) -> list[Mapping[str, Any]]:
+    """Where in *document* a payment object may be."""
     if not isinstance(document, dict):
-        return None
+        return []
     data = document.get("data")
     nested = data.get("payment") if isinstance(data, dict) else None
-    for place in (document, document.get("payment"), nested, data):
-        if isinstance(place, dict) and place.get("paymentId") is not None:
-            return place
-    return None
+    places = (document, document.get("payment"), nested, data)
+    return [place for place in places if isinstance(place, dict)]
+
+
+def _status(place: Mapping[str, Any]) -> str:
+    status = place.get("status")
+    return status.strip().lower() if isinstance(status, str) else ""
 
 
 def find_accepts(body: bytes | None) -> bytes | None:
@@ -168,12 +190,13 @@ def _read(found: Mapping[str, Any], document: Mapping[str, Any]) -> MarketPaymen
     if type(payment_id) is int and payment_id >= 0:
         payment_id = str(payment_id)
     if not isinstance(payment_id, str) or not _ID.fullmatch(payment_id) or ".." in payment_id:
-        raise Unreadable(f"paymentId {shown(payment_id, 40)} is not an id")
-    status = found.get("status")
+        raise Unreadable(f"paymentId {shown(payment_id, 40)} is not an id", document)
+    cents, fault = _cents(found.get("amountCents"))
     return MarketPayment(
         id=payment_id,
-        status=status.strip().lower() if isinstance(status, str) else "",
-        cents=_cents(found.get("amountCents")),
+        status=_status(found),
+        cents=cents,
+        fault=fault,
         currency=_word(found.get("currency")),
         pay_to=_word(found.get("payTo")),
         services=tuple(
@@ -191,23 +214,19 @@ def _word(value: object) -> str | None:
     return value if isinstance(value, str) and 0 < len(value) <= 256 else None
 
 
-def _cents(value: object) -> Decimal | None:
-    """Cents, whatever number or text they are; ``None`` where nothing is said.
-
-    Raises:
-        Unreadable: it is there and no amount.
-    """
+def _cents(value: object) -> tuple[Decimal | None, str | None]:
+    """Cents, whatever number or text they are; or what is wrong.  Nothing where nothing is said."""
     if value is None:
-        return None
+        return None, None
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise Unreadable("amountCents is not a number")
+        return None, "amountCents is not a number"
     try:
         cents = Decimal(str(value))
     except InvalidOperation:
-        raise Unreadable("amountCents is not a number") from None
+        return None, "amountCents is not a number"
     if not cents.is_finite() or not 0 <= cents <= Decimal(10) ** 15:
-        raise Unreadable("amountCents is out of range")
-    return cents
+        return None, "amountCents is out of range"
+    return cents, None
 
 
 def _time(value: object) -> int | None:
@@ -252,7 +271,7 @@ def price_fault(payment: MarketPayment, micro: int) -> str | None:
     if payment.currency is not None and payment.currency.lower() not in _DOLLARS:
         return f"the payment is in {shown(payment.currency, 20)}, not in USD"
     if payment.cents is None:
-        return None
+        return payment.fault
     named = payment.cents * _CENT
     if payment.cents == payment.cents.to_integral_value():
         agrees = abs(named - micro) < _CENT

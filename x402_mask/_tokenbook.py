@@ -10,13 +10,13 @@ that came to nothing.  ``created``: its id is known and nothing was paid by us. 
 may have moved; never paid again.  ``bought``: the token is here.  ``closed``: nothing more can come
 of it.
 
-The way is ``account`` from the start where asking may be paying, by the balance of an account.
+Where asking may be paying, the way is a purse from the start: see :data:`Purse`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from x402_mask._book import NOTHING_ELSE, WAIT_S, Book
 from x402_mask._vault import digest
@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from x402_mask._models import State
 
 Stage = Literal["asked", "created", "paying", "bought", "closed"]
-Way = Literal["account", "balance", "x402", "transfer", "settle"]
+Purse = Literal["account", "balance"]
+"""Whose balance may pay a payment because it is asked for: ``account``, that of an account which
+the request names, or which has paid at the origin before; ``balance``, whoever's it is, since
+nothing here can pay in any other way."""
+Way = Purse | Literal["x402", "transfer", "settle"]
 
 UNLIMITED: Final = -1
 
@@ -48,13 +52,12 @@ CREATE INDEX IF NOT EXISTS tokens_live ON tokens (origin, service) WHERE live = 
 class Asked:
     """A payment that the marketplace is asked for, or after, if its id *remote* is known.
 
-    ``at`` is when it was asked for, in microseconds; ``pledged``: asking may be paying, by the
-    balance of an account.
+    ``at`` is when it was asked for, in microseconds; ``purse`` is set where asking may be paying.
     """
 
     remote: str | None
     at: int
-    pledged: bool
+    purse: Purse | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,14 +65,14 @@ class Begun:
     """A purchase that was begun, as far as the ledger knows it.
 
     ``remote`` is its id at the marketplace; ``at`` when it was asked for and ``until`` when it
-    expires there, in microseconds; ``pledged`` as in :class:`Asked`; ``proof`` what was, or may
-    have been, presented to the payments endpoint.
+    expires there, in microseconds; ``purse`` as in :class:`Asked`; ``proof`` what was, or may have
+    been, presented to the payments endpoint.
     """
 
     row: Row
     stage: Stage
     at: int
-    pledged: bool
+    purse: Purse | None
     way: Way | None
     remote: str | None
     until: int | None
@@ -101,27 +104,27 @@ class TokenBook(Book):
     """The part of a ledger that keeps purchases and tokens."""
 
     def ask_payment(
-        self, payment_id: str, *, account: bool = False, now_us: int, wait_s: float = WAIT_S
+        self, payment_id: str, *, purse: Purse | None = None, now_us: int, wait_s: float = WAIT_S
     ) -> Asked:
-        """The marketplace is about to be asked for a payment; *account*: the request names one.
+        """The marketplace is about to be asked for a payment, which *purse* may pay at once.
 
         Or after one that an identical call created and nobody paid, which this purchase takes over.
         Durable: from here on the reservation is not given back without an answer.
         """
         with self._transaction(wait_s, durable=True) as db:
             row = self._reserved(db, payment_id)
-            pledged = account or _balance_pays(db, row.origin)
-            asked = _taken_over(db, row, pledged=pledged) or Asked(None, now_us, pledged)
+            purse = _purse(db, row.origin, purse)
+            asked = _taken_over(db, row, purse) or Asked(None, now_us, purse)
             self._ask(db, row, asked, now_us)
         return asked
 
     def ask_anew(
-        self, payment_id: str, *, account: bool = False, now_us: int, wait_s: float = WAIT_S
+        self, payment_id: str, *, purse: Purse | None = None, now_us: int, wait_s: float = WAIT_S
     ) -> Asked:
         """Nothing can come of the payment that was asked for; another is about to be."""
         with self._transaction(wait_s, durable=True) as db:
             row = self._reserved(db, payment_id)
-            asked = Asked(None, now_us, account or _balance_pays(db, row.origin))
+            asked = Asked(None, now_us, _purse(db, row.origin, purse))
             self._ask(db, row, asked, now_us)
         return asked
 
@@ -132,10 +135,9 @@ class TokenBook(Book):
             " remote=excluded.remote, until=NULL, at=excluded.at",
             row.id,
             "asked" if asked.remote is None else "created",
-            "account" if asked.pledged else None,
-            *(asked.remote, asked.at),
+            *(asked.purse, asked.remote, asked.at),
         )
-        detail = {"remote": asked.remote, "account": asked.pledged}
+        detail = {"remote": asked.remote, "purse": asked.purse}
         self._write(db, now_us, row.id, "asked", detail)
 
     def note_created(
@@ -258,7 +260,7 @@ class TokenBook(Book):
         label = token_label(row.id)
         return Begun(
             row=row, stage=stage, at=at, way=way,
-            pledged=way == "account" or _balance_pays(db, row.origin),
+            purse=_purse(db, row.origin, way if way in get_args(Purse) else None),
             remote=remote, until=until, proof=proof,
             token=None if token is None else self._vault().open(bytes(token[0]), label),
         )  # fmt: skip
@@ -331,9 +333,10 @@ class TokenBook(Book):
         db.run(sql, payment_id)
 
 
-def _balance_pays(db: Db, origin: str) -> bool:
-    """Whether a balance that is not this wallet's has ever paid a payment of *origin*."""
-    return db.one("SELECT 1 FROM meta WHERE name=?", _balance_of(origin)) is not None
+def _purse(db: Db, origin: str, purse: Purse | None) -> Purse | None:
+    """*purse*, unless a balance that is not this wallet's has ever paid a payment of *origin*."""
+    known = db.one("SELECT 1 FROM meta WHERE name=?", _balance_of(origin))
+    return purse if known is None else "account"
 
 
 def _note_balance(db: Db, origin: str) -> None:
@@ -354,7 +357,7 @@ def usable_token(db: Db, origin: str, service: str, now_us: int) -> tuple[Any, .
     )
 
 
-def _taken_over(db: Db, row: Row, *, pledged: bool) -> Asked | None:
+def _taken_over(db: Db, row: Row, purse: Purse | None) -> Asked | None:
     """What an identical call left created and unpaid; from now on this purchase alone follows it.
 
     One that asked for a signature is left alone: only creating it anew does so again.
@@ -362,14 +365,14 @@ def _taken_over(db: Db, row: Row, *, pledged: bool) -> Asked | None:
     found = db.one(
         "SELECT payment, remote, way, purchases.at FROM purchases JOIN payments ON id=payment"
         " WHERE operation=? AND origin=? AND state='released' AND stage='created'"
-        " AND (way IS NULL OR way='account') ORDER BY seq DESC LIMIT 1",
+        " AND (way IS NULL OR way IN ('account', 'balance')) ORDER BY seq DESC LIMIT 1",
         *(row.operation, row.origin),
     )
     if found is None:
         return None
     payment, remote, way, at = found
     db.run("UPDATE purchases SET stage='closed' WHERE payment=?", payment)
-    return Asked(str(remote), int(at), pledged or way == "account")
+    return Asked(str(remote), int(at), "account" if "account" in (way, purse) else way or purse)
 
 
 def token_label(payment_id: str) -> str:

@@ -13,18 +13,18 @@ balance, while it is polled.  After a crash or a lost answer an identical call g
 ledger says this one stopped.
 
 Creating a payment is not paying: where that answer is lost, no id is known, and it is created
-again under the same reservation.  Unless it is pledged, because an account's balance may pay at
-creation: the request had ``marketplace_headers``, or a balance has paid at this origin before.
-Then the reservation stays, and an identical call says so for as long as a proof would live.  What
-was paid for keeps its operation likewise: until its proof is dead an identical call shows the same
-token, whatever the seller says of it.
+again under the same reservation.  Unless a balance may pay at creation: the request had
+``marketplace_headers``, or a balance has paid at this origin before, or nothing here can pay in any
+other way.  Then the reservation stays, and an identical call says so for as long as a proof would
+live.  What was paid for keeps its operation likewise: until its proof is dead an identical call
+shows the same token, whatever the seller says of it.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from x402_mask import _json
 from x402_mask._body import date_of
@@ -76,7 +76,7 @@ if TYPE_CHECKING:
     from x402_mask._payer import Payer
     from x402_mask._policy import Choice
     from x402_mask._terms import Call, Purchase
-    from x402_mask._tokenbook import Way
+    from x402_mask._tokenbook import Purse, Way
     from x402_mask._transfers import SignedTransfer
     from x402_mask._wire import Challenge
 
@@ -110,8 +110,8 @@ class _Deal:
     """Whether nothing has left for the payment that is asked for."""
     creating: bool = False
     """Whether it is being asked for."""
-    pledged: bool = False
-    """Whether asking may be paying, by the balance of an account."""
+    purse: Purse | None = None
+    """Whose balance may pay it because it is asked for."""
     stale: bool = False
     """Whether what was reserved is no longer what the seller offers."""
     settled: bool = False
@@ -288,17 +288,24 @@ def _may_have_left(failure: BaseException) -> bool:
 def _begin(deal: _Deal) -> Generator[Effect, Any, Verdict | None]:
     """Ask for a payment, or go on with one that an earlier call left unpaid."""
     payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
-    account, deal.unsent = bool(payer.marketplace_headers), True
+    deal.unsent = True
     asked = yield from record(
         lambda wait_s: payer.ledger.ask_payment(
-            row.id, account=account, now_us=now_us, wait_s=wait_s
+            row.id, purse=_purse(payer), now_us=now_us, wait_s=wait_s
         )
     )
-    deal.remote, deal.pledged = asked.remote, asked.pledged
+    deal.remote, deal.purse = asked.remote, asked.purse
     if deal.remote is None:
         return (yield from _create(deal))
     deal.unsent = False
     return (yield from _go_on_unpaid(deal, asked.at))
+
+
+def _purse(payer: Payer) -> Purse | None:
+    """Whose balance may pay what this payer asks for, as far as can be told from here."""
+    if payer.marketplace_headers:
+        return "account"
+    return "balance" if payer.signer is None and payer.settle_payment is None else None
 
 
 def _is_gone(answer: Fetched) -> bool:
@@ -330,10 +337,7 @@ def _create(deal: _Deal) -> Generator[Effect, Any, Verdict]:
     except Unreadable as exc:
         payment = None
         if answer.status != 402:
-            raise TokenFlowError(
-                f"{deal.purchase.origin}{PAYMENTS_PATH} answered {answer.status}: {exc}",
-                at_risk=deal.pledged and not _is_refusal(answer.status),
-            ) from None
+            yield from _misread(deal, answer, exc)
     if payment is not None:
         able = deal.payer.signer is not None and not payment.is_paid
         signs = able and _asked(answer) is not None
@@ -341,10 +345,25 @@ def _create(deal: _Deal) -> Generator[Effect, Any, Verdict]:
             yield from _note(deal, payment, "x402" if signs else None)
         except LedgerError as exc:
             if not payment.is_paid:  # if it is, its token may still be stored, which says the same
-                exc.at_risk = deal.pledged
+                exc.at_risk = deal.purse is not None
                 raise
             log.exception("the id of a payment that is paid could not be stored")
     return (yield from _pay(deal, payment, answer))
+
+
+def _misread(deal: _Deal, answer: Fetched, fault: Unreadable) -> Generator[Effect, Any, NoReturn]:
+    """The answer names no payment; if it says *paid* all the same, the price counts.
+
+    Raises:
+        TokenFlowError: always; at risk where it may be paid.
+    """
+    refused = _is_refusal(answer.status)
+    told = f"{deal.purchase.origin}{PAYMENTS_PATH} answered {answer.status}: {fault}"
+    if fault.paid and not refused:
+        yield from _hold(deal, "balance", None)
+        yield from _end(deal, "unknown", f"paid by a balance, but {fault}")
+        raise TokenFlowError(f"{told}, and it says that it is paid", at_risk=True) from None
+    raise TokenFlowError(told, at_risk=deal.purse == "account" and not refused) from None
 
 
 def _is_refusal(status: int) -> bool:
@@ -355,18 +374,19 @@ def _is_refusal(status: int) -> bool:
 def _create_anew(deal: _Deal) -> Generator[Effect, Any, Verdict]:
     """Ask for another payment: nothing can come of the last one."""
     payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
-    account, deal.unsent = bool(payer.marketplace_headers), True
-    deal.remote = deal.until = None
+    deal.remote, deal.until, deal.unsent = None, None, True
     asked = yield from record(
-        lambda wait_s: payer.ledger.ask_anew(row.id, account=account, now_us=now_us, wait_s=wait_s)
+        lambda wait_s: payer.ledger.ask_anew(
+            row.id, purse=_purse(payer), now_us=now_us, wait_s=wait_s
+        )
     )
-    deal.pledged = asked.pledged
+    deal.purse = asked.purse
     return (yield from _create(deal))
 
 
 def _create_again(deal: _Deal, asked_us: int) -> Generator[Effect, Any, Verdict | None]:
     """Ask for a payment whose id was never heard of, unless asking may have been paying."""
-    if not deal.pledged:
+    if deal.purse is None:
         return (yield from _create_anew(deal))
     told = f"the answer of {deal.purchase.origin}{PAYMENTS_PATH} was lost"
     yield from _count_unheard(deal, asked_us, told)
@@ -374,7 +394,7 @@ def _create_again(deal: _Deal, asked_us: int) -> Generator[Effect, Any, Verdict 
 
 
 def _count_unheard(deal: _Deal, asked_us: int, told: str) -> Generator[Effect, Any, None]:
-    """An account's balance may have paid, and nobody says so: in the end it counts; look again.
+    """A balance may have paid, and nobody says so: in the end it counts; look again.
 
     Raises:
         TokenFlowError: it may still be heard of.
@@ -382,12 +402,12 @@ def _count_unheard(deal: _Deal, asked_us: int, told: str) -> Generator[Effect, A
     """
     if not _is_old(deal, asked_us):
         raise TokenFlowError(
-            f"{told}, and an account's balance may have paid: no other payment is created yet; see"
-            " the account",
+            f"{told}, and a balance may have paid: no other payment is created yet; see the"
+            " account",
             at_risk=True,
         )
     yield from _hold(deal, "account", None)
-    yield from _end(deal, "unknown", f"{told}; an account's balance may have paid")
+    yield from _end(deal, "unknown", f"{told}; a balance may have paid")
     check_resign(deal.payer, deal.row)
     yield from _give_up(deal, told)
 
@@ -813,7 +833,7 @@ def _read(deal: _Deal) -> Generator[Effect, Any, tuple[MarketPayment | None, Fet
         )
     )  # fmt: skip
     try:
-        payment = read_payment(answer.body)
+        payment = read_payment(answer.body, deal.remote)
     except Unreadable:
         return None, answer
     return (payment if payment.id == deal.remote else None), answer
@@ -927,7 +947,7 @@ def resume(
             return None
         row, terms = begun.row, _terms_again(payer, purchase, begun.row)
         stale = row.state == "reserved" and row.network is not None and terms.choice is None
-        if stale and not begun.pledged:
+        if stale and begun.purse is None:
             yield from _let_go(payer, row)
             return None  # decided anew
         payer.emit("represented", row, payment_id=row.id, usd=usd(row.micro))
@@ -935,7 +955,7 @@ def resume(
             payer, call, purchase, row, terms,
             remote=begun.remote, until=begun.until, held=row.state != "reserved",
             settled=row.state == "settled", transaction=row.trans,
-            pledged=begun.pledged, stale=stale,
+            purse=begun.purse, stale=stale,
         )  # fmt: skip
         return (yield from _orderly(deal, _go_on(deal, begun)))
     finally:
@@ -984,7 +1004,7 @@ def _go_on_unpaid(
 ) -> Generator[Effect, Any, Verdict | None]:
     """Pay a payment that was created, unless a balance has done so; where it is over, another."""
     payment, answer = yield from _read(deal)
-    if payment is None and deal.pledged and not _is_gone(answer):
+    if payment is None and deal.purse is not None and not _is_gone(answer):
         yield from _count_unheard(deal, asked_us, f"{PAYMENTS_PATH} answered {answer.status}")
         return None
     if payment is not None and payment.is_lost:

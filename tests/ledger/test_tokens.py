@@ -139,12 +139,12 @@ def test_an_unpaid_payment_is_taken_over_once(ledger: Ledger) -> None:
         one = reserved(ledger, route="token", **{"operation": "op", **changed})
         return ledger.ask_payment(one.id, now_us=NOW + 5)
 
-    new = Asked(remote=None, at=NOW + 5, pledged=False)
+    new = Asked(remote=None, at=NOW + 5, purse=None)
     assert taken_up() == new  # not while it is reserved
     ledger.release(first.id, "unpaid", now_us=NOW)
     assert taken_up(operation="other") == new
     assert taken_up(origin="https://other.example") == new
-    assert taken_up() == Asked(remote="pay_m", at=NOW, pledged=False)
+    assert taken_up() == Asked(remote="pay_m", at=NOW, purse=None)
     assert taken_up() == new
     assert verify(ledger).ok
 
@@ -158,16 +158,21 @@ def test_one_that_asked_for_a_signature_is_not_taken_over(ledger: Ledger) -> Non
     assert ledger.ask_payment(second.id, now_us=NOW).remote is None
 
 
-def test_a_pledge_goes_with_the_payment(ledger: Ledger) -> None:
-    """Whoever takes it over, with an account or without."""
+@pytest.mark.parametrize("purse", ["account", "balance"])
+def test_whose_balance_may_pay_goes_with_the_payment(ledger: Ledger, purse: Any) -> None:
+    """Whoever takes it over, with an account or without; an account is the stronger suspicion."""
     first = reserved(ledger, route="token", operation="op")
-    assert ledger.ask_payment(first.id, account=True, now_us=NOW).pledged
+    assert ledger.ask_payment(first.id, purse=purse, now_us=NOW).purse == purse
     ledger.note_created(first.id, "pay_m", None, now_us=NOW)
     ledger.release(first.id, "unpaid", now_us=NOW)
     second = reserved(ledger, route="token", operation="op")
-    assert ledger.ask_payment(second.id, now_us=NOW) == Asked("pay_m", NOW, pledged=True)
-    assert not ledger.ask_anew(second.id, now_us=NOW).pledged
-    assert ledger.ask_anew(second.id, account=True, now_us=NOW).pledged
+    assert ledger.ask_payment(second.id, now_us=NOW) == Asked("pay_m", NOW, purse=purse)
+    assert ledger.ask_anew(second.id, now_us=NOW).purse is None
+    assert ledger.ask_anew(second.id, purse=purse, now_us=NOW).purse == purse
+    ledger.note_created(second.id, "pay_n", None, now_us=NOW)
+    ledger.release(second.id, "unpaid", now_us=NOW)
+    third = reserved(ledger, route="token", operation="op")
+    assert ledger.ask_payment(third.id, purse="account", now_us=NOW).purse == "account"
 
 
 @pytest.mark.parametrize(("calls", "uses"), [(0, 0), (1, 0), (2, 1), (4, 3), (UNLIMITED, 9)])
@@ -340,7 +345,7 @@ def test_the_audit_follows_a_purchase_through_all_its_steps(ledger: Ledger) -> N
     second = reserved(ledger, operation=first.operation)
     assert ledger.ask_payment(second.id, now_us=NOW).remote == "pay_m"
     assert verify(ledger).problems == []
-    ledger.ask_anew(second.id, account=True, now_us=NOW)
+    ledger.ask_anew(second.id, purse="account", now_us=NOW)
     assert verify(ledger).problems == []
     ledger.note_created(second.id, "pay_n", None, now_us=NOW)
     ledger.note_created(second.id, "pay_o", None, now_us=NOW)

@@ -22,7 +22,7 @@ def buyer_on(ledger: Any, origin: str, way: str, **options: Any) -> Payer:
                 client.post(f"{origin}/settle/{document.payment_id}").raise_for_status()
 
         options["settle_payment"] = settle
-    if way == "at-creation":  # whose balance it is, they say
+    if way == "account":  # whose balance it is, they say
         options.setdefault("marketplace_headers", {"X-Api-Key": "an account"})
     return Payer(
         jobs.WALLET if way in ("x402", "object") else None, caps=[Cap(options.pop("cap", CAP), per="total")],

@@ -25,7 +25,7 @@ from x402_mask.errors import LedgerError, PaymentRefused, TokenFlowError
 from x402_mask.httpx import PaymentTransport
 
 ACCOUNT = {"X-Api-Key": "an account"}
-CANNOT_TELL = "an account's balance may have paid"
+CANNOT_TELL = "a balance may have paid"
 
 
 class Shop:
@@ -204,6 +204,16 @@ def test_a_price_that_changed_after_the_account_had_paid(shop: Shop) -> None:
     shop.bazaar.pay(sale.id, "balance")
     shop.bazaar.price = 5_000_000
     assert shop.ask(buyer) == "TokenFlowError"  # paid, but not at the price that was reserved
+    assert (shop.charged, shop.counted) == (1, 1)
+
+
+@pytest.mark.parametrize("headers", [ACCOUNT, None])
+def test_a_price_that_changed_after_an_answer_was_lost(shop: Shop, headers: Any) -> None:
+    """An account, or for a buyer without a wallet any balance, may have paid: it stays reserved."""
+    buyer = shop.buyer(marketplace_headers=headers)
+    shop.lose_the_answer(buyer)
+    shop.bazaar.price = 400_000
+    assert [shop.ask(buyer) for _ in range(2)] == ["TokenFlowError"] * 2
     assert (shop.charged, shop.counted) == (1, 1)
 
 

@@ -246,7 +246,8 @@ BOMB = gzip.compress(b" " * (8 << 20))
 GARBAGE: dict[str, Reply] = {
     "empty": Reply(status=201),
     "not json": Reply(status=200, body=b"<html>"),
-    "no id": Reply(status=201, body=b'{"status": "paid", "token": "t"}'),
+    "no id": Reply(status=201, body=b'{"status": "pending", "token": "t"}'),
+    "paid, they say, and refuse": Reply(status=403, body=b'{"status": "paid", "token": "t"}'),
     "bad id": Reply(status=201, body=b'{"paymentId": "../../admin", "status": "pending"}'),
     "encoded": Reply(status=201, body=b'{"paymentId": "%2e%2e", "status": "pending"}'),
     "long id": Reply(status=201, body=json.dumps({"paymentId": "x" * 10_000}).encode()),
@@ -271,6 +272,68 @@ def test_no_payment_to_be_had(bazaar: Bazaar, name: str, colour: str) -> None:
     error = refused(bazaar, colour)
     assert isinstance(error, TokenFlowError), error
     assert len(str(error)) < 300
+
+
+PAID_ODDLY: dict[str, dict[str, Any]] = {
+    "no id": {"paymentId": None},
+    "an id that is none": {"paymentId": "../../admin"},
+    "no price": {"amountCents": "twenty"},
+    "a negative price": {"amountCents": -20},
+    "another price": {"amountCents": 2000},
+    "another currency": {"currency": "EUR"},
+    "another service": {"serviceId": "timestamp"},
+    "no token": {"token": None},
+}
+
+
+@pytest.mark.parametrize("name", PAID_ODDLY)
+@pytest.mark.parametrize("wallet", [None, WALLET])
+def test_a_payment_made_and_paid_that_is_odd(bazaar: Bazaar, name: str, wallet: Any) -> None:
+    """What says that it is paid counts, whatever is wrong with it; and no other is made."""
+    bazaar.paid_at, bazaar.extra = "creation", PAID_ODDLY[name]
+    buyer = payer(bazaar, wallet=wallet, poll_unpaid=0.05, **TOKEN_ONLY)
+    for _ in range(3):
+        with pytest.raises(TokenFlowError) as caught:
+            call("client", buyer, bazaar.url())
+        assert caught.value.at_risk
+    assert len(bazaar.moved) == 1
+    assert_sound(buyer, bazaar)
+
+
+@pytest.mark.parametrize("name", sorted({*PAID_ODDLY} - {"an id that is none"}))
+@pytest.mark.parametrize("wallet", [None, WALLET])
+def test_a_payment_that_is_odd_once_it_is_paid(bazaar: Bazaar, name: str, wallet: Any) -> None:
+    """The same of what is read later; there the id is known, and need not be repeated."""
+    bazaar.paid_at = 1
+    bazaar.shape = lambda said: {**said, **(PAID_ODDLY[name] if said["status"] == "paid" else {})}
+    buyer = payer(bazaar, wallet=wallet, poll_unpaid=0.05, **TOKEN_ONLY)
+    if name == "no id":
+        assert call("client", buyer, bazaar.url()).status_code == 200
+    for _ in range(0 if name == "no id" else 3):
+        with pytest.raises(TokenFlowError) as caught:
+            call("client", buyer, bazaar.url())
+        assert caught.value.at_risk
+    assert len(bazaar.moved) == 1
+    assert_sound(buyer, bazaar)
+
+
+@pytest.mark.parametrize("answer", [Reply(drop=True), Reply(status=500, body=b"oops")])
+def test_an_unpaid_payment_that_cannot_be_read_later(bazaar: Bazaar, answer: Reply) -> None:
+    """Only a balance can pay here, and may have done so: no other payment is created."""
+    buyer = payer(bazaar, poll_unpaid=0.02)
+    with pytest.raises(TokenFlowError):
+        call("client", buyer, bazaar.url())
+    (sale,) = bazaar.sales.values()
+    bazaar.pay(sale.id, "balance")
+    bazaar.paid_at, bazaar.before["poll"] = "creation", lambda hit: answer
+    for _ in range(2):
+        with pytest.raises(Exception, match=r"disconnected|closed|answered 500"):
+            call("client", buyer, bazaar.url())
+    assert counted(buyer) == USD
+    bazaar.before.clear()
+    assert call("client", buyer, bazaar.url()).status_code == 200
+    assert len(bazaar.moved) == 1
+    assert_sound(buyer, bazaar)
 
 
 def test_garbage_instead_of_a_poll_is_waited_out(bazaar: Bazaar) -> None:

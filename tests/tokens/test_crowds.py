@@ -210,7 +210,7 @@ def test_two_processes_on_one_ledger(bazaar: Bazaar, fast_path: Path) -> None:
 def test_two_processes_go_on_with_one_purchase(bazaar: Bazaar, fast_path: Path) -> None:
     """What a third left open is taken up by one of them; the other finds the cap full."""
     path = fast_path / "l.db"
-    bazaar.before["create"] = once(lambda hit: Reply(drop=True), lambda hit: None)
+    bazaar.before["poll"] = once(lambda hit: Reply(drop=True), lambda hit: None)
     bazaar.paid_at = 1
     arguments = (path, bazaar.url(), bazaar.origin, "balance")
     with Process(jobs.plain_call, *arguments) as first:

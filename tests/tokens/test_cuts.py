@@ -29,7 +29,13 @@ from x402_mask import Client, SQLiteLedger
 from x402_mask._audit import verify
 
 WAYS = ("x402", "object", "settle", "balance", "at-creation")
-"""How it is paid; ``object``: x402, which only the answer to creating a payment asks for."""
+"""How it is paid; ``object``: x402, which only the answer to creating a payment asks for.
+
+With ``account`` the request names the account that pays at creation; with ``at-creation`` nothing
+does.
+"""
+BALANCES = ("balance", "at-creation", "account")
+"""Where a balance is all that can pay."""
 UNSURE = ("TokenFlowError", "ReadError", "RemoteProtocolError")
 """How an identical call may end on the way to its delivery."""
 
@@ -51,7 +57,7 @@ def market(way: str) -> Market:
     """A marketplace where this is the way to pay."""
     opened = Market()
     opened.asks = {"x402": "server402", "object": "object"}.get(way)
-    opened.paid_at = {"balance": 2, "at-creation": "creation"}.get(way)
+    opened.paid_at = {"balance": 2, "at-creation": "creation", "account": "creation"}.get(way)
     return opened
 
 
@@ -133,12 +139,12 @@ def points_of(directory: Path, way: str, kind: str) -> list[str]:
     return trial.points.names
 
 
-def excuses(names: list[str], way: str, at: int) -> frozenset[str]:
+def excuses(names: list[str], way: str, at: int, how: str = "fault") -> frozenset[str]:
     """What nobody could do better after a cut at this point.
 
     ``redeemed``: the seller has taken the token, and takes it no second time.  ``undecided``: the
     owner's own way of paying may have been called, and is called once.  ``unheard``: a balance may
-    have paid at creation, and the answer that tells the payment's id did not come.
+    have paid, and the answer that tells the payment's id did not come.
     """
     found = set()
     if at > max(n for n, name in enumerate(names, start=1) if name == "send:paid:before"):
@@ -147,9 +153,10 @@ def excuses(names: list[str], way: str, at: int) -> frozenset[str]:
         held = names.index("ledger:hold_purchase:commit") + 1
         paid = max(n for n, name in enumerate(names, start=1) if name == "effect:Consult:before")
         found |= {"undecided"} if held < at <= paid else set()
-    if way == "at-creation":
+    if way in BALANCES:
         told = names.index("ledger:note_created:commit") + 1
-        asked = names.index("ledger:ask_payment:committed") + 1
+        moment = "enter" if how == "cancel" else "committed"  # it strikes where the call waits next
+        asked = names.index(f"ledger:ask_payment:{moment}") + 1
         found |= {"unheard"} if asked <= at <= told else set()
     return frozenset(found)
 
@@ -163,7 +170,7 @@ def run_all(
         trial = Trial(directory, way, kind)
         trial.cut(how, at)
         trial.repeat(by)
-        if wrong := trial.faults(excuses(names, way, at)):
+        if wrong := trial.faults(excuses(names, way, at, how)):
             found.append(f"{at} {trial.points.struck} -> {trial.outcomes}: {'; '.join(wrong)}")
         trial.close()
     return found
@@ -248,13 +255,13 @@ def test_a_process_killed_anywhere(fast_path: Path, way: str, step: int) -> None
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("way", ["x402", "object", "settle", "balance", "at-creation"])
+@pytest.mark.parametrize("way", ["x402", "object", "settle", *BALANCES])
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_process_killed_when_the_market_chooses(fast_path: Path, way: str, moment: str) -> None:
     """While it waits for an answer, to something that was done or that never will be."""
     steps = {"x402": ["create", "prove", "redeem"], "object": ["create", "prove", "redeem"],
              "settle": ["create", "poll", "redeem"], "balance": ["create", "poll", "redeem"],
-             "at-creation": ["create", "redeem"]}  # fmt: skip
+             "at-creation": ["create", "redeem"], "account": ["create", "redeem"]}  # fmt: skip
     for step in steps[way]:
         trial = Trial(fast_path, way, "client")
         market, done = trial.market, threading.Event()
@@ -277,6 +284,6 @@ def test_a_process_killed_when_the_market_chooses(fast_path: Path, way: str, mom
         trial.ledger = SQLiteLedger(trial.path)
         trial.repeat("new-ledger")
         excused = frozenset({"redeemed"} if (step, moment) == ("redeem", "after") else ())
-        excused |= {"unheard"} if (way, step) == ("at-creation", "create") else set()
+        excused |= {"unheard"} if way in BALANCES and step == "create" else set()
         assert trial.faults(excused) == [], (step, trial.outcomes, market.steps())
         trial.close()

@@ -105,7 +105,7 @@ def test_a_resumed_token_that_nobody_pays_gives_way_too(bazaar: Bazaar) -> None:
     assert states(buyer) == ["released", "settled"] and bazaar.steps().count("create") == 2
     assert_sound(buyer, bazaar)
     alone = payer(bazaar, prefer=("token",), poll_unpaid=0.02)
-    bazaar.after["create"] = once(lost, answered)
+    bazaar.after["poll"] = once(lost, answered)
     for expected in (httpx.RemoteProtocolError, TokenFlowError, TokenFlowError):
         with pytest.raises(expected):
             call("client", alone, bazaar.url())
@@ -333,7 +333,7 @@ def test_a_price_that_rises_between_the_402_and_a_resumed_call(bazaar: Bazaar) -
     """The reservation is for the old price; the identical call decides by the new one."""
     bazaar.after["create"] = lambda hit, reply: Reply(drop=True)
     caps = [Cap("0.3", per="total")]
-    buyer = payer(bazaar, caps=caps)
+    buyer = payer(bazaar, wallet=WALLET, prefer=("token",), caps=caps, poll_unpaid=0.05)
     with pytest.raises(Exception, match=r"disconnected|closed"):
         call("client", buyer, bazaar.url())
     assert buyer.reconcile() == []  # it may be paid: nobody gives it back unasked

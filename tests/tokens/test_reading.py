@@ -131,8 +131,46 @@ def test_ids(payment_id: Any) -> None:
      "a#b", "a\\b", " a", ".", "/api", "http://h/x", -7, 7.5, True, [], {}],
 )  # fmt: skip
 def test_no_id(payment_id: Any) -> None:
-    with pytest.raises(Unreadable):
-        read(paymentId=payment_id)
+    for status in ("pending", None, "PAID"):
+        with pytest.raises(Unreadable) as caught:
+            read(paymentId=payment_id, status=status)
+        assert caught.value.paid is (status == "PAID")
+
+
+@pytest.mark.parametrize("where", [[], ["payment"], ["data", "payment"], ["data"]])
+def test_an_answer_about_a_known_id_need_not_repeat_it(where: list[str]) -> None:
+    """Where it names another, or one that is none, it is not about this."""
+    for more, found in (({}, "pay_1"), ({"paymentId": None}, "pay_1"), ({"paymentId": "x"}, "x")):
+        said: Any = {"status": "paid", "token": "t", **more}
+        for name in reversed(where):
+            said = {name: said}
+        payment = read_payment(json.dumps(said).encode(), "pay_1")
+        assert (payment.id, payment.status, payment.token) == (found, "paid", "t")
+    wrapped = b'{"status": "success", "data": {"status": "expired"}}'
+    assert read_payment(wrapped, "pay_1").is_over
+    for bad in (b'{"token": "t"}', b'{"status": "paid", "paymentId": "../x"}', b"[]", b"{}",
+                b'{"status": "error"}', b'{"status": 500}', b'{"status": "pending"}'):  # fmt: skip
+        with pytest.raises(Unreadable):
+            read_payment(bad, "pay_1")
+
+
+@pytest.mark.parametrize("where", [[], ["payment"], ["data", "payment"], ["data"]])
+def test_paid_without_an_id(where: list[str]) -> None:
+    """Wherever a payment object may be, and whatever else is there."""
+    said: Any = {"status": " Paid ", "token": "t"}
+    for name in reversed(where):
+        said = {"x": 1, name: said}
+    with pytest.raises(Unreadable) as caught:
+        read_payment(json.dumps(said).encode())
+    assert caught.value.paid
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>paid", b"[]", b'"paid"', b'{"x": {"status": "paid"}}',
+                                  b'{"status": ["paid"]}', b'{"status": "unpaid"}'])  # fmt: skip
+def test_not_paid_without_an_id(body: bytes) -> None:
+    with pytest.raises(Unreadable) as caught:
+        read_payment(body)
+    assert not caught.value.paid
 
 
 @pytest.mark.parametrize(
@@ -149,8 +187,11 @@ def test_cents(cents: Any, found: Any) -> None:
               "1E999999999999999999999", "9" * 77, "twenty"],
 )  # fmt: skip
 def test_no_cents(cents: Any) -> None:
-    with pytest.raises(Unreadable):
-        read(amountCents=cents)
+    """The payment can be read, and paid at no price."""
+    payment = read(amountCents=cents)
+    assert payment.cents is None and micro_of(payment) is None
+    for micro in (0, 1, 200_000):
+        assert "amountCents is" in str(price_fault(payment, micro))
 
 
 @pytest.mark.parametrize(
