@@ -72,8 +72,8 @@ def transfer_digest(
     words = b"".join(
         (
             _TRANSFER_TYPE_HASH,
-            _address(payer),
-            _address(pay_to),
+            _party(payer),
+            _party(pay_to),
             amount.to_bytes(32, "big"),
             after.to_bytes(32, "big"),
             before.to_bytes(32, "big"),
@@ -81,6 +81,12 @@ def transfer_digest(
         )
     )
     return _final(_separator(asset), keccak(words))
+
+
+@lru_cache(maxsize=256)
+def _party(address: str) -> bytes:
+    """An address that comes again and again, as a word."""
+    return _address(address)
 
 
 @lru_cache(maxsize=256)

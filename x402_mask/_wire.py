@@ -277,21 +277,21 @@ def _read_extra(value: object) -> Mapping[str, Any] | None:
 
 
 def proof_header(
-    challenge: Challenge, offer: Offer, payload: Mapping[str, Any], payment_id: str
+    challenge: Challenge, offer: Offer, payload: str, payment_id: str
 ) -> tuple[str, str]:
-    """Name and value of the header that presents *payload*.
+    """Name and value of the header that presents *payload*, which is JSON.
 
     ``accepted``, ``resource`` and ``extensions`` go back to the letter as received; the one
     addition is the ``id`` of ``payment-identifier``, where the seller advertises it.
     """
     if challenge.form == "v1":
         message = {"x402Version": 1, "scheme": offer.scheme, "network": offer.raw["network"]}
-        return V1_HEADER, _encode({**_texts(message), "payload": _json.dumps(payload)})
+        return V1_HEADER, _encode({**_texts(message), "payload": payload})
     said, accepts = _as_written(challenge.text)
     fields = {
         "x402Version": "2",
         "accepted": accepts[offer.index],
-        "payload": _json.dumps(payload),
+        "payload": payload,
     }
     if challenge.document.get("resource") is not None:
         fields["resource"] = said["resource"]

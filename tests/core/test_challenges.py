@@ -306,7 +306,7 @@ def agree(found: Challenge, said: Any) -> None:
         assert one.network == NETWORK_NAMES.get(entry["network"], entry["network"])
         assert one.max_timeout_s == (60 if entry.get("maxTimeoutSeconds") is None
                                      else entry["maxTimeoutSeconds"])  # fmt: skip
-        name, value = proof_header(found, one, {"signature": "0x"}, "pay_" + "0" * 32)
+        name, value = proof_header(found, one, '{"signature":"0x"}', "pay_" + "0" * 32)
         proof = json.loads(base64.b64decode(value))
         assert proof["payload"] == {"signature": "0x"}
         if found.form == "v1":
