@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, Literal
 from x402_mask import _json
 from x402_mask._eip712 import keccak
 from x402_mask._money import usd
-from x402_mask._tokenbook import token_label
+from x402_mask._tokenbook import TERMS, token_label
 from x402_mask._transfers import transfer_label
 from x402_mask._vault import digest
 from x402_mask._windows import as_datetime, bucket
@@ -217,6 +217,7 @@ class _Replay:
             stage, self.tokens[payment] = "bought", data["token"]
         elif kind == "paying" or (kind == "held" and "attempt" in data):
             stage = "paying"
+            self.payments[payment] |= {name: data[name] for name in TERMS if name in data}
         elif kind == "closed":
             stage = "closed"
         elif kind == "token_dropped":

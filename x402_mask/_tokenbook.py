@@ -36,6 +36,9 @@ Way = Purse | Literal["x402", "transfer", "settle"]
 
 UNLIMITED: Final = -1
 
+TERMS: Final = ("network", "asset", "amount", "pay_to")
+"""What is signed of a payment, as its columns are called."""
+
 MARKET_TABLES: Final = """
 CREATE TABLE IF NOT EXISTS purchases (
   payment TEXT PRIMARY KEY, stage TEXT NOT NULL, way TEXT, remote TEXT, until BIGINT,
@@ -172,7 +175,8 @@ class TokenBook(Book):
     ) -> None:
         """Money may move from here on; *proof*, if there is one, is stored encrypted.
 
-        *terms* are what is signed, for the history.
+        *terms* are what is signed: network, asset, amount and payee, which the row names from here
+        on. Where the 402 named a price alone, only now they are known.
 
         Raises:
             LedgerError: it could not be recorded, or the reservation is gone.
@@ -180,6 +184,9 @@ class TokenBook(Book):
         with self._transaction(wait_s, durable=True) as db:
             row = self._reserved(db, payment_id)
             self._write(db, now_us, payment_id, "paying", {"way": way, **terms})
+            if terms:
+                sql = "UPDATE payments SET network=?, asset=?, amount=?, pay_to=? WHERE id=?"
+                db.run(sql, *(terms[name] for name in TERMS), payment_id)
             self._hold(db, row, proof, now_us)
             db.run("UPDATE purchases SET stage='paying', way=? WHERE payment=?", way, payment_id)
             if way == "balance":

@@ -53,7 +53,7 @@ from x402_mask._proving import (
     settlement_fault,
 )
 from x402_mask._terms import Plan, Verdict, quote_of, receipt_for
-from x402_mask._tokenbook import Begun, Bought
+from x402_mask._tokenbook import TERMS, Begun, Bought
 from x402_mask._transfers import Terms as Transfer
 from x402_mask._windows import SECOND
 from x402_mask._wire import REQUIRED_HEADER, TOKEN_HEADER, read_challenge, read_settlement, shown
@@ -547,15 +547,18 @@ def _hold(
 ) -> Generator[Effect, Any, None]:
     """Write down, durably, that money may move from here on, and on which terms."""
     payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
-    terms = {} if choice is None else {
-        "network": choice.offer.network, "asset": choice.asset.address,
-        "amount": str(choice.offer.amount), "pay_to": choice.offer.pay_to,
-    }  # fmt: skip
+    if choice is not None:
+        row = row._replace(
+            network=choice.offer.network, asset=choice.asset.address,
+            amount=str(choice.offer.amount), pay_to=choice.offer.pay_to,
+        )  # fmt: skip
+    terms = {} if choice is None else {name: getattr(row, name) for name in TERMS}
     yield from record(
         lambda wait_s: payer.ledger.hold_purchase(
             row.id, way, proof, terms, now_us=now_us, wait_s=wait_s
         )
     )
+    deal.row = row
     _is_held(deal, way)
 
 

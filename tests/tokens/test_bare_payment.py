@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.seller import PAYEE, Reply, Seller
+from tests.support.seller import PAYEE, Reply, Seller, offer_server402
 from tests.tokens.bazaar import Bazaar
 from tests.tokens.shop import NO_TLS
 from x402_mask import (
@@ -25,7 +25,9 @@ from x402_mask import (
     attach,
     receipt_of,
 )
+from x402_mask._audit import verify
 
+OFFER = offer_server402("200000")
 WRAPPED = {
     "bare": lambda found: found,
     "payment": lambda found: {"error": "payment required", "payment": found},
@@ -123,9 +125,29 @@ def test_what_only_the_payments_endpoint_names_is_approved_there(
     assert asked == [(price, None), (price, PAYEE)]
     assert len(bazaar.moved) == second
     (payment,) = payer.payments()
-    assert payment.state == ("held" if second else "released")  # its network is not on the row
+    assert payment.state == ("settled" if second else "released")
+    network = (payment.network, payment.pay_to)
+    assert network == (("eip155:8453", PAYEE) if second else (None, None))
     terms = [row["pay_to"] for row in payer.ledger.history() if row["kind"] == "paying"]
     assert terms == [PAYEE] * second
+
+
+@pytest.mark.parametrize("wrap", WRAPPED)
+def test_what_only_the_payments_endpoint_names_is_on_the_ledger(bazaar: Bazaar, wrap: str) -> None:
+    """Network, asset, amount and payee: the receipt tells them, and a chain can be asked."""
+    bazaar.before["tool"] = lambda _: bare(wrap)
+    bazaar.asks = "server402"
+    payer = payer_of(bazaar, wallet=Wallet.from_key("11" * 32))
+    with Client(payer) as client:
+        receipt = receipt_of(client.post(bazaar.url(), json={}))
+    (payment,) = payer.payments()
+    (signed,) = bazaar.authorizations()
+    assert receipt is not None and (receipt.outcome, payment.state) == ("settled", "settled")
+    for told in (receipt, payment):
+        assert (told.network, told.asset, told.pay_to, told.amount) == (
+            "eip155:8453", OFFER["asset"], signed.to, signed.value,
+        )  # fmt: skip
+    assert verify(payer.ledger).problems == []
 
 
 # --- what an audit found
