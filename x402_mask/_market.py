@@ -30,6 +30,7 @@ _ID: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._~:+=-]{0,127}")
 _TOKEN: Final = re.compile(r"[\x21-\x7e]{1,4096}")
 _CALLS_MAX: Final = 1_000_000
 _CENT: Final = 10_000  # micro-USD
+_SAYS_PAID: Final = re.compile(rb'"status"\s*:\s*"paid"', re.IGNORECASE)
 _TOKEN_NAMES: Final = ("token", "paymentToken", "accessToken")
 _DOLLARS: Final = frozenset({"usd", "usdc"})
 
@@ -94,11 +95,14 @@ class MarketPayment:
 
 
 class Unreadable(ValueError):
-    """Not a payment object; the text says why.  ``paid``: but it says that it is paid."""
+    """Not a payment object; the text says why.
 
-    def __init__(self, why: str, document: Any = None) -> None:
+    ``statuses`` are what it says all the same, wherever a payment object may be.
+    """
+
+    def __init__(self, why: str, *statuses: str) -> None:
         super().__init__(why)
-        self.paid: Final = any(_status(place) == "paid" for place in _places(document))
+        self.statuses: Final = frozenset(filter(None, statuses))
 
 
 def read_payment(body: bytes | None, asked: str | None = None) -> MarketPayment:
@@ -114,14 +118,16 @@ def read_payment(body: bytes | None, asked: str | None = None) -> MarketPayment:
     try:
         document = _json.loads(body)
     except (_json.BadJSON, UnicodeDecodeError):
-        raise Unreadable("the answer is not JSON") from None
+        cut_off = ["paid"] if _SAYS_PAID.search(body) else []
+        raise Unreadable("the answer is not JSON", *cut_off) from None
     found = find_payment(document)
     if found is None and asked is not None:
         ends = ("paid", *TERMINAL)
         found = next((at for at in _places(document) if _status(at) in ends), None)
         found = None if found is None else {**found, "paymentId": asked}
     if found is None:
-        raise Unreadable("the answer holds no payment object (paymentId)", document)
+        statuses = map(_status, _places(document))
+        raise Unreadable("the answer holds no payment object (paymentId)", *statuses)
     return _read(found, document)
 
 
@@ -190,7 +196,8 @@ def _read(found: Mapping[str, Any], document: Mapping[str, Any]) -> MarketPaymen
     if type(payment_id) is int and payment_id >= 0:
         payment_id = str(payment_id)
     if not isinstance(payment_id, str) or not _ID.fullmatch(payment_id) or ".." in payment_id:
-        raise Unreadable(f"paymentId {shown(payment_id, 40)} is not an id", document)
+        statuses = map(_status, _places(document))
+        raise Unreadable(f"paymentId {shown(payment_id, 40)} is not an id", *statuses)
     cents, fault = _cents(found.get("amountCents"))
     return MarketPayment(
         id=payment_id,

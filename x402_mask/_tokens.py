@@ -13,11 +13,11 @@ balance, while it is polled.  After a crash or a lost answer an identical call g
 ledger says this one stopped.
 
 Creating a payment is not paying: where that answer is lost, no id is known, and it is created
-again under the same reservation.  Unless a balance may pay at creation: the request had
-``marketplace_headers``, or a balance has paid at this origin before, or nothing here can pay in any
-other way.  Then the reservation stays, and an identical call says so for as long as a proof would
-live.  What was paid for keeps its operation likewise: until its proof is dead an identical call
-shows the same token, whatever the seller says of it.
+again under the same reservation; where it says nothing, the reservation is given back.  Unless a
+balance may pay at creation: the request had ``marketplace_headers``, or a balance has paid at this
+origin before, or nothing here can pay in any other way.  Then the reservation stays, and an
+identical call says so for as long as a proof would live.  What was paid for keeps its operation
+likewise: until its proof is dead an identical call shows the same token, whatever the seller says.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from x402_mask._effects import Fetch, Reply, ask, checkpoint, consult, fetch, re
 from x402_mask._ledger import EXPIRY_MARGIN_S, Proof, Result, Row, Twin
 from x402_mask._market import (
     PAYMENTS_PATH,
+    TERMINAL,
     MarketPayment,
     PaymentDocument,
     Unreadable,
@@ -86,6 +87,9 @@ T = TypeVar("T")
 _BY_OTHERS: Final = ("account", "balance", "settle")
 """Ways of paying of which no chain tells us."""
 
+_UNPAID: Final = TERMINAL | {"pending", "created", "unpaid"}
+"""Words that say of a payment without an id that it is not paid."""
+
 _FIRST_DELAY_S: Final = 0.25
 _GROWTH: Final = 1.6
 _DELAY_MAX_S: Final = 5.0
@@ -112,6 +116,8 @@ class _Deal:
     """Whether it is being asked for."""
     purse: Purse | None = None
     """Whose balance may pay it because it is asked for."""
+    heard: bool = True
+    """Whether the last answer about it could be read."""
     stale: bool = False
     """Whether what was reserved is no longer what the seller offers."""
     settled: bool = False
@@ -144,23 +150,21 @@ def plan(payer: Payer, purchase: Purchase, view: View) -> Plan:
     except OfferRefused as refusal:
         if refusal.reason not in ("no_offer", "scheme"):
             raise
-        micro = _named_price(purchase.challenge.document)
-        if micro is None:
+        named = _named(purchase.challenge.document)
+        micro = micro_of(named) if named is not None else None
+        if named is None or micro is None or price_fault(named, micro) is not None:
             raise
         return Plan(route="token", micro=micro, amount=micro)
     return Plan.of("token", choice)
 
 
-def _named_price(document: Mapping[str, Any]) -> int | None:
+def _named(document: Mapping[str, Any]) -> MarketPayment | None:
+    """The payment that the 402 names in place of an offer."""
     found = find_payment(document)
-    if found is None:
-        return None
     try:
-        payment = read_payment(_json.dumps(found).encode())
+        return None if found is None else read_payment(_json.dumps(found).encode())
     except Unreadable:
         return None
-    micro = micro_of(payment)
-    return micro if micro is not None and price_fault(payment, micro) is None else None
 
 
 # --- tokens that are held already -----------------------------------------------------------------
@@ -357,18 +361,20 @@ def _misread(deal: _Deal, answer: Fetched, fault: Unreadable) -> Generator[Effec
     Raises:
         TokenFlowError: always; at risk where it may be paid.
     """
-    refused = _is_refusal(answer.status)
     told = f"{deal.purchase.origin}{PAYMENTS_PATH} answered {answer.status}: {fault}"
-    if fault.paid and not refused:
+    if _is_refusal(answer.status):
+        raise TokenFlowError(told) from None
+    if "paid" in fault.statuses:
         yield from _hold(deal, "balance", None)
         yield from _end(deal, "unknown", f"paid by a balance, but {fault}")
         raise TokenFlowError(f"{told}, and it says that it is paid", at_risk=True) from None
-    raise TokenFlowError(told, at_risk=deal.purse == "account" and not refused) from None
+    pending = deal.purse != "account" and not _UNPAID.isdisjoint(fault.statuses)
+    raise TokenFlowError(told, at_risk=deal.purse is not None and not pending) from None
 
 
 def _is_refusal(status: int) -> bool:
-    """Whether nothing was done, by the meaning of the status (RFC 9110, 15.5)."""
-    return 400 <= status < 500 and status not in (408, 409, 499)
+    """Whether nothing was done, by the meaning of the status (RFC 9110, 15.4 and 15.5)."""
+    return status in (307, 308) or (400 <= status < 500 and status not in (408, 409, 499))
 
 
 def _create_anew(deal: _Deal) -> Generator[Effect, Any, Verdict]:
@@ -451,10 +457,11 @@ def _pay(
     if payer.signer is not None or payer.settle_payment is not None:
         _check_payee(deal, payment)
     if payment is not None and _is_over(deal, payment):
-        raise TokenFlowError(f"the marketplace payment is {payment.status or 'expired'} already")
+        why = payment.status if payment.is_over else "past its expiresAt"
+        raise TokenFlowError(f"the marketplace payment is {why} already")
     challenge = _asked(answer)
     if challenge is not None and payer.signer is not None:
-        return (yield from _pay_x402(deal, challenge, answer))
+        return (yield from _pay_x402(deal, challenge, payment, answer))
     if payment is None:
         why = "wants an x402 signature and this payer has no wallet"
         if challenge is None:
@@ -506,7 +513,7 @@ def _check_payee(deal: _Deal, payment: MarketPayment | None) -> None:
 
     A payee that is no address is one of another rail, which only ``settle_payment`` can pay.
     """
-    ours, theirs = deal.terms.pay_to, payment.pay_to if payment is not None else None
+    ours, theirs = _live_payee(deal), payment.pay_to if payment is not None else None
     if theirs is None:
         return
     policy, foreign = deal.payer.policy, not theirs.lower().startswith("0x")
@@ -522,6 +529,14 @@ def _check_payee(deal: _Deal, payment: MarketPayment | None) -> None:
         fault = f"payee {shown(theirs, 50)} is not in payees="
     if fault is not None:
         raise TermsRefused(fault, reason="payee")
+
+
+def _live_payee(deal: _Deal) -> str | None:
+    """Whom the live 402 names: its offer, or the payment that is there in place of one."""
+    if deal.terms.choice is not None:
+        return deal.terms.pay_to
+    named = _named(deal.purchase.challenge.document)
+    return named.pay_to if named is not None else None
 
 
 def _is_over(deal: _Deal, payment: MarketPayment) -> bool:
@@ -572,12 +587,13 @@ def _is_held(deal: _Deal, way: str) -> None:
 
 
 def _pay_x402(
-    deal: _Deal, challenge: Challenge, answer: Fetched
+    deal: _Deal, challenge: Challenge, payment: MarketPayment | None, answer: Fetched
 ) -> Generator[Effect, Any, Verdict]:
     choice = _same_offer(deal, challenge)
     there = Reply(status=402, url=answer.url, headers=answer.headers, date=answer.date)
     asked = replace(deal.purchase, challenge=challenge, reply=there)
     if deal.terms.choice is None:  # what is signed is decided only here
+        _check_same_payee(deal, payment, choice)
         yield from _check_pinned(deal, choice)
         yield from _approve(deal, asked, choice)
     proof = yield from prove(deal.payer, asked, choice, deal.row.id)
@@ -623,8 +639,18 @@ def _approve(deal: _Deal, asked: Purchase, choice: Choice) -> Generator[Effect, 
         raise ApprovalDenied(message, quote=quote)
 
 
+def _check_same_payee(deal: _Deal, payment: MarketPayment | None, choice: Choice) -> None:
+    """Whom a payment object names, of the 402 or of its own, is whom the offer names."""
+    payee = choice.offer.pay_to
+    for named in (_live_payee(deal), payment.pay_to if payment is not None else None):
+        if named is not None and named.lower() != payee.lower():
+            raise TermsRefused(
+                f"the payment names the payee {shown(named, 50)}, its offer {payee}", reason="payee"
+            )
+
+
 def _check_pinned(deal: _Deal, choice: Choice) -> Generator[Effect, Any, None]:
-    """A payee that the live 402 does not name was not recorded with the reservation."""
+    """A payee that no live offer names was not recorded with the reservation."""
     payer, service, payee = deal.payer, deal.purchase.service, choice.offer.pay_to
     if not payer.policy.pin:
         return
@@ -632,7 +658,11 @@ def _check_pinned(deal: _Deal, choice: Choice) -> Generator[Effect, Any, None]:
     view = yield from record(
         lambda wait_s: payer.ledger.look("", service, now_us=now_us, wait_s=wait_s)
     )
-    if not view.payees.get(payee.lower()):
+    if not view.payees and _live_payee(deal) is not None:  # the first, and both name it
+        yield from record(
+            lambda wait_s: payer.ledger.accept_payee(service, payee, now_us=now_us, wait_s=wait_s)
+        )
+    elif not view.payees.get(payee.lower()):
         raise TermsRefused(
             f"only the payments endpoint names the payee {payee}; if that is right:"
             f" payer.accept_payee({service!r}, {payee!r})",
@@ -780,6 +810,11 @@ def _await_balance(deal: _Deal, payment: MarketPayment) -> Generator[Effect, Any
     if found is not None and found.is_lost:
         yield from _write_off(deal, found)
         raise TokenFlowError(f"a balance paid, and the payment is {found.status}", at_risk=True)
+    if not deal.heard and deal.purse is not None:
+        raise TokenFlowError(
+            f"the marketplace payment {payment.id} cannot be read, and a balance may have paid it",
+            at_risk=True,
+        )
     raise TokenFlowError(
         f"nothing here can pay the marketplace payment {payment.id}, and no balance did: give"
         " a wallet with an rpc, or settle_payment="
@@ -838,8 +873,9 @@ def _read(deal: _Deal) -> Generator[Effect, Any, tuple[MarketPayment | None, Fet
     try:
         payment = read_payment(answer.body, deal.remote)
     except Unreadable:
-        return None, answer
-    return (payment if payment.id == deal.remote else None), answer
+        payment = None
+    deal.heard = payment is not None and payment.id == deal.remote
+    return (payment if deal.heard else None), answer
 
 
 def _retry_after(answer: Fetched, now: float) -> float:

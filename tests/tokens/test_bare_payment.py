@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.seller import PAYEE, Reply, Seller, offer_server402
-from tests.tokens.bazaar import Bazaar
-from tests.tokens.shop import NO_TLS
+from tests.support.seller import OTHER_PAYEE, PAYEE, Reply, Seller, offer_server402
+from tests.tokens.bazaar import SERVICE, Bazaar
+from tests.tokens.shop import NO_TLS, WALLET
 from x402_mask import (
     ApprovalDenied,
     Cap,
@@ -20,6 +20,7 @@ from x402_mask import (
     OfferRefused,
     Payer,
     PaymentTransport,
+    TermsRefused,
     TokenFlowError,
     Wallet,
     attach,
@@ -148,6 +149,58 @@ def test_what_only_the_payments_endpoint_names_is_on_the_ledger(bazaar: Bazaar, 
             "eip155:8453", OFFER["asset"], signed.to, signed.value,
         )  # fmt: skip
     assert verify(payer.ledger).problems == []
+
+
+@pytest.mark.parametrize("way", ["x402", "object", "settle"])
+@pytest.mark.parametrize("place", ["tool", "payment"])
+def test_two_payees_where_the_402_is_a_payment(bazaar: Bazaar, way: str, place: str) -> None:
+    """Contract 6.3: whom its payment names is whom the payment that is made names, and its offer."""
+    bazaar.asks = {"x402": "server402", "object": "object"}.get(way)
+    other = {"payTo": OTHER_PAYEE}
+    bazaar.before["tool"] = lambda _: bare(
+        "bare", **(other if place == "tool" else {"payTo": PAYEE})
+    )
+    bazaar.extra = {"payTo": PAYEE} if place == "tool" else other
+    called: list[Any] = []
+    settle, wallet = (called.append, None) if way == "settle" else (None, WALLET)
+    payer = payer_of(bazaar, wallet=wallet, settle_payment=settle)
+    alike = way == "x402" and place == "payment"  # that 402 lists offers, and shows no payment
+    with Client(payer) as client:
+        if alike:
+            assert client.post(bazaar.url(), json={}).status_code == 200
+            return
+        with pytest.raises(TermsRefused) as caught:
+            client.post(bazaar.url(), json={})
+    assert caught.value.reason == "payee" and not caught.value.at_risk
+    assert called == [] and bazaar.moved == [] and payer.spend()[0].left == 1
+
+
+def test_a_payment_and_its_own_offer_name_two_payees(bazaar: Bazaar) -> None:
+    """Where the 402 names none, they must agree with each other."""
+    bazaar.before["tool"] = lambda _: bare("bare")
+    bazaar.asks, bazaar.extra = "object", {"payTo": OTHER_PAYEE}
+    payer = payer_of(bazaar, wallet=WALLET)
+    with Client(payer) as client, pytest.raises(TermsRefused) as caught:
+        client.post(bazaar.url(), json={})
+    assert caught.value.reason == "payee" and bazaar.authorizations() == []
+
+
+@pytest.mark.parametrize("theirs", [PAYEE, OTHER_PAYEE, None])
+def test_the_first_payee_is_pinned(bazaar: Bazaar, theirs: Any) -> None:
+    """``pin`` refuses a change; the first is trusted where the 402 and the offer name it."""
+    bazaar.asks = "server402"
+    bazaar.before["tool"] = lambda _: bare("bare", payTo=theirs)
+    payer = payer_of(bazaar, wallet=WALLET, payees="pin")
+    with Client(payer) as client:
+        if theirs == PAYEE:
+            for number in range(2):
+                answer = client.post(bazaar.url(), json={"n": number})
+                assert answer.status_code == 200
+            assert payer.ledger.payees() == [(SERVICE, PAYEE.lower(), True)]
+            return
+        with pytest.raises(TermsRefused) as caught:
+            client.post(bazaar.url(), json={})
+    assert caught.value.reason == "payee" and bazaar.moved == []
 
 
 # --- what an audit found

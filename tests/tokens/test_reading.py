@@ -134,7 +134,7 @@ def test_no_id(payment_id: Any) -> None:
     for status in ("pending", None, "PAID"):
         with pytest.raises(Unreadable) as caught:
             read(paymentId=payment_id, status=status)
-        assert caught.value.paid is (status == "PAID")
+        assert caught.value.statuses == ({status.lower()} if status else set())
 
 
 @pytest.mark.parametrize("where", [[], ["payment"], ["data", "payment"], ["data"]])
@@ -162,7 +162,16 @@ def test_paid_without_an_id(where: list[str]) -> None:
         said = {"x": 1, name: said}
     with pytest.raises(Unreadable) as caught:
         read_payment(json.dumps(said).encode())
-    assert caught.value.paid
+    assert caught.value.statuses == {"paid"}
+
+
+@pytest.mark.parametrize("body", [b'{"paymentId": "p", "status": "paid", "tok', b'{"status" :"Paid"',
+                                  b'{"paymentId": "p", "status": "paid", "x": Infinity}'])  # fmt: skip
+def test_paid_in_what_is_no_json(body: bytes) -> None:
+    """Cut off, say."""
+    with pytest.raises(Unreadable) as caught:
+        read_payment(body)
+    assert caught.value.statuses == {"paid"}
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>paid", b"[]", b'"paid"', b'{"x": {"status": "paid"}}',
@@ -170,7 +179,7 @@ def test_paid_without_an_id(where: list[str]) -> None:
 def test_not_paid_without_an_id(body: bytes) -> None:
     with pytest.raises(Unreadable) as caught:
         read_payment(body)
-    assert not caught.value.paid
+    assert "paid" not in caught.value.statuses
 
 
 @pytest.mark.parametrize(

@@ -526,7 +526,7 @@ def test_response_hooks_do_not_see_where_an_errand_was_sent_on_to(
 
     bazaar.before["create"] = lambda hit: Reply(status=307, headers=[("Location", "/on")])
     hooks = {"event_hooks": {"response": [ahook if "async" in colour else hook]}}
-    buyer = payer(bazaar, on_refusal="return")
+    buyer = payer(bazaar, wallet=WALLET, prefer=("token",), on_refusal="return")
     options = {**hooks, "follow_redirects": True}
     assert call(colour, buyer, bazaar.url(), client=options).status_code == 402
     assert seen == [f"/api/tools/{SERVICE}"]
