@@ -433,7 +433,7 @@ def _note(
     deal: _Deal, payment: MarketPayment, way: Way | None = None
 ) -> Generator[Effect, Any, None]:
     payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
-    if (deal.remote, deal.until) == (payment.id, payment.until):
+    if way is None and (deal.remote, deal.until) == (payment.id, payment.until):
         return
     deal.remote, deal.until = payment.id, payment.until
     yield from record(
@@ -804,13 +804,16 @@ def _document(deal: _Deal, payment: MarketPayment) -> PaymentDocument:
 
 def _await_balance(deal: _Deal, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:
     """Nothing here can pay it; a balance may, for a while."""
+    if deal.purse is None:
+        deal.purse = "balance"
+        yield from _note(deal, payment, "balance")
     found = yield from _poll(deal, payment, deal.payer.poll_unpaid_s)
     if found is not None and found.is_paid:
         return (yield from _paid_already(deal, found))
     if found is not None and found.is_lost:
         yield from _write_off(deal, found)
         raise TokenFlowError(f"a balance paid, and the payment is {found.status}", at_risk=True)
-    if not deal.heard and deal.purse is not None:
+    if not deal.heard:
         raise TokenFlowError(
             f"the marketplace payment {payment.id} cannot be read, and a balance may have paid it",
             at_risk=True,

@@ -351,13 +351,14 @@ def test_paid_says_what_cannot_be_read(bazaar: Bazaar, said: str) -> None:
     assert_sound(buyer, bazaar)
 
 
-def test_polls_that_say_nothing_while_a_balance_pays(bazaar: Bazaar) -> None:
+@pytest.mark.parametrize("wallet", [None, WALLET])
+def test_polls_that_say_nothing_while_a_balance_pays(bazaar: Bazaar, wallet: Any) -> None:
     """Whether it paid is not known: the reservation stays, and the payment is gone on with."""
     bazaar.before["poll"] = lambda hit: (
         [bazaar.pay(sale.id, "balance") for sale in bazaar.sales.values() if sale.status != "paid"],
         Reply(status=500, body=b"oops"),
     )[1]
-    buyer = payer(bazaar, poll_unpaid=0.05)
+    buyer = payer(bazaar, wallet=wallet, poll_unpaid=0.05, **TOKEN_ONLY)
     for _ in range(2):
         with pytest.raises(TokenFlowError) as caught:
             call("client", buyer, bazaar.url())
@@ -369,9 +370,12 @@ def test_polls_that_say_nothing_while_a_balance_pays(bazaar: Bazaar) -> None:
 
 
 @pytest.mark.parametrize("answer", [Reply(drop=True), Reply(status=500, body=b"oops")])
-def test_an_unpaid_payment_that_cannot_be_read_later(bazaar: Bazaar, answer: Reply) -> None:
-    """Only a balance can pay here, and may have done so: no other payment is created."""
-    buyer = payer(bazaar, poll_unpaid=0.02)
+@pytest.mark.parametrize("wallet", [None, WALLET])
+def test_an_unpaid_payment_that_cannot_be_read_later(
+    bazaar: Bazaar, answer: Reply, wallet: Any
+) -> None:
+    """Only a balance can pay it, and may have done so: no other payment is created."""
+    buyer = payer(bazaar, wallet=wallet, poll_unpaid=0.02, **TOKEN_ONLY)
     with pytest.raises(TokenFlowError):
         call("client", buyer, bazaar.url())
     (sale,) = bazaar.sales.values()
