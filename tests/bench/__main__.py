@@ -150,8 +150,9 @@ def verdicts(found: dict[str, Rival], more: dict[str, Any]) -> list[tuple[str, f
     rows += [("signature, encoded and checked", signature, 250.0, "us")]
     faster = found["signature, eth-account"].median() / signature
     rows += [("signature, faster than eth-account", faster, 3.0, ">= x")]
-    unpaid = found["x402_mask, nothing to pay"].median() - found["one bare request"].median()
-    rows += [("request with nothing to pay, added", unpaid, 40.0, "us")]
+    unpaid = more["unpaid"]
+    added = unpaid["ours_us"] - unpaid["bare_us"]
+    rows += [("request with nothing to pay, added", added, 40.0, "us")]
     rows += [("import x402_mask over httpx", more["import_ms"], 60.0, "ms")]
     rows += [("first paid call, fresh process", more["first_call"], 0.5, "x official")]
     sizes = more["reservation_us"]
@@ -208,6 +209,7 @@ def main() -> None:
                 "import_ms": import_ms(),
                 "first_call": first_call(url),
                 "crowd": json.loads(_run("-m", "tests.bench.crowd", "crowd", url)),
+                "unpaid": json.loads(_run("-m", "tests.bench.crowd", "unpaid", url)),
             }
             growing = _start("-m", "tests.bench.crowd", "growth", url)
             stores = ledgers.filled(folder, SIZES)  # neither of these two is timed
@@ -225,6 +227,15 @@ def report(found: dict[str, Rival], more: dict[str, Any]) -> None:
     print(f"{'rival':36}{'median us':>12}{'p99 us':>12}")
     for name, rival in found.items():
         print(f"{name:36}{rival.median():12.0f}{rival.p99():12.0f}")
+    bare = found["two bare requests, sync"].median()
+    least = [found[f"the least, sync{how}"].median() / bare for how in ("", ", preempt")]
+    unpaid = more["unpaid"]
+    print(f"{'one bare request':36}{unpaid['bare_us']:12.0f}")
+    print(f"{'x402_mask, nothing to pay':36}{unpaid['ours_us']:12.0f}")
+    print(
+        "\nthe least: bare requests, one checked signature, one durable one-row commit, nothing"
+        f" else: {least[0]:.2f} x two bare requests, {least[1]:.2f} x with one request"
+    )
     print(f"\n{'what':36}{'measured':>12}{'bound':>9}  {'unit':22}verdict")
     rows = verdicts(found, more)
     for what, value, bound, unit in rows:

@@ -1,4 +1,4 @@
-"""Many calls at once in one process: event-loop stalls, throughput, memory."""
+"""What is measured within one process: many calls at once, what they leave, calls unpaid."""
 
 from __future__ import annotations
 
@@ -135,6 +135,26 @@ def growth(url: str, calls: int = 10_000) -> dict[str, float]:
     return {"bytes_per_call": (after - before) / 800, "rss_kib": float(grown_rss)}
 
 
+def unpaid(url: str, calls: int = 800) -> dict[str, float]:
+    """Medians of a request with nothing to pay, bare and through the transport, in turn.
+
+    Two processes differ by more than what is measured here, by where their memory lies.
+    """
+    import httpx
+
+    from x402_mask import Client
+
+    clients = {"bare_us": httpx.Client(), "ours_us": Client(payer(url))}
+    times: dict[str, list[float]] = {name: [] for name in clients}
+    for number in range(calls):
+        for name in sorted(clients, reverse=bool(number % 2)):
+            begun = time.perf_counter_ns()
+            clients[name].post(url + "/free", json=body(number)).raise_for_status()
+            times[name].append((time.perf_counter_ns() - begun) / 1e3)
+    return {name: median(spent[calls // 10 :]) for name, spent in times.items()}
+
+
 if __name__ == "__main__":
     what, url = sys.argv[1], sys.argv[2]
-    print(json.dumps(asyncio.run(crowd(url)) if what == "crowd" else growth(url)))
+    measure = {"crowd": lambda url: asyncio.run(crowd(url)), "growth": growth, "unpaid": unpaid}
+    print(json.dumps(measure[what](url)))

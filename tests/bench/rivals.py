@@ -58,6 +58,38 @@ def ours_sync(url: str, **options: Any) -> Callable[[int], None]:
     return call
 
 
+def least_sync(url: str, *, preempt: bool = False) -> Callable[[int], None]:
+    """The least that keeps the promises: bare requests, one checked signature, one durable commit.
+
+    It stores a row and reads nothing: no caps, no challenge, no history, no end of the call.
+    """
+    import sqlite3
+
+    import httpx
+
+    client, sign = httpx.Client(), sign_ours(url)
+    path = Path(os.environ["X402_BENCH_DIR"]) / f"least-{os.getpid()}.db"
+    ledger = sqlite3.connect(path, isolation_level=None)
+    for pragma in ("journal_mode=WAL", "wal_autocheckpoint=20000", "synchronous=FULL"):
+        ledger.execute(f"PRAGMA {pragma}")
+    ledger.execute("CREATE TABLE payments (seq INTEGER PRIMARY KEY, micro BIGINT, proof BLOB)")
+    insert = "INSERT INTO payments (micro, proof) VALUES (200000, ?)"
+    ledger.execute("BEGIN")
+    ledger.executemany(insert, [(b"x" * 1100,)] * 5000)
+    ledger.execute("COMMIT")
+    ledger.execute("PRAGMA wal_checkpoint(RESTART)")  # the log is long already
+    proof = {"X-Bare-Proof": "x" * 1100}
+
+    def call(number: int) -> None:
+        if not preempt:
+            assert client.post(url + PATH, json=body(number)).status_code == 402
+        sign(number)
+        ledger.execute(insert, (b"x" * 1100,))
+        assert client.post(url + PATH, json=body(number), headers=proof).status_code == 200
+
+    return call
+
+
 def on_loop(make: Callable[[], Any]) -> Callable[[int], None]:
     """Run an async client's calls on one loop that stays."""
     loop = asyncio.new_event_loop()
@@ -116,20 +148,6 @@ def official(url: str) -> Callable[[int], None]:
         return call
 
     return on_loop(make)
-
-
-def free_bare(url: str) -> Callable[[int], None]:
-    import httpx
-
-    client = httpx.Client()
-    return lambda number: client.post(url + "/free", json=body(number)).raise_for_status() and None
-
-
-def free_ours(url: str) -> Callable[[int], None]:
-    from x402_mask import Client
-
-    client = Client(payer(url))
-    return lambda number: client.post(url + "/free", json=body(number)).raise_for_status() and None
 
 
 def sign_ours(url: str) -> Callable[[int], None]:
@@ -195,13 +213,13 @@ RIVALS: dict[str, Callable[[str], Callable[[int], None]]] = {
     "two bare requests, sync": bare_sync,
     "x402_mask, sync": ours_sync,
     "x402_mask, sync, preempt": lambda url: ours_sync(url, preempt=True),
+    "the least, sync": least_sync,
+    "the least, sync, preempt": lambda url: least_sync(url, preempt=True),
     "two bare requests, async": bare_async,
     "x402_mask, async": ours_async,
     "x402_mask, async, preempt": lambda url: ours_async(url, preempt=True),
     "official x402 with coincurve": official,
     "official x402 as it installs": official,
-    "one bare request": free_bare,
-    "x402_mask, nothing to pay": free_ours,
     "signature, x402_mask": sign_ours,
     "signature, eth-account": sign_eth_account,
     "fsync": fsync,
