@@ -1090,12 +1090,18 @@ def _go_on_paying(deal: _Deal, begun: Begun) -> Generator[Effect, Any, Verdict |
             return (yield from _take(deal, payment))
     if begun.way == "transfer":
         return (yield from _carry(deal, payment))
-    if _is_closed(deal) and not (payment is not None and payment.is_paid):
+    closed, due = _is_closed(deal), payment is not None and _is_due(deal, payment)
+    if closed and not due:
         yield from _lapse(deal)
         return None
-    if begun.proof is None:
+    if closed or begun.proof is None:
         return (yield from _await_paid(deal, payment))
     return (yield from _present(deal, begun.proof))
+
+
+def _is_due(deal: _Deal, payment: MarketPayment) -> bool:
+    """Whether the payment says that it is paid, or until when it may still say so."""
+    return payment.is_paid or (payment.until is not None and not _is_over(deal, payment))
 
 
 def _is_closed(deal: _Deal) -> bool:

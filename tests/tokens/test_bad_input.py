@@ -610,6 +610,52 @@ def test_a_proof_that_expires_unheard(bazaar: Bazaar, resign: Any) -> None:
     assert_sound(buyer, bazaar)
 
 
+def test_a_payment_that_names_no_end_dies_with_its_proof(bazaar: Bazaar) -> None:
+    """Else a seller could keep an operation for ever: it counts, and another is bought."""
+    late, slow = [0.0], [True]
+    bazaar.asks = "server402"
+    bazaar.shape = lambda said: {
+        **said, "expiresAt": None, **({"status": "pending", "token": None} if slow[0] else {})
+    }  # fmt: skip
+    buyer = payer(bazaar, wallet=WALLET, poll_paid=0.02, clock=lambda: time.time() + late[0],
+                  **TOKEN_ONLY)  # fmt: skip
+    with pytest.raises(TokenFlowError):
+        call("client", buyer, bazaar.url())
+    bazaar.before["poll"] = lambda hit: Reply(
+        body=json.dumps({"paymentId": hit.path.rpartition("/")[2], "status": "pending"}).encode()
+    )
+    slow[0], late[0] = False, 335
+    assert call("client", buyer, bazaar.url()).status_code == 200
+    assert len(bazaar.moved) == 2 and counted(buyer) == 2 * USD
+    assert_sound(buyer, bazaar)
+
+
+@pytest.mark.parametrize("ends", ["paid", "past"])
+@pytest.mark.parametrize("way", ["server402", "object"])
+def test_a_proof_that_was_taken_and_is_not_paid_yet(bazaar: Bazaar, ends: str, way: str) -> None:
+    """Its proof is dead; but until the payment is, what was paid may bring its token."""
+    late, slow = [0.0], [True]
+    bazaar.asks = way
+    bazaar.shape = lambda said: {**said, "status": "pending", "token": None} if slow[0] else said
+    buyer = payer(bazaar, wallet=WALLET, poll_paid=0.02, clock=lambda: time.time() + late[0],
+                  **TOKEN_ONLY)  # fmt: skip
+    for seconds in (0, 335, 600):
+        late[0] = seconds
+        with pytest.raises(TokenFlowError) as caught:
+            call("client", buyer, bazaar.url())
+        assert caught.value.at_risk and counted(buyer) == USD
+    assert len(bazaar.moved) == bazaar.steps().count("prove") == 1  # a dead proof is not shown
+    slow[0], late[0] = False, 600 if ends == "paid" else 100_000
+    if ends == "past":
+        old = {sale.id: {"status": "pending"} for sale in bazaar.sales.values()}
+        fresh = {"expiresAt": None}
+        bazaar.shape = lambda said: {**said, **old.get(said["paymentId"], fresh)}
+    assert call("client", buyer, bazaar.url()).status_code == 200
+    assert len(bazaar.moved) == (1 if ends == "paid" else 2)
+    assert counted(buyer) == USD * len(bazaar.moved)
+    assert_sound(buyer, bazaar)
+
+
 def test_a_proof_that_was_taken_unheard_brings_its_token_even_late(bazaar: Bazaar) -> None:
     """The marketplace knows the payment: it is asked before the proof is given up."""
     late = [0.0]
