@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 PAYMENTS_PATH: Final = "/api/payments"
 TERMINAL: Final = frozenset({"expired", "exhausted"})
+UNPAID: Final = frozenset({"pending", "created", "unpaid"})
+"""Words that say so for certain; of a payment with an id, every word but *paid* means it."""
 """Statuses that end the wait.  ``paid`` is the only other one that is attested."""
 
 _ID: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._~:+=-]{0,127}")
@@ -108,7 +110,7 @@ class Unreadable(ValueError):
 def read_payment(body: bytes | None, asked: str | None = None) -> MarketPayment:
     """The payment object in *body*: at the top level, or under ``payment``, or ``data.payment``.
 
-    *asked* is the id that was asked for: an object that says how it ended need not repeat it.
+    *asked* is the id that was asked for: an object whose status is known need not repeat it.
 
     Raises:
         Unreadable: there is none, or it cannot be used.
@@ -122,12 +124,13 @@ def read_payment(body: bytes | None, asked: str | None = None) -> MarketPayment:
         raise Unreadable("the answer is not JSON", *cut_off) from None
     found = find_payment(document)
     if found is None and asked is not None:
-        ends = ("paid", *TERMINAL)
-        found = next((at for at in _places(document) if _status(at) in ends), None)
+        known = UNPAID | TERMINAL | {"paid"}
+        found = next((at for at in _places(document) if _status(at) in known), None)
         found = None if found is None else {**found, "paymentId": asked}
     if found is None:
-        statuses = map(_status, _places(document))
-        raise Unreadable("the answer holds no payment object (paymentId)", *statuses)
+        raise Unreadable(
+            "the answer holds no payment object (paymentId)", *map(_status, _places(document))
+        )
     return _read(found, document)
 
 
@@ -196,8 +199,9 @@ def _read(found: Mapping[str, Any], document: Mapping[str, Any]) -> MarketPaymen
     if type(payment_id) is int and payment_id >= 0:
         payment_id = str(payment_id)
     if not isinstance(payment_id, str) or not _ID.fullmatch(payment_id) or ".." in payment_id:
-        statuses = map(_status, _places(document))
-        raise Unreadable(f"paymentId {shown(payment_id, 40)} is not an id", *statuses)
+        raise Unreadable(
+            f"paymentId {shown(payment_id, 40)} is not an id", *map(_status, _places(document))
+        )
     cents, fault = _cents(found.get("amountCents"))
     return MarketPayment(
         id=payment_id,

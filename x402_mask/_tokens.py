@@ -32,7 +32,7 @@ from x402_mask._effects import Fetch, Reply, ask, checkpoint, consult, fetch, re
 from x402_mask._ledger import EXPIRY_MARGIN_S, Proof, Result, Row, Twin
 from x402_mask._market import (
     PAYMENTS_PATH,
-    TERMINAL,
+    UNPAID,
     MarketPayment,
     PaymentDocument,
     Unreadable,
@@ -86,9 +86,6 @@ T = TypeVar("T")
 
 _BY_OTHERS: Final = ("account", "balance", "settle")
 """Ways of paying of which no chain tells us."""
-
-_UNPAID: Final = TERMINAL | {"pending", "created", "unpaid"}
-"""Words that say of a payment without an id that it is not paid."""
 
 _FIRST_DELAY_S: Final = 0.25
 _GROWTH: Final = 1.6
@@ -368,7 +365,7 @@ def _misread(deal: _Deal, answer: Fetched, fault: Unreadable) -> Generator[Effec
         yield from _hold(deal, "balance", None)
         yield from _end(deal, "unknown", f"paid by a balance, but {fault}")
         raise TokenFlowError(f"{told}, and it says that it is paid", at_risk=True) from None
-    pending = deal.purse != "account" and not _UNPAID.isdisjoint(fault.statuses)
+    pending = deal.purse != "account" and not UNPAID.isdisjoint(fault.statuses)
     raise TokenFlowError(told, at_risk=deal.purse is not None and not pending) from None
 
 
@@ -394,7 +391,7 @@ def _create_again(deal: _Deal, asked_us: int) -> Generator[Effect, Any, Verdict 
     """Ask for a payment whose id was never heard of, unless asking may have been paying."""
     if deal.purse is None:
         return (yield from _create_anew(deal))
-    told = f"the answer of {deal.purchase.origin}{PAYMENTS_PATH} was lost"
+    told = f"the answer of {deal.purchase.origin}{PAYMENTS_PATH} was lost, or said nothing"
     yield from _count_unheard(deal, asked_us, told)
     return None
 
