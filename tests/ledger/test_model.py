@@ -34,6 +34,7 @@ from x402_mask import (
     PaymentRefused,
     PostgresLedger,
     SQLiteLedger,
+    _checkpoints,
 )
 from x402_mask._audit import verify
 from x402_mask._ledger import Ledger, Reserved
@@ -263,6 +264,7 @@ class FileLife(Life):
         try:
             super().teardown()
         finally:
+            _checkpoints.finish(10)
             self.folder.cleanup()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -19,6 +20,7 @@ from mcp import Client, ClientSession, MCPError, StdioServerParameters, stdio_cl
 from tests.mcp.kit import KEY, run
 from tests.support.seller import Hit, Reply, Seller, offer, paywall, served, v2_header
 from x402_mask import Payer, SQLiteLedger
+from x402_mask._wallet import write_keystore
 from x402_mask.cli._agent import PAID_BYTES_MAX, TEXT_MAX, Agent
 from x402_mask.cli._app import run as cli
 from x402_mask.cli._mcp import server_of
@@ -74,6 +76,34 @@ async def ask(session: ClientSession, tool: str, **arguments: Any) -> tuple[bool
     assert json.loads(result.content[0].text) == document
     assert document["budget"]["currency"] == "USD"
     return result.is_error, document
+
+
+def test_the_block_of_the_readme_starts_it(tmp_path: Path, box: Sandbox) -> None:
+    """As a host would, with a keystore and an origin that exist here."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    (block,) = re.findall(r"^```json\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    entry = json.loads(block)["mcpServers"]["x402-mask"]
+    keystore = tmp_path / "agent.json"
+    env = {**entry["env"], "X402_MASK_KEYSTORE": str(keystore), "X402_MASK_ORIGINS": box.url,
+           "HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path)}  # fmt: skip
+    write_keystore(bytes.fromhex(KEY), keystore, env["X402_MASK_KEYSTORE_PASSWORD"])
+    command = Path(sys.executable).with_name(entry["command"])
+    server = StdioServerParameters(command=str(command), args=entry["args"], env=env)
+
+    async def scenario() -> None:
+        with anyio.fail_after(60):
+            async with stdio_client(server) as streams, ClientSession(*streams) as session:
+                await session.initialize()
+                tools = {tool.name for tool in (await session.list_tools()).tools}
+                assert tools == {"search_services", "quote", "call_service", "spend"}
+                failed, quoted = await ask(session, "quote", service="random-uuid")
+                assert not failed and quoted["quote"]["allowed"]
+                budget = quoted["budget"]["caps"]
+                assert [(cap["per"], cap["limit"]) for cap in budget] == [
+                    ("call", "0.25"), ("day", "5.00")
+                ]  # fmt: skip
+
+    run(scenario)
 
 
 def left(document: Json) -> list[str]:

@@ -14,6 +14,7 @@ from eth_account.signers.local import LocalAccount
 
 from tests.support.chain import Chain
 from tests.support.npm import Unavailable
+from x402_mask import _checkpoints
 
 if TYPE_CHECKING:
     from x402_mask import Payer
@@ -91,3 +92,4 @@ def fast_path(tmp_path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(dir=memory) as directory:
         yield Path(directory)
+        _checkpoints.finish(10)  # a ledger's thread makes files beside it, also while it is removed
