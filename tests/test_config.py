@@ -305,6 +305,8 @@ def test_secrets_are_in_no_repr(file: Path, keystore: Path) -> None:
 FULL = f"""
 caps = ["0.25/call", "5/day@mask-refinement", "5/36h"]
 origins = ["https://b.example", "https://a.example"]
+token_origins = ["https://a.example"]
+balance_origins = ["https://b.example"]
 ledger = "money.db"
 networks = ["eip155:8453", "base-sepolia"]
 payees = "pin"
@@ -355,6 +357,8 @@ def test_every_key_of_a_file(file: Path) -> None:
             Cap(5, per=timedelta(hours=36)),
         ],
         "origins": ["https://b.example", "https://a.example"],
+        "token_origins": ["https://a.example"],
+        "balance_origins": ["https://b.example"],
         "networks": ["eip155:8453", "base-sepolia"],
         "assets": [Asset("eip155:8453", USDC, 6, "USD Coin", "2")],
         "payees": "pin",

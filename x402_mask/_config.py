@@ -614,6 +614,7 @@ _READERS: Final[Mapping[str, Callable[[object], Any]]] = {
     "breaker_after": _breaker_after,
     "breaker_for": _span,
     "token_origins": _texts,
+    "balance_origins": _texts,
     "poll_unpaid": _span,
     "poll_paid": _span,
     "marketplace_headers": _headers,

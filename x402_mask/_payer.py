@@ -72,6 +72,9 @@ class Payer:
             never does.
         breaker_for: for how long.
         token_origins: marketplaces that sell payment tokens though their 402 does not show it.
+        balance_origins: marketplaces where a balance of the owner's may pay a payment as it is
+            created, though no header says whose it is: where the answer to that is lost, no other
+            payment is created.
         settle_payment: pays a marketplace payment by another rail; called once with the payment
             object (a ``dict`` as received, with ``.payment_id``, ``.usd``, ``.pay_to``).  May be
             async for async clients.
@@ -114,6 +117,7 @@ class Payer:
         breaker_after: int | None = 20,
         breaker_for: timedelta = timedelta(minutes=1),
         token_origins: Iterable[str] | None = None,
+        balance_origins: Iterable[str] | None = None,
         settle_payment: Callable[[PaymentDocument], Any] | None = None,
         poll_unpaid: timedelta | float = timedelta(seconds=10),
         poll_paid: timedelta | float = timedelta(seconds=120),
@@ -138,7 +142,8 @@ class Payer:
         self.preempt = bool(preempt)
         self.memory = Memory()
         self.tokens = HeldTokens()
-        self.token_origins = _among(token_origins, self.origins)
+        self.token_origins = _among(token_origins, self.origins, "token_origins")
+        self.balance_origins = _among(balance_origins, self.origins, "balance_origins")
         self.settle_payment = _callable(settle_payment, "settle_payment")
         self.poll_unpaid_s = _seconds(poll_unpaid, "poll_unpaid")
         self.poll_paid_s = _seconds(poll_paid, "poll_paid")
@@ -501,11 +506,11 @@ def _callable(function: Any, name: str) -> Any:
     return function
 
 
-def _among(origins: Iterable[str] | None, listed: frozenset[str]) -> frozenset[str]:
-    given = () if origins is None else _texts(origins, "token_origins")
+def _among(origins: Iterable[str] | None, listed: frozenset[str], name: str) -> frozenset[str]:
+    given = () if origins is None else _texts(origins, name)
     found = parse_origins(given) if given else frozenset()
     if not found <= listed:
-        raise ValueError(f"token_origins names {sorted(found - listed)}, not in origins=")
+        raise ValueError(f"{name} names {sorted(found - listed)}, not in origins=")
     return found
 
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 Stage = Literal["asked", "created", "paying", "bought", "closed"]
 Purse = Literal["account", "balance"]
 """Whose balance may pay a payment because it is asked for: ``account``, that of an account which
-the request names, or which has paid at the origin before; ``balance``, whoever's it is, since
-nothing here can pay in any other way."""
+the request or the owner names, or which has paid at the origin before; ``balance``, whoever's it
+is, since nothing here can pay in any other way."""
 Way = Purse | Literal["x402", "transfer", "settle"]
 
 UNLIMITED: Final = -1

@@ -14,10 +14,11 @@ ledger says this one stopped.
 
 Creating a payment is not paying: where that answer is lost, no id is known, and it is created
 again under the same reservation; where it says nothing, the reservation is given back.  Unless a
-balance may pay at creation: the request had ``marketplace_headers``, or a balance has paid at this
-origin before, or nothing here can pay in any other way.  Then the reservation stays, and an
-identical call says so for as long as a proof would live.  What was paid for keeps its operation
-likewise: until its proof is dead an identical call shows the same token, whatever the seller says.
+balance may pay at creation: the request had ``marketplace_headers``, the origin is one of
+``balance_origins``, a balance has paid there before, or nothing here can pay in any other way.
+Then the reservation stays, and an identical call says so for as long as a proof would live.  What
+was paid for keeps its operation likewise: until its proof is dead an identical call shows the same
+token, whatever the seller says.
 """
 
 from __future__ import annotations
@@ -275,9 +276,18 @@ def _orderly(deal: _Deal, steps: Generator[Effect, Any, T]) -> Generator[Effect,
             yield from _end(deal, "unknown", f"no answer: {type(failure).__name__}")
         failure.add_note(
             f"x402_mask: the marketplace payment of {deal.row.id} is not finished;"
-            " an identical call goes on with it"
+            f" an identical call {_what_follows(deal)}"
         )
         raise
+
+
+def _what_follows(deal: _Deal) -> str:
+    """How an identical call goes on, for a person who may know better whose balance pays."""
+    if not deal.creating:
+        return "goes on with it"
+    if deal.purse is not None:
+        return "creates no other for now, as a balance may have paid"
+    return f"asks for it again (if a balance pays at {deal.purchase.origin}: balance_origins=)"
 
 
 def _may_have_left(failure: BaseException) -> bool:
@@ -292,7 +302,7 @@ def _begin(deal: _Deal) -> Generator[Effect, Any, Verdict | None]:
     deal.unsent = True
     asked = yield from record(
         lambda wait_s: payer.ledger.ask_payment(
-            row.id, purse=_purse(payer), now_us=now_us, wait_s=wait_s
+            row.id, purse=_purse(deal), now_us=now_us, wait_s=wait_s
         )
     )
     deal.remote, deal.purse = asked.remote, asked.purse
@@ -302,9 +312,10 @@ def _begin(deal: _Deal) -> Generator[Effect, Any, Verdict | None]:
     return (yield from _go_on_unpaid(deal, asked.at))
 
 
-def _purse(payer: Payer) -> Purse | None:
-    """Whose balance may pay what this payer asks for, as far as can be told from here."""
-    if payer.marketplace_headers:
+def _purse(deal: _Deal) -> Purse | None:
+    """Whose balance may pay what is asked for, as far as can be told from here."""
+    payer = deal.payer
+    if payer.marketplace_headers or deal.purchase.origin in payer.balance_origins:
         return "account"
     return "balance" if payer.signer is None and payer.settle_payment is None else None
 
@@ -380,7 +391,7 @@ def _create_anew(deal: _Deal) -> Generator[Effect, Any, Verdict]:
     deal.remote, deal.until, deal.unsent = None, None, True
     asked = yield from record(
         lambda wait_s: payer.ledger.ask_anew(
-            row.id, purse=_purse(payer), now_us=now_us, wait_s=wait_s
+            row.id, purse=_purse(deal), now_us=now_us, wait_s=wait_s
         )
     )
     deal.purse = asked.purse

@@ -81,7 +81,8 @@ def test_what_is_not_sound_is_refused(kind: type[Exception], options: dict[str, 
 
 
 def test_marketplace_options_may_be_none() -> None:
-    made(token_origins=None, marketplace_headers=None, provider_id=None, max_gas_wei=None)
+    made(token_origins=None, balance_origins=None)
+    made(marketplace_headers=None, provider_id=None, max_gas_wei=None)
     made(marketplace_headers={"Authorization": "Bearer a b", "X-Empty": ""}, provider_id="p")
 
 

@@ -24,8 +24,10 @@ def buyer_on(ledger: Any, origin: str, way: str, **options: Any) -> Payer:
         options["settle_payment"] = settle
     if way == "account":  # whose balance it is, they say
         options.setdefault("marketplace_headers", {"X-Api-Key": "an account"})
+    if way == "named":  # that they have one, they say, and could pay in another way, too
+        options.setdefault("balance_origins", [origin])
     return Payer(
-        jobs.WALLET if way in ("x402", "object") else None, caps=[Cap(options.pop("cap", CAP), per="total")],
+        jobs.WALLET if way in ("x402", "object", "named") else None, caps=[Cap(options.pop("cap", CAP), per="total")],
         origins=[origin], ledger=ledger, prefer=("held-token", "token"), poll_unpaid=0.3,
         poll_paid=0.1, **options,
     )  # fmt: skip

@@ -6,6 +6,7 @@ Nothing but the answer tells that it did: where that is lost, no other payment m
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,6 +130,41 @@ def test_a_refusal_charges_no_account(shop: Shop, status: int) -> None:
     assert shop.counted == 0
     shop.bazaar.before.clear()
     assert shop.ask(shop.buyer()) == "200"
+
+
+@pytest.mark.parametrize("purse", ["wallet", "settle_payment"])
+def test_a_balance_that_nothing_but_its_owner_names(shop: Shop, purse: str) -> None:
+    """The marketplace knows it by the address, say; the buyer could pay in another way, too."""
+    able: dict[str, Any] = {"wallet": WALLET} if purse == "wallet" else {purse: _forbidden}
+    named = {"marketplace_headers": None, "prefer": ("token",), **able}
+    buyer = shop.buyer(**named, balance_origins=[shop.bazaar.origin])
+    shop.lose_the_answer(buyer)
+    assert [shop.ask(buyer) for _ in range(2)] == ["TokenFlowError"] * 2
+    assert shop.ask(shop.buyer(**named)) == "TokenFlowError"  # another worker, who does not say so
+    assert (shop.charged, shop.counted) == (1, 1)
+    shop.late = buyer.policy.max_validity_s + 31
+    assert shop.ask(buyer) == "200"
+    assert (shop.charged, shop.counted) == (2, 2)
+
+
+def _forbidden(document: Any) -> None:
+    raise AssertionError("a balance has paid")
+
+
+@pytest.mark.parametrize(
+    ("options", "follows"),
+    [({}, "asks for it again .*balance_origins="), ({"balance_origins": True}, "no other for now")],
+)
+def test_the_caller_is_told_what_follows(shop: Shop, options: Any, follows: str) -> None:
+    """Who has a balance there learns how to say so."""
+    named = {name: [shop.bazaar.origin] for name in options}
+    buyer = shop.buyer(wallet=WALLET, prefer=("token",), marketplace_headers=None, **named)
+    shop.bazaar.paid_at = None
+    shop.bazaar.after["create"] = lambda _hit, _reply: Reply(drop=True)
+    client = Client(buyer, timeout=5, verify=NO_TLS)
+    with client, pytest.raises(httpx.RemoteProtocolError) as caught:
+        client.get(shop.bazaar.url())
+    assert re.search(follows, "".join(caught.value.__notes__))
 
 
 def test_a_balance_that_has_paid_once_is_expected_to_pay_again(shop: Shop) -> None:

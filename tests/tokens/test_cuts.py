@@ -28,13 +28,13 @@ from tests.tokens.shop import NO_TLS
 from x402_mask import Client, SQLiteLedger
 from x402_mask._audit import verify
 
-WAYS = ("x402", "object", "settle", "balance", "at-creation")
+WAYS = ("x402", "object", "settle", "balance", "at-creation", "named")
 """How it is paid; ``object``: x402, which only the answer to creating a payment asks for.
 
-With ``account`` the request names the account that pays at creation; with ``at-creation`` nothing
-does.
+With ``account`` the request names the account that pays at creation, with ``named`` the buyer, who
+has a wallet as well, says that one does; with ``at-creation`` nothing does.
 """
-BALANCES = ("balance", "at-creation", "account")
+BALANCES = ("balance", "at-creation", "account", "named")
 """Where a balance is all that can pay."""
 UNSURE = ("TokenFlowError", "ReadError", "RemoteProtocolError")
 """How an identical call may end on the way to its delivery."""
@@ -57,7 +57,8 @@ def market(way: str) -> Market:
     """A marketplace where this is the way to pay."""
     opened = Market()
     opened.asks = {"x402": "server402", "object": "object"}.get(way)
-    opened.paid_at = {"balance": 2, "at-creation": "creation", "account": "creation"}.get(way)
+    opened.paid_at = {"balance": 2, "at-creation": "creation", "account": "creation",
+                      "named": "creation"}.get(way)  # fmt: skip
     return opened
 
 
@@ -261,7 +262,8 @@ def test_a_process_killed_when_the_market_chooses(fast_path: Path, way: str, mom
     """While it waits for an answer, to something that was done or that never will be."""
     steps = {"x402": ["create", "prove", "redeem"], "object": ["create", "prove", "redeem"],
              "settle": ["create", "poll", "redeem"], "balance": ["create", "poll", "redeem"],
-             "at-creation": ["create", "redeem"], "account": ["create", "redeem"]}  # fmt: skip
+             "at-creation": ["create", "redeem"], "account": ["create", "redeem"],
+             "named": ["create", "redeem"]}  # fmt: skip
     for step in steps[way]:
         trial = Trial(fast_path, way, "client")
         market, done = trial.market, threading.Event()

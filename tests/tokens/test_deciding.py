@@ -163,15 +163,16 @@ def test_tokens_are_for_tools(bazaar: Bazaar, path: str) -> None:
     assert bazaar.at_market() == [] and buyer.payments() == []
 
 
-def test_token_origins_are_among_the_origins(bazaar: Bazaar) -> None:
-    with pytest.raises(ValueError, match="not in origins"):
-        payer(bazaar, token_origins=["https://elsewhere.example"])
+@pytest.mark.parametrize("name", ["token_origins", "balance_origins"])
+def test_marketplaces_are_among_the_origins(bazaar: Bazaar, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} names .* not in origins"):
+        payer(bazaar, **{name: ["https://elsewhere.example"]})
 
 
 @pytest.mark.parametrize(
     "wrong",
     [{"settle_payment": 7}, {"poll_unpaid": -1}, {"poll_paid": "10"}, {"poll_paid": float("nan")},
-     {"token_origins": "https://x402vip.com"}],
+     {"token_origins": "https://x402vip.com"}, {"balance_origins": "https://x402vip.com"}],
 )  # fmt: skip
 def test_unsound_options(bazaar: Bazaar, wrong: Any) -> None:
     with pytest.raises((TypeError, ValueError)):

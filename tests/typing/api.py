@@ -132,6 +132,8 @@ def payers() -> Payer:
         validate_input=False,
         allow_above_catalog=True,
         max_gas_wei=2 * 10**15,
+        token_origins=["https://x402vip.com"],
+        balance_origins=["https://x402vip.com"],
     )
 
 
