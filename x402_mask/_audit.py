@@ -27,7 +27,8 @@ from x402_mask.errors import LedgerError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from x402_mask._ledger import Db, Ledger
+    from x402_mask._ledger import Ledger
+    from x402_mask._rows import Db
     from x402_mask._vault import Vault
 
     Head = tuple[int, bytes] | None

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from contextlib import AbstractContextManager
 
-    from x402_mask._ledger import Db, Proof, Row
     from x402_mask._models import State
+    from x402_mask._rows import Db, Proof, Row
     from x402_mask._vault import Vault
 
 WAIT_S: Final = 5.0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from x402_mask._book import WAIT_S
 from x402_mask._effects import Checkpoint, Consult, Record, Sleep
-from x402_mask._ledger import Busy
+from x402_mask._rows import Busy
 from x402_mask._wallet import is_async
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from x402_mask._counters import over_cap
 from x402_mask._effects import (
     Reply,
     ask,
@@ -38,16 +39,7 @@ from x402_mask._effects import (
     sleep,
 )
 from x402_mask._exact import seller_clock
-from x402_mask._ledger import (
-    Proof,
-    Reservation,
-    Result,
-    Row,
-    Twin,
-    breaker_open,
-    new_payment_id,
-    over_cap,
-)
+from x402_mask._ledger import breaker_open
 from x402_mask._models import Quote
 from x402_mask._money import usd
 from x402_mask._policy import Choice, choose
@@ -61,6 +53,7 @@ from x402_mask._proving import (
     seen,
     settlement_fault,
 )
+from x402_mask._rows import Proof, Reservation, Result, Row, Twin, new_payment_id
 from x402_mask._schemas import check_input
 from x402_mask._services import origin_of, path_of, tool_of
 from x402_mask._shelf import Asked
@@ -85,9 +78,9 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
     from x402_mask._effects import Effect
-    from x402_mask._ledger import Reserved, View
     from x402_mask._models import Route
     from x402_mask._payer import Payer
+    from x402_mask._rows import Reserved, View
     from x402_mask._wire import Challenge
 
 log = logging.getLogger("x402_mask")

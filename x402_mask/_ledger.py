@@ -11,39 +11,34 @@ Every public method takes ``wait_s``, the seconds it may wait for a contended lo
 from __future__ import annotations
 
 import os
-import secrets
 from abc import abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Final, overload
 
-from x402_mask import _json
+from x402_mask import _counters, _json
 from x402_mask._book import NOTHING_ELSE, WAIT_S
 from x402_mask._models import Payment
-from x402_mask._money import MICRO_MAX, usd
+from x402_mask._money import usd
+from x402_mask._rows import COLUMNS, MOVES, Busy, Proof, Reserved, Result, Row, Twin, View
 from x402_mask._tokenbook import MARKET_TABLES, TokenBook, usable_token
 from x402_mask._transfers import TRANSFER_TABLES, TransferBook
 from x402_mask._vault import digest
-from x402_mask._windows import NOTHING, SECOND, Used, applying, as_datetime, bucket, named
-from x402_mask.errors import CapExceeded, LedgerError, OfferRefused, Paused, PaymentRefused
+from x402_mask._windows import SECOND, applying, as_datetime
+from x402_mask.errors import LedgerError, OfferRefused, Paused, PaymentRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from x402_mask._head import HeadFile
-    from x402_mask._models import Outcome, Route, Spend, State
+    from x402_mask._models import Spend, State
+    from x402_mask._rows import Breaker, Db, Reservation
     from x402_mask._windows import Limit
 
 SCHEMA_VERSION: Final = 2
 """1: payments.  2: marketplace payments, tokens and on-chain transfers besides."""
 
 _TEXT_MAX: Final = 1000
-_PART: Final = 100
-T = TypeVar("T")
-
-EXPIRY_MARGIN_S: Final = 30
-"""Seconds past ``validBefore`` for which an operation still counts as open."""
 
 TABLES: Final = (
     """
@@ -77,171 +72,9 @@ CREATE TABLE IF NOT EXISTS history (
     + TRANSFER_TABLES
 )
 
-_DAY: Final = 86400 * SECOND
-_STEPS: Final = {"hour": 3600 * SECOND, "day": _DAY}
-
 _NO_PROOF: Final[Mapping[str, object]] = dict.fromkeys(
     ("header", "proof", "proof_digest", "nonce", "valid_before")
 )
-_MOVES: Final[Mapping[str, frozenset[str]]] = {
-    "reserved": frozenset({"held", "released"}),
-    "held": frozenset({"held", "settled", "void", "released"}),  # released: it was never sent
-    "settled": frozenset({"settled", "void"}),  # void: the chain disproved an unseen claim
-    "released": frozenset(),
-    "void": frozenset(),
-}
-"""The state machine of one payment."""
-
-_COLUMNS: Final = (
-    "id, at, updated, state, service, origin, route, micro, amount, asset, network, payer, pay_to,"
-    " operation, delivered, flight, nonce, valid_before, header, proof, proof_digest, outcome,"
-    " trans, seen, note"
-)
-
-
-class Busy(Exception):  # a signal between driver and ledger, never an error
-    """The lock is not free and the caller said not to wait."""
-
-
-class Db(Protocol):
-    """One open transaction."""
-
-    def one(self, sql: str, *params: object) -> tuple[Any, ...] | None:
-        """The first row, or ``None``."""
-
-    def all(self, sql: str, *params: object) -> list[tuple[Any, ...]]:
-        """Every row."""
-        ...
-
-    def run(self, sql: str, *params: object) -> int:
-        """Execute, and tell how many rows changed."""
-        ...
-
-
-class Row(NamedTuple):
-    """A row of ``payments``, in the order of ``_COLUMNS``."""
-
-    id: str
-    at: int
-    updated: int
-    state: State
-    service: str
-    origin: str
-    route: Route
-    micro: int
-    amount: str
-    asset: str | None
-    network: str | None
-    payer: str | None
-    pay_to: str | None
-    operation: str
-    delivered: int
-    flight: str | None
-    nonce: str | None
-    valid_before: int | None
-    header: str | None
-    proof: bytes | None
-    proof_digest: str | None
-    outcome: Outcome | None
-    trans: str | None
-    seen: int
-    note: str
-
-    def is_open(self, now_us: int) -> bool:
-        """Whether this row's proof is live: signed, not delivered, not expired."""
-        if self.proof is None or self.delivered or self.state not in ("held", "settled"):
-            return False
-        return not self.expired(now_us)
-
-    def expired(self, now_us: int) -> bool:
-        """Whether the proof is past ``validBefore`` and its margin."""
-        if self.valid_before is None:
-            return False
-        return now_us > (self.valid_before + EXPIRY_MARGIN_S) * SECOND
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
-    """What is presented to a seller.  Not printable: it is worth money."""
-
-    header: str
-    value: str = field(repr=False)
-    nonce: str | None = None
-    valid_before: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Twin:
-    """An open payment for the same operation; ``busy`` while its own call is in flight."""
-
-    row: Row
-    busy: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class View:
-    """What the ledger knows before a decision; ``token``: one that may be used now is held."""
-
-    paused: bool
-    token: bool
-    twin: Twin | None
-    lapsed: tuple[Row, ...]
-    payees: Mapping[str, bool]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Reservation:
-    """A payment about to be made.  Times are microseconds, ``micro`` micro-USD."""
-
-    id: str
-    at: int
-    service: str
-    origin: str
-    operation: str
-    keyed: bool
-    route: Route
-    micro: int
-    amount: int
-    asset: str | None
-    network: str | None
-    payer: str | None
-    pay_to: str | None
-    limits: tuple[Limit, ...]
-    pin_payee: bool
-    detail: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reserved:
-    """The reservation stands; ``new_payee`` tells of a payee not seen before for the service.
-
-    ``proof`` is what was made with it: then the payment is held already.
-    """
-
-    new_payee: bool
-    proof: Proof | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """How a call with a proof ended, as far as its caller can tell.
-
-    ``lost``: what was delivered never reached the caller after all.
-    """
-
-    outcome: Outcome
-    delivered: bool
-    transaction: str | None = None
-    note: str = ""
-    lost: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Breaker:
-    """Refuse new payments to an origin after *failures* bad ends in a row, for *seconds*."""
-
-    failures: int
-    seconds: float
 
 
 @dataclass(slots=True, eq=False)
@@ -344,7 +177,7 @@ class Ledger(TokenBook, TransferBook):
             Paused, CapExceeded, OfferRefused, PaymentRefused: nothing was reserved.
             LedgerError: the ledger could not record; nothing was reserved.
         """
-        self._know(_units(want.limits), wait_s)
+        self._know(_counters.units(want.limits), wait_s)
         self._flush(wait_s)
         durable = durable or prove is not None
         with self._carrying(want.id), self._transaction(wait_s, durable=durable) as db:
@@ -361,7 +194,7 @@ class Ledger(TokenBook, TransferBook):
             before = self._check_caps(db, want)
             proof = None if prove is None else prove()
             self._insert(db, want, before, proof)
-            _count(db, meters, want.at, 0, want.micro)
+            _counters.count(db, meters, want.at, 0, want.micro)
         return Reserved(new_payee=new_payee, proof=proof)
 
     def hold(self, payment_id: str, proof: Proof, *, now_us: int, wait_s: float = WAIT_S) -> None:
@@ -480,7 +313,7 @@ class Ledger(TokenBook, TransferBook):
         note, transaction = _text(note), _text(transaction)
         with self._transaction(wait_s) as db:
             row = self._row(db, payment_id)
-            if row.seen or state not in _MOVES[row.state]:
+            if row.seen or state not in MOVES[row.state]:
                 return False
             detail = {"transaction": transaction, "note": note, "seen": True}
             self._move(
@@ -498,12 +331,12 @@ class Ledger(TokenBook, TransferBook):
 
     def room(self, limits: Sequence[Limit], *, now_us: int, wait_s: float = WAIT_S) -> list[Spend]:
         """How far each limit is used, in the order given."""
-        units = _units(limits)
+        units = _counters.units(limits)
         for _ in range(3):
             self._know(units, wait_s)
             with self._transaction(wait_s, write=False) as db:
                 if units <= set(db.all("SELECT scope, unit FROM meters")):
-                    used = _used(db, limits, now_us)
+                    used = _counters.used(db, limits, now_us)
                     return [x.spend(now_us, u) for x, u in zip(limits, used, strict=True)]
             self._meters.clear()  # another database than a moment ago
         raise LedgerError("the counters of this ledger do not stay; see `x402-mask doctor`")
@@ -518,7 +351,7 @@ class Ledger(TokenBook, TransferBook):
     ) -> list[Payment]:
         """Payments, newest first."""
         where, params = _where(service=service, state=state)
-        sql = f"SELECT {_COLUMNS} FROM payments{where} ORDER BY seq DESC LIMIT ?"  # noqa: S608
+        sql = f"SELECT {COLUMNS} FROM payments{where} ORDER BY seq DESC LIMIT ?"  # noqa: S608
         with self._transaction(wait_s, write=False) as db:
             known: dict[str, bool] = {}
             return [self._payment(db, Row(*r), known) for r in db.all(sql, *params, limit)]
@@ -531,7 +364,7 @@ class Ledger(TokenBook, TransferBook):
             f" ({', '.join('?' * len(chains))}))"
         )
         sql = (
-            f"SELECT {_COLUMNS} FROM payments WHERE state='held'"  # noqa: S608
+            f"SELECT {COLUMNS} FROM payments WHERE state='held'"  # noqa: S608
             f"{settled if chains else ''} ORDER BY seq"
         )
         with self._transaction(wait_s, write=False) as db:
@@ -625,7 +458,7 @@ class Ledger(TokenBook, TransferBook):
 
     def _undelivered(self, db: Db, operation: str) -> list[Row]:
         sql = (
-            f"SELECT {_COLUMNS} FROM payments WHERE operation=? AND delivered=0"  # noqa: S608
+            f"SELECT {COLUMNS} FROM payments WHERE operation=? AND delivered=0"  # noqa: S608
             " AND state IN ('reserved','held','settled') ORDER BY seq DESC LIMIT 256"
         )
         return [Row._make(r) for r in db.all(sql, operation)]
@@ -661,27 +494,27 @@ class Ledger(TokenBook, TransferBook):
             sql = "INSERT INTO meters (scope, unit) VALUES (?, ?) ON CONFLICT DO NOTHING"
             if db.run(sql, scope, unit):
                 db.run("DELETE FROM counters WHERE scope=? AND unit=?", scope, unit)
-                _backfill(db, scope, unit)
+                _counters.backfill(db, scope, unit)
 
     def _running(self, db: Db, want: Reservation) -> list[tuple[str, str]]:
         """The counters that count this payment; the caps' are all there, whatever was known before.
 
         A connection may be a moment old, and its database another one: a restored backup.
         """
-        meters = _meters(db, want.service)
-        units = _units(applying(want.limits, want.service))
+        meters = _counters.meters(db, want.service)
+        units = _counters.units(applying(want.limits, want.service))
         missing = units.difference(meters)
         if {scope for scope, _ in missing} - {"*", want.service}:  # a limit counts its kin as well
             missing -= set(db.all("SELECT scope, unit FROM meters"))
         if not missing:
             return meters
         self._start_meters(db, missing)
-        return _meters(db, want.service)
+        return _counters.meters(db, want.service)
 
     def _check_caps(self, db: Db, want: Reservation) -> dict[str, int]:
-        before, full = _measure(db, want)
+        before, full = _counters.measure(db, want)
         if full is not None and self._sweep(db, want.at):
-            before, full = _measure(db, want)
+            before, full = _counters.measure(db, want)
         if full is not None:
             raise full
         return before
@@ -689,7 +522,7 @@ class Ledger(TokenBook, TransferBook):
     def _sweep(self, db: Db, now_us: int) -> list[str]:
         sql = "SELECT DISTINCT flight FROM payments WHERE state='reserved' AND flight IS NOT NULL"
         owners = [owner for (owner,) in db.all(sql) if not self._is_other(db, owner)]
-        sql = f"SELECT {_COLUMNS} FROM payments WHERE state='reserved' AND flight=?"  # noqa: S608
+        sql = f"SELECT {COLUMNS} FROM payments WHERE state='reserved' AND flight=?"  # noqa: S608
         rows = [Row._make(found) for owner in owners for found in db.all(sql, owner)]
         idle = [row for row in rows if row.id not in self._flying]
         dead = [row for row in idle if row.route != "token" or not self._is_purchase(db, row.id)]
@@ -744,7 +577,7 @@ class Ledger(TokenBook, TransferBook):
             self._move(db, row, "released", now_us, {"note": note}, note=note)
             return False
         state: State = "settled" if result.outcome == "settled" else row.state
-        if state not in _MOVES[row.state]:
+        if state not in MOVES[row.state]:
             return False  # reconciled meanwhile: the chain knows better
         note, transaction = _text(result.note), _text(result.transaction)
         delivered = not result.lost and bool(result.delivered or row.delivered)
@@ -792,7 +625,7 @@ class Ledger(TokenBook, TransferBook):
 
         *also* names further columns to set.
         """
-        if state not in _MOVES[row.state]:
+        if state not in MOVES[row.state]:
             raise LedgerError(f"payment {row.id} cannot go from {row.state} to {state}")
         flight = row.flight if keep_flight else None
         db.run(
@@ -802,8 +635,8 @@ class Ledger(TokenBook, TransferBook):
         settled = (state == "settled") - (row.state == "settled")
         held = (state in ("reserved", "held")) - (row.state in ("reserved", "held"))
         if settled or held:
-            meters = _meters(db, row.service)
-            _count(db, meters, row.at, settled * row.micro, held * row.micro)
+            meters = _counters.meters(db, row.service)
+            _counters.count(db, meters, row.at, settled * row.micro, held * row.micro)
         self._write(db, now_us, row.id, kind or state, {**detail, "state": state})
 
     def _write(
@@ -858,7 +691,7 @@ class Ledger(TokenBook, TransferBook):
         return row
 
     def _find(self, db: Db, payment_id: str) -> Row | None:
-        found = db.one(f"SELECT {_COLUMNS} FROM payments WHERE id=?", payment_id)  # noqa: S608
+        found = db.one(f"SELECT {COLUMNS} FROM payments WHERE id=?", payment_id)  # noqa: S608
         return None if found is None else Row._make(found)
 
     def _payment(self, db: Db, row: Row, known: dict[str, bool]) -> Payment:
@@ -900,15 +733,6 @@ class Ledger(TokenBook, TransferBook):
         if row.state == "reserved":
             return "its process ended before a proof was stored; reconcile releases it"
         return "the seller has not said how it ended; reconcile asks the chain after it expires"
-
-
-def new_payment_id(at_us: int) -> str:
-    """A name that nobody can guess; names of one time are neighbours.
-
-    So a new one finds its place in the index among the last, however many there are: on a ledger of
-    a million payments a reservation under a random name costs 1.3 times that on an empty one.
-    """
-    return f"pay_{at_us // 1000 & 0xFFFF_FFFF_FFFF:012x}{secrets.token_hex(10)}"
 
 
 def contended(wait_s: float) -> LedgerError:
@@ -1034,123 +858,6 @@ def _trip(db: Db, origin: str, result: Result, breaker: Breaker | None, now_us: 
     until = now_us + int(breaker.seconds * SECOND)
     db.run("UPDATE breakers SET failures=0, until=? WHERE origin=?", until, origin)
     return True
-
-
-_WINDOW: Final = (
-    "SELECT {}, SUM(settled), SUM(held), MIN(CASE WHEN settled + held > 0 THEN bucket END)"
-    " FROM counters WHERE scope=? AND unit=? AND bucket>=?"
-)
-
-
-def _used(db: Db, limits: Sequence[Limit], now_us: int) -> list[Used]:
-    """What each limit's window holds, asked at once."""
-    found: dict[int, Used] = {}
-    read = [(n, x, scope) for n, x in enumerate(limits) if not x.per_call for scope in x.scopes]
-    for some in _parts(read):
-        sql = " UNION ALL ".join(_WINDOW.format(n) for n, _, _ in some)
-        params = [(scope, x.unit, x.first_bucket(now_us)) for _, x, scope in some]
-        for n, settled, held, oldest in db.all(sql, *chain.from_iterable(params)):
-            used = Used(int(settled or 0), int(held or 0), oldest)
-            found[n] = used if n not in found else found[n].plus(used)
-    return [found.get(n, NOTHING) for n in range(len(limits))]
-
-
-def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """A few at a time: the length of a statement is bounded."""
-    for start in range(0, len(items), _PART):
-        yield items[start : start + _PART]
-
-
-def _measure(db: Db, want: Reservation) -> tuple[dict[str, int], PaymentRefused | None]:
-    """What each cap holds before this payment, and the refusal of the first that is too full."""
-    limits = applying(want.limits, want.service)
-    used = _used(db, limits, want.at)
-    before = {limit.name: u.total for limit, u in zip(limits, used, strict=True)}
-    fits = all(b.total + want.micro <= a.micro for a, b in zip(limits, used, strict=True))
-    if fits and named(limits, want.service):
-        return before, None  # the usual case needs no words
-    spends = [limit.spend(want.at, u) for limit, u in zip(limits, used, strict=True)]
-    return before, over_cap(limits, spends, want.micro, want.service)
-
-
-def over_cap(
-    limits: Sequence[Limit], spends: Sequence[Spend], micro: int, service: str
-) -> PaymentRefused | None:
-    """The refusal of *micro* micro-USD more for *service*, or ``None`` if every limit has room."""
-    if not named(limits, service):  # a cap that sees it by an alias only is no permission
-        return PaymentRefused(
-            f"no cap names the service {service!r}; add a Cap for it, or one on '*'",
-            reason="no_cap",
-        )
-    for limit, spend in zip(limits, spends, strict=True):
-        if usd(micro) > spend.left:
-            when = f", more at {spend.resets_at.isoformat()}" if spend.resets_at else ""
-            return CapExceeded(
-                f"${usd(micro)} would pass the cap {limit.cap}: ${spend.left} left{when}."
-                " Raise that Cap to allow it",
-                cap=limit.cap,
-                wanted=usd(micro),
-                left=spend.left,
-                resets_at=spend.resets_at,
-            )
-    return None
-
-
-def _units(limits: Iterable[Limit]) -> set[tuple[str, str]]:
-    """Scope and unit of every counter that the limits read."""
-    return {(scope, x.unit) for x in limits if not x.per_call for scope in x.scopes}
-
-
-def _meters(db: Db, service: str) -> list[tuple[str, str]]:
-    """Scope and unit of every counter that counts *service*."""
-    found = db.all("SELECT scope, unit FROM meters WHERE scope IN (?, '*')", service)
-    return [(scope, unit) for scope, unit in found]
-
-
-def _count(db: Db, meters: Sequence[tuple[str, str]], at: int, settled: int, held: int) -> None:
-    """Add to each of the counters at the instant *at*."""
-    _add(db, [(scope, unit, bucket(unit, at), settled, held) for scope, unit in meters])
-
-
-def _add(db: Db, sums: Sequence[tuple[str, str, int, int, int]]) -> None:
-    """Add to counters: scope, unit, bucket, settled, held; no bucket twice."""
-    for some in _parts(sums):
-        rows = db.all(
-            "INSERT INTO counters (scope, unit, bucket, settled, held)"  # noqa: S608
-            f" VALUES {', '.join(['(?, ?, ?, ?, ?)'] * len(some))}"
-            " ON CONFLICT (scope, unit, bucket) DO UPDATE"
-            " SET settled=counters.settled+excluded.settled, held=counters.held+excluded.held"
-            " RETURNING settled, held",
-            *chain.from_iterable(some),
-        )
-        if len(rows) != len(some) or not all(0 <= s + h <= MICRO_MAX for s, h in rows):
-            raise LedgerError("a counter of this ledger would overflow")
-
-
-_SUMS: Final = (
-    "SUM(CASE WHEN state='settled' THEN micro ELSE 0 END),"
-    " SUM(CASE WHEN state='settled' THEN 0 ELSE micro END)"
-    " FROM payments WHERE state IN ('reserved','held','settled')"
-)
-
-
-def _backfill(db: Db, scope: str, unit: str) -> None:
-    """Fill a new counter from the payments on the ledger."""
-    sums, mine = (_SUMS, ()) if scope == "*" else (_SUMS + " AND service=?", (scope,))
-    if unit == "month":
-        sql = f"SELECT at / ?, {sums} GROUP BY 1"
-        months: dict[int, tuple[int, int]] = {}
-        for day, settled, held in db.all(sql, _DAY, *mine):
-            before = months.get(month := bucket(unit, day * _DAY), (0, 0))
-            months[month] = (before[0] + int(settled), before[1] + int(held))
-        _add(db, [(scope, unit, month, *sum_) for month, sum_ in months.items()])
-        return
-    slot, steps = ("0", ()) if unit == "total" else ("at / ?", (_STEPS.get(unit) or int(unit),))
-    db.run(
-        "INSERT INTO counters (scope, unit, bucket, settled, held)"
-        f" SELECT ?, ?, {slot}, {sums} GROUP BY 3",
-        *(scope, unit, *steps, *mine),
-    )
 
 
 @overload

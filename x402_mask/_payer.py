@@ -8,11 +8,11 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, cast
 
-from x402_mask._ledger import Breaker
 from x402_mask._models import Asset, Cap, Event
 from x402_mask._policy import Policy
 from x402_mask._preempt import HeldTokens, Memory
 from x402_mask._registry import BASE, DISPUTED_NAMES, caip2, default_assets
+from x402_mask._rows import Breaker
 from x402_mask._schemas import compiled, has_body, schemas_of
 from x402_mask._services import Services, parse_origins
 from x402_mask._shelf import Shelf
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from x402_mask._chain import ChainReader
-    from x402_mask._ledger import Ledger, Proof, Row
+    from x402_mask._ledger import Ledger
     from x402_mask._market import PaymentDocument
     from x402_mask._models import Payment, Quote, Resolved, Route, Spend
+    from x402_mask._rows import Proof, Row
     from x402_mask._schemas import Checker
     from x402_mask._shelf import Asked, Terms
     from x402_mask._terms import Purchase

@@ -21,7 +21,6 @@ from x402_mask._lease import boot_id, is_alive, new_owner
 from x402_mask._ledger import (
     SCHEMA_VERSION,
     TABLES,
-    Busy,
     Ledger,
     _meta,
     _set_meta,
@@ -30,6 +29,7 @@ from x402_mask._ledger import (
     owned,
     reentered,
 )
+from x402_mask._rows import Busy
 from x402_mask._vault import Vault, data_path, load_key
 from x402_mask.errors import LedgerError
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from x402_mask._ledger import Breaker, Db, Proof, Reservation, Reserved, Twin
+    from x402_mask._rows import Breaker, Db, Proof, Reservation, Reserved, Twin
 
 log = logging.getLogger("x402_mask")
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from x402_mask._effects import checkpoint, consult, record
 from x402_mask._exact import authorize, seller_clock
-from x402_mask._ledger import Proof, Result, Row
 from x402_mask._money import usd
+from x402_mask._rows import Proof, Result, Row
 from x402_mask._terms import Verdict, receipt_for
 from x402_mask._wallet import Wallet, checked_signature
 from x402_mask._wire import proof_header, shown

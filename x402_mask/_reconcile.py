@@ -9,9 +9,9 @@ from x402_mask._windows import SECOND
 
 if TYPE_CHECKING:
     from x402_mask._chain import Authorization
-    from x402_mask._ledger import Proof, Row
     from x402_mask._models import State
     from x402_mask._payer import Payer
+    from x402_mask._rows import Proof, Row
 
 
 def reconcile(payer: Payer) -> list[Resolved]:

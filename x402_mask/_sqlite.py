@@ -19,8 +19,6 @@ from x402_mask._lease import is_alive, new_owner
 from x402_mask._ledger import (
     SCHEMA_VERSION,
     TABLES,
-    Busy,
-    Db,
     Ledger,
     _meta,
     _set_meta,
@@ -29,6 +27,7 @@ from x402_mask._ledger import (
     owned,
     reentered,
 )
+from x402_mask._rows import Busy, Db
 from x402_mask._vault import Vault, data_path, load_key, sync_directory
 from x402_mask.errors import LedgerError
 

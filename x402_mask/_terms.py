@@ -9,9 +9,9 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from x402_mask._ledger import Reservation, Row
 from x402_mask._models import Quote, Receipt
 from x402_mask._money import usd
+from x402_mask._rows import Reservation, Row
 from x402_mask._shelf import Asked
 from x402_mask._windows import as_datetime
 

@@ -19,13 +19,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from x402_mask._book import NOTHING_ELSE, WAIT_S, Book
+from x402_mask._rows import Proof
 from x402_mask._vault import digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from x402_mask._ledger import Db, Proof, Row
     from x402_mask._models import State
+    from x402_mask._rows import Db, Row
 
 Stage = Literal["asked", "created", "paying", "bought", "closed"]
 Purse = Literal["account", "balance"]
@@ -254,8 +255,6 @@ class TokenBook(Book):
     def _unsealed(
         self, db: Db, row: Row, stage: Any, at: int, way: Any, remote: str | None, until: int | None
     ) -> Begun:
-        from x402_mask._ledger import Proof  # noqa: PLC0415  # it is built on this module
-
         token = db.one("SELECT sealed FROM tokens WHERE payment=? AND sealed IS NOT NULL", row.id)
         proof = None
         if row.proof is not None:

@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 from x402_mask import _json
 from x402_mask._body import date_of
 from x402_mask._effects import Fetch, Reply, ask, checkpoint, consult, fetch, record, sleep
-from x402_mask._ledger import EXPIRY_MARGIN_S, Proof, Result, Row, Twin
 from x402_mask._market import (
     PAYMENTS_PATH,
     UNPAID,
@@ -54,6 +53,7 @@ from x402_mask._proving import (
     seen,
     settlement_fault,
 )
+from x402_mask._rows import EXPIRY_MARGIN_S, Proof, Result, Row, Twin
 from x402_mask._terms import Plan, Verdict, quote_of, receipt_for
 from x402_mask._tokenbook import TERMS, Begun, Bought
 from x402_mask._transfers import Terms as Transfer
@@ -73,10 +73,10 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
     from x402_mask._effects import Effect, Fetched
-    from x402_mask._ledger import View
     from x402_mask._models import Outcome
     from x402_mask._payer import Payer
     from x402_mask._policy import Choice
+    from x402_mask._rows import View
     from x402_mask._terms import Call, Purchase
     from x402_mask._tokenbook import Purse, Way
     from x402_mask._transfers import SignedTransfer

@@ -22,8 +22,8 @@ from x402_mask._book import WAIT_S, Book
 from x402_mask.errors import LedgerError
 
 if TYPE_CHECKING:
-    from x402_mask._ledger import Db, Row
     from x402_mask._models import State
+    from x402_mask._rows import Db, Row
 
 TRANSFER_TABLES: Final = """
 CREATE TABLE IF NOT EXISTS transfers (

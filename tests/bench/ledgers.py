@@ -14,7 +14,8 @@ from typing import Any
 
 from tests.support.postgres import Postgres, Unavailable
 from x402_mask import Cap, PostgresLedger, SQLiteLedger
-from x402_mask._ledger import Ledger, Proof, Reservation, new_payment_id
+from x402_mask._ledger import Ledger
+from x402_mask._rows import Proof, Reservation, new_payment_id
 from x402_mask._windows import compile_caps
 
 LIMITS = compile_caps(

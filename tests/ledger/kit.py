@@ -17,16 +17,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from x402_mask import Cap, PaymentError
-from x402_mask._ledger import (
-    Breaker,
-    Ledger,
-    Proof,
-    Reservation,
-    Result,
-    Twin,
-    new_payment_id,
-)
+from x402_mask._ledger import Ledger
 from x402_mask._money import usd
+from x402_mask._rows import Breaker, Proof, Reservation, Result, Twin, new_payment_id
 from x402_mask._sqlite import SQLiteLedger
 from x402_mask._windows import Limit, compile_caps
 

@@ -28,7 +28,8 @@ from tests.ledger.kit import (
 )
 from x402_mask import Cap, LedgerError
 from x402_mask._audit import _FIELDS, AuditReport, export, verify
-from x402_mask._ledger import Breaker, Ledger
+from x402_mask._ledger import Ledger
+from x402_mask._rows import Breaker
 
 CAPS = (Cap(1, per="day"), Cap(1, per=timedelta(hours=1), service=SERVICE), Cap(1, per="call"))
 OTHER = "0x" + "cd" * 20

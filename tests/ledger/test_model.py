@@ -37,7 +37,8 @@ from x402_mask import (
     _checkpoints,
 )
 from x402_mask._audit import verify
-from x402_mask._ledger import Ledger, Reserved
+from x402_mask._ledger import Ledger
+from x402_mask._rows import Reserved
 
 SERVICES = ("a", "b")
 PERS: tuple[Any, ...] = (

@@ -28,7 +28,8 @@ from tests.ledger.kit import (
 from tests.ledger.worker import TOTAL
 from x402_mask import Cap, CapExceeded, LedgerError, SQLiteLedger
 from x402_mask._audit import verify
-from x402_mask._ledger import Busy, Ledger, Reserved
+from x402_mask._ledger import Ledger
+from x402_mask._rows import Busy, Reserved
 
 pytestmark = pytest.mark.timeout(90)
 

@@ -20,7 +20,8 @@ from tests.ledger.kit import (
     want,
 )
 from x402_mask import OfferRefused, Paused, PaymentRefused
-from x402_mask._ledger import Breaker, Ledger, Reserved
+from x402_mask._ledger import Ledger
+from x402_mask._rows import Breaker, Reserved
 from x402_mask._windows import as_datetime
 
 OTHER = "0x" + "cd" * 20

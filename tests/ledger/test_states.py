@@ -27,8 +27,9 @@ from tests.ledger.kit import (
 )
 from x402_mask import Cap, LedgerError, Payment
 from x402_mask._audit import verify
-from x402_mask._ledger import EXPIRY_MARGIN_S, Ledger, Proof, Reserved
+from x402_mask._ledger import Ledger
 from x402_mask._models import State
+from x402_mask._rows import EXPIRY_MARGIN_S, Proof, Reserved
 from x402_mask._vault import digest
 from x402_mask._windows import as_datetime
 

@@ -11,7 +11,8 @@ import pytest
 from tests.ledger.kit import NOW, ORIGIN, SECOND, SERVICE, WIDE, Store, end, proof, reserved, used
 from x402_mask import LedgerError, SQLiteLedger
 from x402_mask._audit import verify
-from x402_mask._ledger import SCHEMA_VERSION, Ledger, Twin
+from x402_mask._ledger import SCHEMA_VERSION, Ledger
+from x402_mask._rows import Twin
 from x402_mask._tokenbook import UNLIMITED, Asked, Bought
 
 TOKEN = "tok_secret_0123456789"
@@ -126,7 +127,7 @@ def reserved_again(ledger: Ledger, made: Any) -> Any:
     """What an identical call's reservation is answered."""
     from dataclasses import replace
 
-    from x402_mask._ledger import new_payment_id
+    from x402_mask._rows import new_payment_id
 
     return ledger.reserve(replace(made, id=new_payment_id(NOW)))
 

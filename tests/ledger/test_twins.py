@@ -24,7 +24,8 @@ from tests.ledger.kit import (
     want,
 )
 from x402_mask import Cap, LedgerError
-from x402_mask._ledger import Ledger, Reserved, Twin
+from x402_mask._ledger import Ledger
+from x402_mask._rows import Reserved, Twin
 
 OPERATION = "an operation"
 

@@ -21,7 +21,7 @@ from tests.tokens.bazaar import PAYMENTS, PRICE, Bazaar
 from tests.tokens.shop import NO_TLS, WALLET, payer
 from x402_mask import AsyncClient, Client, Payer, SQLiteLedger
 from x402_mask._audit import verify
-from x402_mask._ledger import Busy
+from x402_mask._rows import Busy
 from x402_mask.errors import LedgerError, PaymentRefused, TokenFlowError
 from x402_mask.httpx import PaymentTransport
 

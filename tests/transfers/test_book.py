@@ -13,7 +13,8 @@ from tests.ledger.kit import NOW, Store, proof, reserved, state_of, together, us
 from x402_mask import Cap, LedgerError
 from x402_mask._audit import verify
 from x402_mask._eip712 import keccak
-from x402_mask._ledger import Ledger, Reservation, Result
+from x402_mask._ledger import Ledger
+from x402_mask._rows import Reservation, Result
 from x402_mask._transfers import SignedTransfer, Terms
 
 CAP = Cap("1", per="total")

@@ -20,7 +20,7 @@ from tests.support.seller import offer, paywall, served, v2_header
 from tests.transport.kit import URL, Rig, kinds
 from tests.transport.test_owner import AsyncSigner, Signer
 from x402_mask import MemoryLedger
-from x402_mask._ledger import Busy
+from x402_mask._rows import Busy
 
 ASYNC = ("asyncio", "trio")
 MOST_AWAITS = 200

@@ -1,0 +1,146 @@
+"""The counters of a ledger: what each cap's window holds, kept as payments change state.
+
+A *meter* is a scope (a service, or ``*``) and a unit of time; it has a counter for each bucket of
+time that money fell into (:mod:`x402_mask._windows`).  Every function works inside a transaction.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from x402_mask._money import MICRO_MAX, usd
+from x402_mask._windows import NOTHING, SECOND, Used, applying, bucket, named
+from x402_mask.errors import CapExceeded, LedgerError, PaymentRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from x402_mask._models import Spend
+    from x402_mask._rows import Db, Reservation
+    from x402_mask._windows import Limit
+
+T = TypeVar("T")
+
+_PART: Final = 100
+"""Most rows that one statement reads or writes."""
+
+
+_DAY: Final = 86400 * SECOND
+
+_STEPS: Final = {"hour": 3600 * SECOND, "day": _DAY}
+
+_WINDOW: Final = (
+    "SELECT {}, SUM(settled), SUM(held), MIN(CASE WHEN settled + held > 0 THEN bucket END)"
+    " FROM counters WHERE scope=? AND unit=? AND bucket>=?"
+)
+
+_SUMS: Final = (
+    "SUM(CASE WHEN state='settled' THEN micro ELSE 0 END),"
+    " SUM(CASE WHEN state='settled' THEN 0 ELSE micro END)"
+    " FROM payments WHERE state IN ('reserved','held','settled')"
+)
+
+
+def units(limits: Iterable[Limit]) -> set[tuple[str, str]]:
+    """Scope and unit of every counter that the limits read."""
+    return {(scope, x.unit) for x in limits if not x.per_call for scope in x.scopes}
+
+
+def meters(db: Db, service: str) -> list[tuple[str, str]]:
+    """Scope and unit of every counter that counts *service*."""
+    found = db.all("SELECT scope, unit FROM meters WHERE scope IN (?, '*')", service)
+    return [(scope, unit) for scope, unit in found]
+
+
+def used(db: Db, limits: Sequence[Limit], now_us: int) -> list[Used]:
+    """What each limit's window holds, asked at once."""
+    found: dict[int, Used] = {}
+    read = [(n, x, scope) for n, x in enumerate(limits) if not x.per_call for scope in x.scopes]
+    for some in _parts(read):
+        sql = " UNION ALL ".join(_WINDOW.format(n) for n, _, _ in some)
+        params = [(scope, x.unit, x.first_bucket(now_us)) for _, x, scope in some]
+        for n, settled, held, oldest in db.all(sql, *chain.from_iterable(params)):
+            here = Used(int(settled or 0), int(held or 0), oldest)
+            found[n] = here if n not in found else found[n].plus(here)
+    return [found.get(n, NOTHING) for n in range(len(limits))]
+
+
+def measure(db: Db, want: Reservation) -> tuple[dict[str, int], PaymentRefused | None]:
+    """What each cap holds before this payment, and the refusal of the first that is too full."""
+    limits = applying(want.limits, want.service)
+    held = used(db, limits, want.at)
+    before = {limit.name: u.total for limit, u in zip(limits, held, strict=True)}
+    fits = all(b.total + want.micro <= a.micro for a, b in zip(limits, held, strict=True))
+    if fits and named(limits, want.service):
+        return before, None  # the usual case needs no words
+    spends = [limit.spend(want.at, u) for limit, u in zip(limits, held, strict=True)]
+    return before, over_cap(limits, spends, want.micro, want.service)
+
+
+def over_cap(
+    limits: Sequence[Limit], spends: Sequence[Spend], micro: int, service: str
+) -> PaymentRefused | None:
+    """The refusal of *micro* micro-USD more for *service*, or ``None`` if every limit has room."""
+    if not named(limits, service):  # a cap that sees it by an alias only is no permission
+        return PaymentRefused(
+            f"no cap names the service {service!r}; add a Cap for it, or one on '*'",
+            reason="no_cap",
+        )
+    for limit, spend in zip(limits, spends, strict=True):
+        if usd(micro) > spend.left:
+            when = f", more at {spend.resets_at.isoformat()}" if spend.resets_at else ""
+            return CapExceeded(
+                f"${usd(micro)} would pass the cap {limit.cap}: ${spend.left} left{when}."
+                " Raise that Cap to allow it",
+                cap=limit.cap,
+                wanted=usd(micro),
+                left=spend.left,
+                resets_at=spend.resets_at,
+            )
+    return None
+
+
+def count(db: Db, meters: Sequence[tuple[str, str]], at: int, settled: int, held: int) -> None:
+    """Add to each of the counters at the instant *at*."""
+    _add(db, [(scope, unit, bucket(unit, at), settled, held) for scope, unit in meters])
+
+
+def _add(db: Db, sums: Sequence[tuple[str, str, int, int, int]]) -> None:
+    """Add to counters: scope, unit, bucket, settled, held; no bucket twice."""
+    for some in _parts(sums):
+        rows = db.all(
+            "INSERT INTO counters (scope, unit, bucket, settled, held)"  # noqa: S608
+            f" VALUES {', '.join(['(?, ?, ?, ?, ?)'] * len(some))}"
+            " ON CONFLICT (scope, unit, bucket) DO UPDATE"
+            " SET settled=counters.settled+excluded.settled, held=counters.held+excluded.held"
+            " RETURNING settled, held",
+            *chain.from_iterable(some),
+        )
+        if len(rows) != len(some) or not all(0 <= s + h <= MICRO_MAX for s, h in rows):
+            raise LedgerError("a counter of this ledger would overflow")
+
+
+def backfill(db: Db, scope: str, unit: str) -> None:
+    """Fill a new counter from the payments on the ledger."""
+    sums, mine = (_SUMS, ()) if scope == "*" else (_SUMS + " AND service=?", (scope,))
+    if unit == "month":
+        sql = f"SELECT at / ?, {sums} GROUP BY 1"
+        months: dict[int, tuple[int, int]] = {}
+        for day, settled, held in db.all(sql, _DAY, *mine):
+            before = months.get(month := bucket(unit, day * _DAY), (0, 0))
+            months[month] = (before[0] + int(settled), before[1] + int(held))
+        _add(db, [(scope, unit, month, *sum_) for month, sum_ in months.items()])
+        return
+    slot, steps = ("0", ()) if unit == "total" else ("at / ?", (_STEPS.get(unit) or int(unit),))
+    db.run(
+        "INSERT INTO counters (scope, unit, bucket, settled, held)"
+        f" SELECT ?, ?, {slot}, {sums} GROUP BY 3",
+        *(scope, unit, *steps, *mine),
+    )
+
+
+def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """A few at a time: the length of a statement is bounded."""
+    for start in range(0, len(items), _PART):
+        yield items[start : start + _PART]
