@@ -182,7 +182,7 @@ def _held_first(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | Re
         yield from _check_input(payer, Asked(call.method, origin, service))
     except InputRefused:
         return None  # said when the seller asks for money; until then it costs no token
-    from x402_mask._tokens import spend_held  # noqa: PLC0415  # most payers hold none
+    from x402_mask._redeem import spend_held  # noqa: PLC0415  # most payers hold none
 
     return (yield from spend_held(payer, call, origin, service, call.url))
 
@@ -382,7 +382,7 @@ def _held_now(
     payer: Payer, call: Call, purchase: Purchase
 ) -> Generator[Effect, Any, Verdict | Reply | None]:
     """A token that another process bought, perhaps: this one asked before it knew."""
-    from x402_mask._tokens import spend_held  # noqa: PLC0415
+    from x402_mask._redeem import spend_held  # noqa: PLC0415
 
     url = purchase.reply.url
     return (yield from spend_held(payer, call, purchase.origin, purchase.service, url))

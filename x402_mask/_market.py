@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 PAYMENTS_PATH: Final = "/api/payments"
 TERMINAL: Final = frozenset({"expired", "exhausted"})
+"""Statuses that end the wait.  ``paid`` is the only other one that is attested."""
 UNPAID: Final = frozenset({"pending", "created", "unpaid"})
 """Words that say so for certain; of a payment with an id, every word but *paid* means it."""
-"""Statuses that end the wait.  ``paid`` is the only other one that is attested."""
 
 _ID: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._~:+=-]{0,127}")
 _TOKEN: Final = re.compile(r"[\x21-\x7e]{1,4096}")
@@ -137,6 +137,15 @@ def read_payment(body: bytes | None, asked: str | None = None) -> MarketPayment:
 def find_payment(document: Any) -> Mapping[str, Any] | None:
     """Where in *document* the payment object is; ``None`` if nowhere."""
     return next((at for at in _places(document) if at.get("paymentId") is not None), None)
+
+
+def payment_in(document: Any) -> MarketPayment | None:
+    """The payment that a 402's *document* names, maybe in place of an offer; ``None`` if none."""
+    found = find_payment(document)
+    try:
+        return None if found is None else read_payment(_json.dumps(found).encode())
+    except Unreadable:
+        return None
 
 
 def _places(document: Any) -> list[Mapping[str, Any]]:

@@ -31,7 +31,7 @@ from x402_mask import (
     PaymentRefused,
     TermsRefused,
     TokenFlowError,
-    _tokens,
+    _deal,
     receipt_of,
 )
 
@@ -719,7 +719,7 @@ def test_polls_of_what_was_paid_are_bounded(bazaar: Bazaar) -> None:
 
 def test_the_first_wait_is_short() -> None:
     """Guards the fixture that shortens it: the product has a bounded growth."""
-    assert 1 < _tokens._GROWTH <= 2 and _tokens._DELAY_MAX_S <= 10
+    assert 1 < _deal._GROWTH <= 2 and _deal._DELAY_MAX_S <= 10
 
 
 def test_hit_of_nothing(bazaar: Bazaar) -> None:

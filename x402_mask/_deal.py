@@ -1,0 +1,226 @@
+"""A purchase of a payment token on its way: how far it has come, and the steps that its ways share.
+
+Part of the conversation (:mod:`x402_mask._tokens`): no I/O, effects only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from x402_mask import _json
+from x402_mask._body import date_of
+from x402_mask._effects import Fetch, fetch, record, sleep
+from x402_mask._market import (
+    PAYMENTS_PATH,
+    MarketPayment,
+    Unreadable,
+    payment_in,
+    read_payment,
+)
+from x402_mask._money import usd
+from x402_mask._proving import finish
+from x402_mask._rows import EXPIRY_MARGIN_S, Proof, Result, Row
+from x402_mask._tokenbook import TERMS
+from x402_mask._windows import SECOND
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from x402_mask._effects import Effect, Fetched
+    from x402_mask._models import Outcome
+    from x402_mask._payer import Payer
+    from x402_mask._policy import Choice
+    from x402_mask._terms import Call, Plan, Purchase
+    from x402_mask._tokenbook import Purse, Way
+
+_FIRST_DELAY_S: Final = 0.25
+_GROWTH: Final = 1.6
+_DELAY_MAX_S: Final = 5.0
+SKEW_US: Final = 30 * SECOND
+"""How far past ``expiresAt`` a payment is still tried: two clocks differ."""
+
+
+@dataclass(slots=True)
+class Deal:
+    """One purchase on its way: what is bought, and how far it has come."""
+
+    payer: Payer
+    call: Call
+    purchase: Purchase
+    row: Row
+    terms: Plan
+    remote: str | None = None
+    until: int | None = None
+    held: bool = False
+    """Whether money may have moved."""
+    unsent: bool = False
+    """Whether nothing has left for the payment that is asked for."""
+    creating: bool = False
+    """Whether it is being asked for."""
+    purse: Purse | None = None
+    """Whose balance may pay it because it is asked for."""
+    heard: bool = True
+    """Whether the last answer about it could be read."""
+    stale: bool = False
+    """Whether what was reserved is no longer what the seller offers."""
+    settled: bool = False
+    transaction: str | None = None
+    note: str = ""
+
+    @property
+    def live_payee(self) -> str | None:
+        """Whom the live 402 names: its offer, or the payment that is there in place of one."""
+        if self.terms.choice is not None:
+            return self.terms.pay_to
+        named = payment_in(self.purchase.challenge.document)
+        return named.pay_to if named is not None else None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether its proof is dead: expired, or as old as any of its payer's may be."""
+        if self.row.valid_before is not None:
+            return self.row.expired(self.payer.now_us())
+        return self.is_old(self.row.at)
+
+    def is_old(self, at_us: int) -> bool:
+        """Whether a proof of that time, in microseconds, would be dead by now."""
+        lived = self.payer.now() - at_us / SECOND
+        return lived > self.payer.policy.max_validity_s + EXPIRY_MARGIN_S
+
+    def is_over(self, payment: MarketPayment) -> bool:
+        """Whether nothing can come of an unpaid payment: it says so, or its time is past."""
+        past = payment.until is not None and payment.until + SKEW_US <= self.payer.now_us()
+        return payment.is_over or (past and not payment.is_paid)
+
+
+# --- written down ---------------------------------------------------------------------------------
+
+
+def note_id(
+    deal: Deal, payment: MarketPayment, way: Way | None = None
+) -> Generator[Effect, Any, None]:
+    """Write down what the marketplace calls the payment; *way* is how it wants to be paid."""
+    payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
+    if way is None and (deal.remote, deal.until) == (payment.id, payment.until):
+        return
+    deal.remote, deal.until = payment.id, payment.until
+    yield from record(
+        lambda wait_s: payer.ledger.note_created(
+            row.id, payment.id, payment.until, way=way, now_us=now_us, wait_s=wait_s
+        )
+    )
+
+
+def hold(
+    deal: Deal, way: Way, proof: Proof | None, choice: Choice | None = None
+) -> Generator[Effect, Any, None]:
+    """Write down, durably, that money may move from here on, and on which terms."""
+    payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
+    if choice is not None:
+        row = row._replace(
+            network=choice.offer.network, asset=choice.asset.address,
+            amount=str(choice.offer.amount), pay_to=choice.offer.pay_to,
+        )  # fmt: skip
+    terms = {} if choice is None else {name: getattr(row, name) for name in TERMS}
+    yield from record(
+        lambda wait_s: payer.ledger.hold_purchase(
+            row.id, way, proof, terms, now_us=now_us, wait_s=wait_s
+        )
+    )
+    deal.row = row
+    mark_held(deal, way)
+
+
+def mark_held(deal: Deal, way: str) -> None:
+    """The ledger has it: money may move from here on."""
+    deal.held = True
+    deal.row = deal.row._replace(state="held")
+    deal.payer.emit(
+        "sent", deal.purchase, payment_id=deal.row.id, usd=usd(deal.row.micro),
+        detail={"way": way},
+    )  # fmt: skip
+
+
+def end(deal: Deal, outcome: Outcome, note: str) -> Generator[Effect, Any, None]:
+    """Write down how this call left the payment: without an answer to hand back."""
+    result = Result(outcome=outcome, delivered=False, transaction=deal.transaction, note=note)
+    yield from finish(deal.payer, deal.row, result)
+
+
+def give_up(deal: Deal, note: str) -> Generator[Effect, Any, None]:
+    """Write down that nothing more can come of it: an identical call buys anew."""
+    payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
+    yield from record(
+        lambda wait_s: payer.ledger.give_up(row.id, note, now_us=now_us, wait_s=wait_s)
+    )
+
+
+def write_off(deal: Deal, payment: MarketPayment) -> Generator[Effect, Any, None]:
+    """A balance paid while nobody looked, and its token is gone: it counts; look again."""
+    yield from hold(deal, "balance", None)
+    yield from end(deal, "settled", f"paid by a balance, and then {payment.status}")
+    yield from give_up(deal, f"the marketplace says {payment.status}")
+
+
+# --- asked ----------------------------------------------------------------------------------------
+
+
+def order(deal: Deal, proof: tuple[str, str] | None = None) -> Fetch:
+    """The request that creates a payment, the same with a proof as without."""
+    wanted = {"serviceId": deal.purchase.service}
+    if deal.payer.provider_id is not None:
+        wanted["providerId"] = deal.payer.provider_id
+    return Fetch(
+        method="POST", path=PAYMENTS_PATH, headers=deal.payer.marketplace_headers,
+        content=_json.dumps(wanted).encode(), proof=proof,
+    )  # fmt: skip
+
+
+def poll(
+    deal: Deal, payment: MarketPayment | None, bound_s: float, *, want_token: bool = False
+) -> Generator[Effect, Any, MarketPayment | None]:
+    """Ask for the payment until it is paid or over, in growing intervals; the last answer."""
+    payer, started = deal.payer, deal.payer.now()
+    waited, delay, retry_s = 0.0, _FIRST_DELAY_S, 0.0
+    while True:
+        if payment is not None:
+            done = payment.is_paid and (payment.token is not None or not want_token)
+            if done or payment.is_over:
+                return payment
+        left = bound_s - max(waited, payer.now() - started)
+        if deal.until is not None:
+            left = min(left, deal.until / SECOND - payer.now())
+        if left <= 0 or deal.remote is None:
+            return payment
+        pause = min(max(delay, retry_s), left)
+        yield from sleep(pause)
+        waited, delay = waited + pause, min(delay * _GROWTH, _DELAY_MAX_S)
+        fresh, answer = yield from read(deal)
+        payment, retry_s = fresh or payment, _retry_after(answer, payer.now())
+
+
+def read(deal: Deal) -> Generator[Effect, Any, tuple[MarketPayment | None, Fetched]]:
+    """Ask for the payment once; ``None`` where the answer is not about it."""
+    assert deal.remote is not None
+    answer = yield from fetch(
+        Fetch(
+            method="GET", path=f"{PAYMENTS_PATH}/{deal.remote}",
+            headers=deal.payer.marketplace_headers,
+        )
+    )  # fmt: skip
+    try:
+        payment = read_payment(answer.body, deal.remote)
+    except Unreadable:
+        payment = None
+    deal.heard = payment is not None and payment.id == deal.remote
+    return (payment if deal.heard else None), answer
+
+
+def _retry_after(answer: Fetched, now: float) -> float:
+    """Seconds that ``Retry-After`` asks for (RFC 9110, 10.2.3); 0 where it says nothing."""
+    text = next(iter(answer.headers.get("retry-after", ())), "").strip()
+    if text.isascii() and text.isdigit() and len(text) < 9:
+        return float(text)
+    date = date_of(text)
+    return 0.0 if date is None else max(0.0, date - now)
