@@ -1,4 +1,4 @@
-"""Makes ``x402_mask/httpx2.py`` from ``x402_mask/httpx.py``: one source for both families.
+"""Makes ``x402_mask/httpx2`` from ``x402_mask/httpx``: one source for both families.
 
 ``python tests/twins.py`` writes it; ``tests/test_twins.py`` fails when it is stale.
 """
@@ -9,17 +9,33 @@ import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "x402_mask"
-SOURCE = PACKAGE / "httpx.py"
-TWIN = PACKAGE / "httpx2.py"
+SOURCE = PACKAGE / "httpx"
+TWIN = PACKAGE / "httpx2"
 
 
-def render(source: str) -> str:
-    """The twin of *source*: the same code under the other family's name."""
-    _, docstring, code = source.split('"""', 2)
-    assert "httpx2.py" in docstring
-    head = '"""Paying through httpx2.  Made from ``httpx.py`` by ``make twins``: edit that."""'
+def render(name: str) -> str:
+    """The twin of a module: the same code under the other family's name."""
+    before, _, code = (SOURCE / name).read_text("utf-8").split('"""', 2)
+    assert not before
+    head = f'"""Made from ``x402_mask/httpx/{name}`` by ``make twins``: edit that."""'
+    if name == "__init__.py":
+        head = f'"""Paying through httpx2.\n\n{head[3:-3]}\n"""'
     return head + re.sub(r"\bhttpx\b", "httpx2", code)
 
 
+def modules(folder: Path) -> list[str]:
+    """The names of the modules of a package."""
+    return sorted(path.name for path in folder.glob("*.py"))
+
+
+def main() -> None:
+    """Write the twin."""
+    TWIN.mkdir(exist_ok=True)
+    for name in modules(TWIN):
+        (TWIN / name).unlink()
+    for name in modules(SOURCE):
+        (TWIN / name).write_text(render(name), "utf-8")
+
+
 if __name__ == "__main__":
-    TWIN.write_text(render(SOURCE.read_text("utf-8")), "utf-8")
+    main()

@@ -24,12 +24,12 @@ async def aquote(payer: Payer, asked: Any) -> Quote | None:
 def _family(asked: Any) -> Any:
     import httpx  # noqa: PLC0415
 
-    from x402_mask import httpx as ours  # noqa: PLC0415
+    from x402_mask.httpx import _quote as ours  # noqa: PLC0415
 
     if isinstance(asked, (httpx.Request, httpx.Response)):
         return ours
     if type(asked).__module__.partition(".")[0] == "httpx2":
-        from x402_mask import httpx2  # noqa: PLC0415
+        from x402_mask.httpx2 import _quote as theirs  # noqa: PLC0415
 
-        return httpx2
+        return theirs
     raise TypeError(f"quote() takes an httpx request or response, not {type(asked).__name__}")

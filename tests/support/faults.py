@@ -281,9 +281,9 @@ class AsyncCutTransport(httpx.AsyncHTTPTransport):
 @contextmanager
 def effects_cut(points: Points) -> Iterator[None]:
     """Put a point before and after every effect that a driver performs."""
-    from x402_mask import httpx as adapter
+    from x402_mask.httpx import _session as adapter
 
-    sync, asynchronous = adapter._SyncSession._perform, adapter._AsyncSession._perform
+    sync, asynchronous = adapter.SyncSession._perform, adapter.AsyncSession._perform
 
     def perform(self: Any, effect: Any) -> Any:
         name = f"effect:{type(effect).__name__}"
@@ -299,13 +299,13 @@ def effects_cut(points: Points) -> Iterator[None]:
         points.reach(f"{name}:after")
         return answer
 
-    adapter._SyncSession._perform = perform  # type: ignore[method-assign]
-    adapter._AsyncSession._perform = aperform  # type: ignore[method-assign]
+    adapter.SyncSession._perform = perform  # type: ignore[method-assign]
+    adapter.AsyncSession._perform = aperform  # type: ignore[method-assign]
     try:
         yield
     finally:
-        adapter._SyncSession._perform = sync  # type: ignore[method-assign]
-        adapter._AsyncSession._perform = asynchronous  # type: ignore[method-assign]
+        adapter.SyncSession._perform = sync  # type: ignore[method-assign]
+        adapter.AsyncSession._perform = asynchronous  # type: ignore[method-assign]
 
 
 # --- the ledger's file, read without the library --------------------------------------------------

@@ -21,7 +21,8 @@ from x402_mask.cli._faults import Money, of_payment_error
 from x402_mask.cli._owner import stops_of
 from x402_mask.cli._show import clean, plain
 from x402_mask.errors import OriginRefused, PaymentError
-from x402_mask.httpx import TIMEOUT, AsyncClient, receipt_of
+from x402_mask.httpx import AsyncClient, receipt_of
+from x402_mask.httpx._transport import TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -1,0 +1,80 @@
+"""What a request or a 402 would cost, without paying."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import httpx
+
+from x402_mask import _flow
+from x402_mask._drive import perform
+from x402_mask._effects import Payload, ReadBody
+from x402_mask._terms import Call
+from x402_mask._wire import CHALLENGE_BYTES_MAX
+from x402_mask.httpx._session import AsyncSession, SyncSession
+from x402_mask.httpx._transport import TIMEOUT
+
+if TYPE_CHECKING:
+    from x402_mask._models import Quote
+    from x402_mask._payer import Payer
+
+
+def quote(payer: Payer, asked: httpx.Request | httpx.Response) -> Quote | None:
+    """``Payer.quote`` for this family."""
+    if isinstance(asked, httpx.Response):
+        return _judged(payer, asked, _content(asked))
+    with httpx.Client(timeout=TIMEOUT) as client:
+        response = client.send(asked, stream=True)
+        try:
+            session = SyncSession(payer, response.request)
+            session.response = response
+            return _judged(
+                payer, response, session.read(wanted=True) if response.status_code == 402 else None
+            )
+        finally:
+            response.close()
+
+
+async def aquote(payer: Payer, asked: httpx.Request | httpx.Response) -> Quote | None:
+    """``Payer.aquote`` for this family."""
+    from anyio import to_thread  # noqa: PLC0415
+
+    if isinstance(asked, httpx.Response):
+        return await to_thread.run_sync(_judged, payer, asked, _content(asked))
+    async with httpx.AsyncClient(timeout=TIMEOUT) as client:
+        response = await client.send(asked, stream=True)
+        try:
+            session = AsyncSession(payer, response.request)
+            session.response = response
+            body = await session.read(wanted=True) if response.status_code == 402 else None
+            return await to_thread.run_sync(_judged, payer, response, body)
+        finally:
+            await response.aclose()
+
+
+def _judged(payer: Payer, response: httpx.Response, body: bytes | None) -> Quote | None:
+    session = SyncSession(payer, response.request)
+    request = response.request
+    call = Call(method=request.method, url=str(request.url), trip=session.slot.trip)
+    flow = _flow.quote(payer, call, session.reply(response, response.request))
+    try:
+        effect = next(flow)
+        while True:
+            if isinstance(effect, ReadBody):
+                answer: Any = body
+            elif isinstance(effect, Payload):
+                answer = session.payload()
+            else:
+                answer = perform(cast("Any", effect))
+            effect = flow.send(answer)
+    except StopIteration as stop:
+        return cast("Quote | None", stop.value)
+
+
+def _content(response: httpx.Response) -> bytes | None:
+    """A body that was read, unless it is longer than any challenge."""
+    try:
+        content = response.content
+    except httpx.ResponseNotRead:
+        return None
+    return content if len(content) <= CHALLENGE_BYTES_MAX else None

@@ -1,0 +1,642 @@
+"""One call in either colour: give it responses, and it gives the next request to send."""
+
+from __future__ import annotations
+
+import weakref
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
+
+import httpx
+
+from x402_mask import _flow
+from x402_mask._body import DRAIN_S, READ_S, Gathered, body_digest, date_of, is_replayable
+from x402_mask._book import WAIT_S
+from x402_mask._drive import Abandoned, AsyncPerformer, perform
+from x402_mask._effects import (
+    PAYLOAD_BYTES_MAX,
+    Ask,
+    Content,
+    Fetch,
+    Fetched,
+    Fingerprint,
+    Payload,
+    ReadBody,
+    Record,
+    Reply,
+)
+from x402_mask._services import origin_of
+from x402_mask._terms import Call, Trip, Verdict
+from x402_mask._wire import PROOF_HEADERS, REQUIRED_HEADER, SETTLEMENT_HEADERS
+from x402_mask.errors import PaymentError
+from x402_mask.httpx._streams import AsyncRewound, AsyncWatched, Rewound, Watched
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from x402_mask._effects import Effect
+    from x402_mask._payer import Payer
+
+_READ_HEADERS = (REQUIRED_HEADER, *SETTLEMENT_HEADERS)
+
+_ERRAND_HEADERS = (*_READ_HEADERS, "retry-after")
+
+_PROOFS = frozenset(name.lower() for name in PROOF_HEADERS)
+
+SLOT = "x402_mask_trip"
+
+
+class Slot:
+    """What the requests of one call share: redirects copy extensions, but not what is in them."""
+
+    __slots__ = (
+        "_trip", "_url", "deferred", "errand", "over", "private", "proof", "requests", "retry",
+    )  # fmt: skip
+
+    def __init__(self, request: httpx.Request) -> None:
+        self._url = request.url
+        self._trip: Trip | None = None
+        self.requests = [weakref.ref(request)]
+        self.retry: weakref.ref[httpx.Request] | None = None
+        self.errand: weakref.ref[httpx.Request] | None = None
+        self.proof: tuple[str, str] | None = None
+        self.private: tuple[str, ...] = ()
+        self.over = False
+        self.deferred: list[tuple[Callable[[httpx.Response], Any], httpx.Response]] | None = None
+
+    @classmethod
+    def of(cls, request: httpx.Request) -> Slot:
+        """The slot of the call that *request* belongs to.
+
+        A redirect is a new request that carries the slot on.  The same request sent again, or one
+        made with the extensions of a call that is over, is a new call, which the ledger, not this
+        slot, keeps from paying twice.
+        """
+        slot = request.extensions.get(SLOT)
+        if isinstance(slot, cls) and not slot.over and not slot.knows(request):
+            slot.requests.append(weakref.ref(request))
+            return slot
+        slot = cls(request)
+        request.extensions[SLOT] = slot
+        return slot
+
+    @property
+    def trip(self) -> Trip:
+        """What the hops share; made when somebody asks for money, which most calls never see."""
+        if self._trip is None:
+            self._trip = Trip(origin=_origin_of(self._url), url=str(self._url))
+        return self._trip
+
+    def knows(self, request: httpx.Request) -> bool:
+        """Whether *request* was already sent in this call."""
+        return any(known() is request for known in self.requests)
+
+    @property
+    def on_errand(self) -> bool:
+        """Whether what is sent, and answered, is an errand, or where one was redirected to."""
+        return self.errand is not None and self.errand is self.retry
+
+    def shed(self, request: httpx.Request) -> None:
+        """Take every proof off a request that leaves the origin the caller named."""
+        if self.on_errand and self.errand is not None and self.errand() is not request:
+            for name in (*self.private, "authorization", "cookie"):
+                request.headers.pop(name, None)
+        if origin(request) != self.trip.origin:
+            for name in PROOF_HEADERS:
+                request.headers.pop(name, None)
+
+
+class _Session:
+    """What both colours of a call have in common: everything but waiting."""
+
+    def __init__(self, payer: Payer, request: httpx.Request) -> None:
+        self.payer = payer
+        self.request = request
+        self.slot = Slot.of(request)
+        self.response: httpx.Response | None = None
+        self.gathered: Gathered | None = None
+        self.errand: httpx.Request | None = None
+        self.cookies: httpx.Cookies | None = None
+        self.flow: Generator[Effect, Any, Verdict] = _flow.converse(payer, self._call())
+
+    def _call(self) -> Call:
+        options = self.request.extensions.get("x402_mask")
+        key = options.get("operation") if isinstance(options, dict) else None
+        if key is not None and not isinstance(key, str):
+            raise TypeError('extensions={"x402_mask": {"operation": ...}} is a str')
+        timeout = self.request.extensions.get("timeout")
+        return Call(
+            method=self.request.method,
+            url=_url(self.request),
+            trip=self.slot.trip,
+            key=key,
+            wait_s=timeout.get("read") if isinstance(timeout, dict) else None,
+            has_proof=_unpaid(options) or not _PROOFS.isdisjoint(self.request.headers.keys()),
+        )
+
+    def reply(self, response: httpx.Response, request: httpx.Request) -> Reply:
+        """The response as the conversation sees it; a plain answer costs next to nothing."""
+        self.response = response
+        self.request = request
+        found = _lists(response, _READ_HEADERS)
+        paid = self.slot.retry() if self.slot.retry is not None else None
+        for hop in response.history:
+            if hop.request is paid:  # a paid answer that redirected, seen by an auth flow
+                found |= _lists(hop, SETTLEMENT_HEADERS)
+        date = date_of(response.headers.get("date")) if response.status_code == 402 else None
+        return Reply(status=response.status_code, url=_url(request), headers=found, date=date)
+
+    def paid_request(self, proof: tuple[str, str]) -> httpx.Request:
+        """A copy of the request that carries the proof: the caller's own request never does."""
+        request = self.request
+        headers = request.headers.copy()
+        headers[proof[0]] = proof[1]
+        retry = httpx.Request(
+            request.method,
+            request.url,
+            headers=headers,
+            stream=request.stream,
+            extensions=request.extensions,
+        )
+        if _in_memory(request):
+            retry.read()
+        if self.response is not None and "set-cookie" in self.response.headers:
+            self.response.request = request
+            _carry_cookies(self.response.cookies, retry)
+        if self.cookies is not None:
+            _carry_cookies(self.cookies, retry)
+        self.slot.retry, self.slot.proof = weakref.ref(retry), proof
+        self.slot.requests.append(self.slot.retry)
+        return retry
+
+    def errand_request(self, wanted: Fetch) -> httpx.Request:
+        """Another request to the same origin: nothing of the caller's goes along but its name."""
+        url = self.request.url.copy_with(
+            username=None, password=None, raw_path=wanted.path.encode("ascii"), fragment=None
+        )
+        headers = {"accept": "application/json", "accept-encoding": "gzip, deflate"}
+        if "user-agent" in self.request.headers:
+            headers["user-agent"] = self.request.headers["user-agent"]
+        if wanted.content is not None:
+            headers["content-type"] = "application/json"
+        named = httpx.Headers(headers)
+        named.update(wanted.headers)
+        errand = httpx.Request(
+            wanted.method, url, headers=named, content=wanted.content,
+            extensions=self.request.extensions,
+        )  # fmt: skip
+        if self.cookies is not None:
+            _carry_cookies(self.cookies, errand)
+        if wanted.proof is not None:
+            errand.headers[wanted.proof[0]] = wanted.proof[1]
+            self.slot.proof = wanted.proof
+        self.slot.retry = self.slot.errand = weakref.ref(errand)
+        self.slot.private = tuple(wanted.headers)
+        self.slot.requests.append(self.slot.errand)
+        self.errand = errand
+        return errand
+
+    def asked(self, sent: httpx.Request, request: httpx.Request) -> httpx.Request:
+        """What an answer to *sent* answers: the errand, or the call."""
+        return sent if sent is self.errand else request
+
+    def fetched(
+        self, response: httpx.Response, request: httpx.Request, gathered: Gathered
+    ) -> Fetched:
+        """An errand's answer as the conversation sees it; one that was redirected says nothing."""
+        errand, self.errand = self.errand, None
+        assert errand is not None
+        body = gathered.decoded(response.headers.get("content-encoding", ""))
+        self.emptied(response)
+        straight = request is errand
+        if straight and "set-cookie" in response.headers:
+            self._keep_cookies(response, errand)
+        return Fetched(
+            status=response.status_code if straight else 302,
+            url=str(errand.url),
+            headers=_lists(response, _ERRAND_HEADERS) if straight else {},
+            body=body if straight else None,
+            date=date_of(response.headers.get("date")),
+        )
+
+    def _keep_cookies(self, response: httpx.Response, errand: httpx.Request) -> None:
+        """For the rest of this call: a marketplace may know by them whose payment it is."""
+        response.request = errand
+        self.cookies = httpx.Cookies() if self.cookies is None else self.cookies
+        self.cookies.extract_cookies(response)
+
+    def park(self) -> httpx.ByteStream:
+        """What is kept of a 402 while its connection is used for an errand."""
+        return httpx.ByteStream(b"".join(self.gathered.chunks) if self.gathered else b"")
+
+    @staticmethod
+    def emptied(response: httpx.Response) -> None:
+        """Leave nothing to read in a 402 that is discarded: under an auth flow httpx reads it."""
+        response.headers.pop("content-encoding", None)
+        response.stream = httpx.ByteStream(b"")
+
+    def throw(self, exc: BaseException) -> Effect:
+        """Tell the conversation of a failure."""
+        return self.flow.throw(Abandoned() if isinstance(exc, GeneratorExit) else exc)
+
+    def fingerprint(self) -> str | None:
+        """Digest of the request body, or ``None`` if it can be sent only once."""
+        content_type = self.request.headers.get("content-type", "")
+        if _in_memory(self.request):
+            return body_digest((self.request.content,), content_type)
+        if not is_replayable(self.request.stream):
+            return None
+        return body_digest(cast("Any", self.request.stream), content_type)
+
+    def payload(self) -> Content | None:
+        """The request body, if it is in memory, in plain, and not too long to be looked at."""
+        if "content-encoding" in self.request.headers or not _in_memory(self.request):
+            return None
+        if len(self.request.content) > PAYLOAD_BYTES_MAX:
+            return None
+        return Content(self.request.content, self.request.headers.get("content-type", ""))
+
+    def body(self) -> bytes | None:
+        """The 402's body, if all of it was read and it could be decoded."""
+        assert self.gathered is not None
+        assert self.response is not None
+        return self.gathered.decoded(self.response.headers.get("content-encoding", ""))
+
+    def watch(self, response: httpx.Response, payment_id: str) -> None:
+        """If reading the paid answer fails, it was not delivered."""
+        raise NotImplementedError
+
+    def conclude(self, verdict: Verdict) -> None:
+        """Put the verdict on the response that is handed back."""
+        assert self.response is not None
+        receipt = verdict.receipt
+        if verdict.delivered and receipt is not None and receipt.route != "held-token":
+            self.watch(self.response, receipt.payment_id)
+        self.slot.over = not self.response.has_redirect_location
+        if verdict.receipt is not None:
+            self.response.extensions["x402_mask"] = verdict.receipt
+        if verdict.refusal is not None:
+            self.response.extensions["x402_mask_refusal"] = verdict.refusal
+            verdict.refusal.response = self.response
+
+    def detached(self) -> httpx.Response:
+        """The 402 with as much of its body as was read, free of its connection.
+
+        What could not be decoded within the limit is there as it came over the wire.
+        """
+        assert self.response is not None
+        headers = self.response.headers.copy()
+        for name in ("content-encoding", "content-length", "transfer-encoding"):
+            headers.pop(name, None)  # of what was sent, not of what is here
+        raw = b"".join(self.gathered.chunks) if self.gathered is not None else b""
+        known = self.body() if self.gathered is not None else None
+        copy = httpx.Response(
+            self.response.status_code,
+            headers=headers,
+            stream=httpx.ByteStream(raw if known is None else known),
+            request=self.request,
+        )
+        copy.read()
+        return copy
+
+
+class SyncSession(_Session):
+    """One call, sync: give it responses, it gives the next request to send."""
+
+    def start(self) -> httpx.Request | None:
+        """The first request to send."""
+        return self._pump(lambda: next(self.flow))
+
+    def received(self, response: httpx.Response, request: httpx.Request) -> httpx.Request | None:
+        """The next request to send, or ``None`` when ``self.response`` is the answer."""
+        if self.errand is None:
+            return self._pump(lambda: self.flow.send(self.reply(response, request)))
+        try:
+            answer = self._fetched(response, request)
+        except BaseException as exc:  # noqa: BLE001  # the flow decides
+            failure = exc
+            return self._pump(lambda: self.throw(failure))
+        return self._pump(lambda: self.flow.send(answer))
+
+    def _fetched(self, response: httpx.Response, request: httpx.Request) -> Fetched:
+        gathered, source = Gathered(READ_S), response.stream
+        assert isinstance(source, httpx.SyncByteStream)
+        try:
+            for chunk in source:
+                if not gathered.add(chunk):
+                    break
+            else:
+                gathered.complete = True
+        finally:
+            source.close()
+        return self.fetched(response, request, gathered)
+
+    def failed(self, exc: BaseException) -> None:
+        """Sending failed: the conversation writes down what that means."""
+        try:
+            self._pump(lambda: self.throw(exc))
+        except BaseException as raised:  # re-raised unless it is the same
+            if raised is not exc and not isinstance(raised, Abandoned):
+                raise
+
+    def _pump(self, step: Callable[[], Effect]) -> httpx.Request | None:
+        try:
+            effect = step()
+            while not isinstance(effect, (Ask, Fetch)):
+                try:
+                    answer = self._perform(effect)
+                except BaseException as exc:  # noqa: BLE001  # the flow decides
+                    effect = self.throw(exc)
+                else:
+                    effect = self.flow.send(answer)
+        except StopIteration as stop:
+            self.conclude(stop.value)
+            return None
+        except BaseException as exc:
+            self._abandon(exc)
+            raise
+        if isinstance(effect, Fetch):
+            return self._errand(effect)
+        if effect.proof is None:
+            return self.request
+        return self._paid(effect.proof)
+
+    def _errand(self, wanted: Fetch) -> httpx.Request:
+        try:
+            errand = self.errand_request(wanted)
+            if self.response is not None:
+                assert isinstance(self.response.stream, httpx.SyncByteStream)
+                self.response.stream.close()
+                self.response.stream = self.park()
+        except BaseException as exc:
+            self.failed(exc)
+            raise
+        return errand
+
+    def _paid(self, proof: tuple[str, str]) -> httpx.Request:
+        try:
+            retry = self.paid_request(proof)
+            self._discard()
+        except BaseException as exc:
+            self.failed(exc)
+            raise
+        return retry
+
+    def _perform(self, effect: Effect) -> Any:
+        if isinstance(effect, ReadBody):
+            return self.read(wanted=effect.wanted)
+        if isinstance(effect, Fingerprint):
+            return self.fingerprint()
+        if isinstance(effect, Payload):
+            return self.payload()
+        assert not isinstance(effect, (Ask, Fetch))
+        return perform(effect)
+
+    def read(self, *, wanted: bool) -> bytes | None:
+        """The 402's body, as far as the limit goes; the response can still be read in full.
+
+        Where it is not *wanted*, because a header decides, one that breaks off is no body.
+        """
+        response = self.response
+        assert response is not None
+        self.gathered = gathered = Gathered(READ_S if wanted else DRAIN_S)
+        source = response.stream
+        assert isinstance(source, httpx.SyncByteStream)
+        chunks = iter(source)
+        try:
+            for chunk in chunks:
+                if not gathered.add(chunk):
+                    break
+            else:
+                gathered.complete = True
+        except httpx.TransportError:
+            if wanted:
+                raise
+        response.stream = Rewound(gathered.chunks, chunks, source)
+        return self.body()
+
+    def _discard(self) -> None:
+        """Let go of the 402 before the retry, so that a pool of one connection suffices."""
+        if self.response is not None:
+            assert isinstance(self.response.stream, httpx.SyncByteStream)
+            self.response.stream.close()
+            self.emptied(self.response)
+
+    def _abandon(self, exc: BaseException) -> None:
+        if self.response is None:
+            return
+        if isinstance(exc, PaymentError):
+            exc.response = self.detached()
+        self.response.close()
+
+    def watch(self, response: httpx.Response, payment_id: str) -> None:
+        source = response.stream
+        assert isinstance(source, httpx.SyncByteStream)
+        response.stream = Watched(source, lambda: self.payer.reopen(payment_id, WAIT_S))
+
+
+class AsyncSession(_Session):
+    """:class:`SyncSession`, async."""
+
+    def __init__(self, payer: Payer, request: httpx.Request) -> None:
+        super().__init__(payer, request)
+        self._performer = AsyncPerformer(inline=payer.ledger.inline)
+
+    async def start(self) -> httpx.Request | None:
+        """The first request to send."""
+        return await self._pump(lambda: next(self.flow))
+
+    async def received(
+        self, response: httpx.Response, request: httpx.Request
+    ) -> httpx.Request | None:
+        """The next request to send, or ``None`` when ``self.response`` is the answer."""
+        if self.errand is None:
+            return await self._pump(lambda: self.flow.send(self.reply(response, request)))
+        try:
+            answer = await self._fetched(response, request)
+        except BaseException as exc:  # noqa: BLE001  # the flow decides
+            failure = exc
+            return await self._pump(lambda: self.throw(failure))
+        return await self._pump(lambda: self.flow.send(answer))
+
+    async def _fetched(self, response: httpx.Response, request: httpx.Request) -> Fetched:
+        gathered, source = Gathered(READ_S), response.stream
+        assert isinstance(source, httpx.AsyncByteStream)
+        try:
+            async for chunk in source:
+                if not gathered.add(chunk):
+                    break
+            else:
+                gathered.complete = True
+        finally:
+            await source.aclose()
+        return self.fetched(response, request, gathered)
+
+    async def failed(self, exc: BaseException) -> None:
+        """Sending failed: the conversation writes down what that means."""
+        try:
+            await self._pump(lambda: self.throw(exc))
+        except BaseException as raised:  # re-raised unless it is the same
+            if raised is not exc and not isinstance(raised, GeneratorExit):
+                raise
+
+    def throw(self, exc: BaseException) -> Effect:
+        """Tell the conversation of a failure; a coroutine that is being closed cannot wait."""
+        self._performer.may_wait = not isinstance(exc, GeneratorExit)
+        return super().throw(exc)
+
+    async def _pump(self, step: Callable[[], Effect]) -> httpx.Request | None:
+        try:
+            effect = step()
+            while not isinstance(effect, (Ask, Fetch)):
+                try:
+                    answer = await self._perform(effect)
+                except BaseException as exc:  # noqa: BLE001  # the flow decides
+                    effect = self.throw(exc)
+                else:
+                    effect = self.flow.send(answer)
+        except StopIteration as stop:
+            self.conclude(stop.value)
+            return None
+        except Abandoned:
+            raise GeneratorExit from None
+        except BaseException as exc:
+            await self._abandon(exc)
+            raise
+        if isinstance(effect, Fetch):
+            return await self._errand(effect)
+        if effect.proof is None:
+            return self.request
+        return await self._paid(effect.proof)
+
+    async def _errand(self, wanted: Fetch) -> httpx.Request:
+        try:
+            await self._performer.deliver()
+            errand = self.errand_request(wanted)
+            if self.response is not None:
+                assert isinstance(self.response.stream, httpx.AsyncByteStream)
+                await self.response.stream.aclose()
+                self.response.stream = self.park()
+        except BaseException as exc:
+            await self.failed(exc)
+            raise
+        return errand
+
+    async def _paid(self, proof: tuple[str, str]) -> httpx.Request:
+        try:
+            await self._performer.deliver()
+            retry = self.paid_request(proof)
+            await self._discard()
+        except BaseException as exc:
+            await self.failed(exc)
+            raise
+        return retry
+
+    async def _perform(self, effect: Effect) -> Any:
+        if isinstance(effect, ReadBody):
+            return await self.read(wanted=effect.wanted)
+        if isinstance(effect, Fingerprint):
+            return self.fingerprint()
+        if isinstance(effect, Payload):
+            return self.payload()
+        assert not isinstance(effect, (Ask, Fetch))
+        return await self._performer.perform(effect)
+
+    async def read(self, *, wanted: bool) -> bytes | None:
+        """The 402's body, as far as the limit goes; the response can still be read in full."""
+        response = self.response
+        assert response is not None
+        self.gathered = gathered = Gathered(READ_S if wanted else DRAIN_S)
+        source = response.stream
+        assert isinstance(source, httpx.AsyncByteStream)
+        chunks = source.__aiter__()
+        try:
+            async for chunk in chunks:
+                if not gathered.add(chunk):
+                    break
+            else:
+                gathered.complete = True
+        except httpx.TransportError:
+            if wanted:
+                raise
+        response.stream = AsyncRewound(gathered.chunks, chunks, source)
+        return self.body()
+
+    async def _discard(self) -> None:
+        """Let go of the 402 before the retry, so that a pool of one connection suffices."""
+        if self.response is not None:
+            assert isinstance(self.response.stream, httpx.AsyncByteStream)
+            await self.response.stream.aclose()
+            self.emptied(self.response)
+
+    async def _abandon(self, exc: BaseException) -> None:
+        if self.response is None:
+            return
+        if isinstance(exc, PaymentError):
+            exc.response = self.detached()
+        from anyio import CancelScope  # noqa: PLC0415
+
+        with CancelScope(shield=True):
+            await self.response.aclose()
+
+    def watch(self, response: httpx.Response, payment_id: str) -> None:
+        source = response.stream
+        assert isinstance(source, httpx.AsyncByteStream)
+        lost = Record(lambda wait_s: self.payer.reopen(payment_id, wait_s))
+        response.stream = AsyncWatched(source, lambda: self._performer.perform(lost))
+
+
+# --- what is looked at ----------------------------------------------------------------------------
+
+
+def _lists(response: httpx.Response, names: tuple[str, ...]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, value in response.headers.multi_items():  # in lower case
+        if name in names:
+            found.setdefault(name, []).append(value)
+    return found
+
+
+def _in_memory(request: httpx.Request) -> bool:
+    """Whether the body is bytes; makes ``request.content`` work where it is."""
+    if isinstance(request.stream, httpx.ByteStream):
+        request.read()  # on a redirect the body is there, and not yet "read"
+        return True
+    return False
+
+
+def origin(request: httpx.Request) -> str:
+    """The origin that is asked; empty where it is not http(s), which the transport may refuse."""
+    return _origin_of(request.url)
+
+
+def _origin_of(url: httpx.URL) -> str:
+    try:
+        return _known_origin(f"{url.scheme}://{url.netloc.decode('ascii')}")
+    except ValueError:
+        return ""
+
+
+_known_origin = lru_cache(maxsize=256)(origin_of)
+
+
+def _url(request: httpx.Request) -> str:
+    """The URL without user and password: it is shown to approvers and written down."""
+    url = request.url
+    return str(url.copy_with(username=None, password=None) if url.userinfo else url)
+
+
+def _carry_cookies(given: httpx.Cookies, request: httpx.Request) -> None:
+    """Send the cookies that the seller gave, besides those the request has."""
+    bare = httpx.Request(request.method, request.url)
+    given.set_cookie_header(bare)
+    fresh = bare.headers.get("cookie")
+    if fresh:
+        names = {part.partition("=")[0].strip() for part in fresh.split(";")}
+        sent = [p.strip() for line in request.headers.get_list("cookie") for p in line.split(";")]
+        kept = [part for part in sent if part and part.partition("=")[0].strip() not in names]
+        request.headers["cookie"] = "; ".join([*kept, fresh])
+
+
+def _unpaid(options: object) -> bool:
+    """Whether the caller said of this one call that it is never paid: ``{"pay": False}``."""
+    return isinstance(options, dict) and options.get("pay", True) is False

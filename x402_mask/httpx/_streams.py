@@ -1,0 +1,108 @@
+"""Bodies that are read once more, or watched while they are read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+
+class _Around:
+    """A stream in place of another, which still knows what the client asks it for."""
+
+    _source: Any
+
+    @property
+    def elapsed(self) -> Any:
+        """How long the exchange took, in a family that keeps this with the stream."""
+        return getattr(self._source, "elapsed", None)
+
+
+class Watched(_Around, httpx.SyncByteStream):
+    """The body of a paid answer: one that breaks off was not delivered.
+
+    A caller that stops reading has got what it wanted; that is not a failure.
+    """
+
+    def __init__(self, source: httpx.SyncByteStream, lost: Callable[[], None]) -> None:
+        self._source, self._lost = source, lost
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._source
+        except GeneratorExit:
+            raise
+        except BaseException:
+            self._lost()
+            raise
+
+    def close(self) -> None:
+        try:
+            self._source.close()
+        except BaseException:
+            self._lost()
+            raise
+
+
+class AsyncWatched(_Around, httpx.AsyncByteStream):
+    """:class:`Watched`, async."""
+
+    def __init__(self, source: httpx.AsyncByteStream, lost: Callable[[], Awaitable[Any]]) -> None:
+        self._source, self._lost = source, lost
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._source:
+                yield chunk
+        except GeneratorExit:
+            raise
+        except BaseException:
+            await self._lost()
+            raise
+
+    async def aclose(self) -> None:
+        try:
+            await self._source.aclose()
+        except BaseException:
+            await self._lost()
+            raise
+
+
+class Rewound(_Around, httpx.SyncByteStream):
+    """A stream whose start was read: gives that again, then the rest."""
+
+    def __init__(
+        self, start: list[bytes], rest: Iterator[bytes], source: httpx.SyncByteStream
+    ) -> None:
+        self._start, self._rest, self._source = start, rest, source
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._start
+        yield from self._rest
+
+    def close(self) -> None:
+        self._source.close()
+
+
+class AsyncRewound(_Around, httpx.AsyncByteStream):
+    """:class:`Rewound`, async."""
+
+    def __init__(
+        self, start: list[bytes], rest: AsyncIterator[bytes], source: httpx.AsyncByteStream
+    ) -> None:
+        self._start, self._rest, self._source = start, rest, source
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self._start:
+            yield chunk
+        async for chunk in self._rest:
+            yield chunk
+
+    async def aclose(self) -> None:
+        close = getattr(self._rest, "aclose", None)
+        if close is not None:  # an async generator that is left half read is never closed for us
+            await close()
+        await self._source.aclose()

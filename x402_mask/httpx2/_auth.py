@@ -1,0 +1,333 @@
+"""Made from ``x402_mask/httpx/_auth.py`` by ``make twins``: edit that."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import httpx2
+
+from x402_mask._wire import PROOF_HEADERS
+from x402_mask.httpx2._session import SLOT, AsyncSession, Slot, SyncSession, origin
+from x402_mask.httpx2._transport import check_sync
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from types import AsyncGeneratorType
+
+    from x402_mask._payer import Payer
+
+_AnyClient = TypeVar("_AnyClient", httpx2.Client, httpx2.AsyncClient)
+
+
+class PaymentAuth(httpx2.Auth):
+    """An ``httpx2.Auth`` that pays 402 answers.
+
+    An auth flow cannot keep a proof from following a redirect to another host: with
+    ``follow_redirects`` use :func:`attach`, which can.
+
+    Args:
+        payer: decides and pays.
+        inner: another auth that is applied as well, outside the payment.
+    """
+
+    def __init__(self, payer: Payer, inner: httpx2.Auth | None = None) -> None:
+        self.payer = payer
+        self.inner = inner
+        self._prepare: Callable[[], None] | None = None
+
+    def _other(self, request: httpx2.Request) -> httpx2.Auth:
+        if self.inner is not None:
+            return self.inner
+        if request.url.username or request.url.password:
+            return httpx2.BasicAuth(request.url.username, request.url.password)
+        return httpx2.Auth()
+
+    def sync_auth_flow(
+        self, request: httpx2.Request
+    ) -> Generator[httpx2.Request, httpx2.Response, None]:
+        """Send *request*; pay for it if it must be and may be."""
+        check_sync(self.payer)
+        if self._prepare is not None:
+            self._prepare()
+        outer = self._other(request).sync_auth_flow(request)
+        try:
+            wanted = next(outer)
+            while True:
+                response = yield from self._paid(wanted)
+                wanted = outer.send(response)
+        except StopIteration:
+            return
+        finally:
+            outer.close()
+
+    def _paid(
+        self, request: httpx2.Request
+    ) -> Generator[httpx2.Request, httpx2.Response, httpx2.Response]:
+        if not origin(request):
+            return (yield request)
+        session = SyncSession(self.payer, request)
+        deferred = session.slot.deferred = []
+        sent, response = session.start(), None
+        while sent is not None:
+            try:
+                response = yield sent
+            except BaseException as exc:
+                if sent is not request:
+                    _bare(sent)
+                # httpx2 closes the flow: the real exception is the context of the GeneratorExit
+                session.failed(exc.__context__ or exc)
+                raise
+            asked = _scrub(response, sent, request, session.errand)
+            sent = session.received(response, asked)
+        assert response is not None
+        assert session.response is not None
+        _become(response, session.response)
+        for hook, seen in deferred:
+            if seen is session.response:
+                hook(seen)
+        return session.response
+
+    def async_auth_flow(
+        self, request: httpx2.Request
+    ) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
+        """Send *request*; pay for it if it must be and may be."""
+        if self._prepare is not None:
+            self._prepare()
+        return _Closable(cast("Any", self._async_auth_flow(request)))
+
+    async def _async_auth_flow(
+        self, request: httpx2.Request
+    ) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
+        outer = self._other(request).async_auth_flow(request)
+        try:
+            wanted = await anext(outer)
+            while True:
+                if not origin(wanted):
+                    wanted = await outer.asend((yield wanted))
+                    continue
+                session = AsyncSession(self.payer, wanted)
+                deferred = session.slot.deferred = []
+                sent, response = await session.start(), None
+                while sent is not None:
+                    try:
+                        response = yield sent
+                    except BaseException as exc:
+                        if sent is not wanted:
+                            _bare(sent)
+                        await session.failed(exc)
+                        raise
+                    asked = _scrub(response, sent, wanted, session.errand)
+                    sent = await session.received(response, asked)
+                assert response is not None
+                assert session.response is not None
+                _become(response, session.response)
+                for hook, seen in deferred:
+                    if seen is session.response:
+                        await hook(seen)
+                wanted = await outer.asend(session.response)
+        except StopAsyncIteration:
+            return
+        finally:
+            await outer.aclose()
+
+
+class _Closable(AsyncGenerator[httpx2.Request, httpx2.Response]):
+    """An auth flow that is told why it is closed.
+
+    httpx2 closes a flow when sending failed.  A sync flow finds the failure as the context of its
+    ``GeneratorExit``; Python sets none for an async one, so it is looked up here.
+    """
+
+    def __init__(self, flow: AsyncGeneratorType[httpx2.Request, httpx2.Response]) -> None:
+        self._flow = flow
+
+    async def asend(self, value: Any) -> httpx2.Request:
+        return await self._flow.asend(value)
+
+    async def athrow(self, *exc: Any) -> httpx2.Request:
+        return await self._flow.athrow(*exc)
+
+    async def aclose(self) -> None:
+        failure = sys.exc_info()[1]
+        if self._flow.ag_running:
+            return  # it is where the failure happened, and was closed with all that waited for it
+        if failure is not None and self._flow.ag_frame is not None:
+            try:
+                await self._flow.athrow(failure)
+            except StopAsyncIteration:
+                return
+            except BaseException as raised:  # the caller is about to raise it
+                if raised is not failure:
+                    raise
+        await self._flow.aclose()
+
+
+def _scrub(
+    response: httpx2.Response,
+    sent: httpx2.Request,
+    request: httpx2.Request,
+    errand: httpx2.Request | None,
+) -> httpx2.Request:
+    """Keep the proof out of what the caller can look at afterwards; what was asked is returned."""
+    if sent is request:
+        return response.request
+    _bare(sent)
+    if response.next_request is not None:
+        _bare(response.next_request)
+    if sent is errand:
+        return response.request
+    if response.request is not sent:
+        return response.request  # where a redirect led, without the proof
+    response.request = request
+    return request
+
+
+def _become(last: httpx2.Response, wanted: httpx2.Response) -> None:
+    """Make the last answer of an auth flow, which httpx2 hands back, the one that is *wanted*.
+
+    They differ where an errand came after the 402 that is handed back; httpx2 has read that one.
+    """
+    if last is wanted:
+        return
+    last.status_code, last.request = wanted.status_code, wanted.request
+    last.headers, last.stream = wanted.headers.copy(), httpx2.ByteStream(wanted.content)
+    last.headers.pop("content-encoding", None)
+    last.extensions, last.history = wanted.extensions, wanted.history
+    last.next_request = None
+
+
+def _bare(request: httpx2.Request) -> None:
+    """Take the proof off a request that was sent: errors and histories go on showing it."""
+    for name in PROOF_HEADERS:
+        request.headers.pop(name, None)
+
+
+# --- attach ---------------------------------------------------------------------------------------
+
+
+def attach(client: _AnyClient, payer: Payer) -> _AnyClient:
+    """Make an existing client pay, and return it.
+
+    Uses public httpx2 API only: the client's ``auth`` (its own is kept and applied as well) and its
+    event hooks.  A proof is taken off every redirect; response hooks do not see a 402 that is then
+    paid.  A call with its own ``auth=`` is not paid.
+
+    Raises:
+        TypeError: not a client of this family, or the payer needs an async client.
+        ValueError: the client is attached to another payer.
+    """
+    _check_client(client)
+    if isinstance(client, httpx2.Client):
+        check_sync(payer)
+    if isinstance(client.auth, PaymentAuth):
+        if client.auth.payer is not payer:
+            raise ValueError("this client is attached to another payer")
+        return client
+    auth = PaymentAuth(payer, client.auth)
+    auth._prepare = _keeper(client)  # noqa: SLF001  # they are made for each other
+    client.auth = auth
+    return client
+
+
+def _keeper(client: httpx2.Client | httpx2.AsyncClient) -> Callable[[], None]:
+    """Puts a guard among the client's hooks, again if they were all replaced."""
+    guard = _async_guard(client) if isinstance(client, httpx2.AsyncClient) else _guard(client)
+    held = weakref.ref(client)
+
+    def prepare() -> None:
+        owner = held()
+        if owner is not None and guard not in owner.event_hooks["request"]:
+            owner.event_hooks["request"].append(guard)
+
+    prepare()
+    return prepare
+
+
+def _check_client(client: object) -> None:
+    if not isinstance(client, (httpx2.Client, httpx2.AsyncClient)):
+        raise TypeError(f"attach() takes an {httpx2.__name__} client, not {type(client).__name__}")
+
+
+def _guard(client: httpx2.Client) -> Callable[[httpx2.Request], None]:
+    held = weakref.ref(client)
+
+    def guard(request: httpx2.Request) -> None:
+        _strip(request)
+        owner = held()
+        if owner is not None:
+            _wrap_hooks(owner.event_hooks["response"], _Deferred)
+
+    return guard
+
+
+def _async_guard(client: httpx2.AsyncClient) -> Callable[[httpx2.Request], Any]:
+    held = weakref.ref(client)
+
+    async def guard(request: httpx2.Request) -> None:
+        _strip(request)
+        owner = held()
+        if owner is not None:
+            _wrap_hooks(owner.event_hooks["response"], _AsyncDeferred)
+
+    return guard
+
+
+def _strip(request: httpx2.Request) -> None:
+    """Take our proof off redirects, and anybody's proof off other origins."""
+    slot = request.extensions.get(SLOT)
+    if not isinstance(slot, Slot):
+        slot = request.extensions[SLOT] = Slot(request)
+    retry = slot.retry() if slot.retry is not None else None
+    if slot.proof is not None and retry is not request:
+        name, value = slot.proof
+        if request.headers.get(name) == value:
+            del request.headers[name]
+    slot.shed(request)
+
+
+def _wrap_hooks(hooks: list[Any], wrapper: Callable[[Any], Any]) -> None:
+    """Wrap the client's response hooks, those added since the last call as well."""
+    hooks[:] = [hook if isinstance(hook, _Deferred) else wrapper(hook) for hook in hooks]
+
+
+class _Deferred:
+    """A response hook that waits with a 402 until it is known to be handed back."""
+
+    __slots__ = ("hook",)
+
+    def __init__(self, hook: Callable[[httpx2.Response], Any]) -> None:
+        self.hook = hook
+
+    def __call__(self, response: httpx2.Response) -> Any:
+        if not self.waits(response):
+            self.hook(response)
+
+    def waits(self, response: httpx2.Response) -> bool:
+        """Whether the hook is put off."""
+        slot = response.request.extensions.get(SLOT)
+        if isinstance(slot, Slot) and slot.on_errand:
+            return True  # an errand of ours is no answer of the caller's
+        if response.status_code != 402 or not isinstance(slot, Slot) or slot.deferred is None:
+            return False
+        slot.deferred.append((self.hook, response))
+        return True
+
+    def __eq__(self, other: object) -> bool:
+        """So that the hook can be found, and taken off, by its own name."""
+        return other is self or other == self.hook
+
+    def __hash__(self) -> int:
+        return hash(self.hook)
+
+
+class _AsyncDeferred(_Deferred):
+    """:class:`_Deferred`, async."""
+
+    __slots__ = ()
+
+    async def __call__(self, response: httpx2.Response) -> None:
+        if not self.waits(response):
+            await self.hook(response)

@@ -1,0 +1,220 @@
+"""Made from ``x402_mask/httpx/_transport.py`` by ``make twins``: edit that."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import httpx2
+
+from x402_mask._drive import FAMILIES
+from x402_mask.httpx2._session import SLOT, AsyncSession, Slot, SyncSession, origin
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from x402_mask._payer import Payer
+
+TIMEOUT = httpx2.Timeout(5.0, read=60.0)
+"""Default of our clients: settling on a chain takes longer than httpx2's five seconds."""
+
+_KNOWN = {SLOT, "x402_mask"}
+
+
+class PaymentTransport(httpx2.BaseTransport):
+    """An httpx2 transport that pays 402 answers within the payer's caps.
+
+    Args:
+        payer: decides and pays.
+        inner: the transport that is wrapped; default ``httpx2.HTTPTransport()``.
+
+    Raises:
+        TypeError: *inner* is not an httpx2 transport, or the payer needs an async client.
+    """
+
+    def __init__(self, payer: Payer, inner: httpx2.BaseTransport | None = None) -> None:
+        check_sync(payer)
+        self.payer = payer
+        self.inner = httpx2.HTTPTransport() if inner is None else _checked(inner, "handle_request")
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send *request*; pay for it if it must be and may be."""
+        response = None
+        eager = self.payer.sends_first(request.url)
+        if not eager and not _KNOWN & request.extensions.keys():  # most calls
+            response = self.inner.handle_request(request)
+            if response.status_code != 402:
+                if response.has_redirect_location:  # the next hop belongs to this call
+                    request.extensions[SLOT] = Slot(request)
+                return response
+        return self._converse(request, response)
+
+    def _converse(self, request: httpx2.Request, response: httpx2.Response | None) -> httpx2.Response:
+        """Go on from the first *response*, or from the start."""
+        if not origin(request):
+            return response or self.inner.handle_request(request)
+        session = SyncSession(self.payer, request)
+        session.slot.shed(request)
+        sent = session.start()
+        while sent is not None:
+            try:
+                answer = self.inner.handle_request(sent) if response is None else response
+            except BaseException as exc:
+                session.failed(exc)
+                raise
+            sent, response = session.received(answer, session.asked(sent, request)), None
+        assert session.response is not None
+        return session.response
+
+    def __enter__(self) -> Self:
+        self.inner.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        self.inner.__exit__(exc_type, exc_value, traceback)
+
+    def close(self) -> None:
+        """Close the wrapped transport, never the payer."""
+        self.inner.close()
+
+
+class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
+    """An async httpx2 transport that pays 402 answers within the payer's caps.
+
+    Args:
+        payer: decides and pays.
+        inner: the transport that is wrapped; default ``httpx2.AsyncHTTPTransport()``.
+
+    Raises:
+        TypeError: *inner* is not an async httpx2 transport.
+    """
+
+    def __init__(self, payer: Payer, inner: httpx2.AsyncBaseTransport | None = None) -> None:
+        self.payer = payer
+        self.inner = (
+            httpx2.AsyncHTTPTransport() if inner is None else _checked(inner, "handle_async_request")
+        )
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send *request*; pay for it if it must be and may be."""
+        response = None
+        eager = self.payer.sends_first(request.url)
+        if not eager and not _KNOWN & request.extensions.keys():  # most calls
+            response = await self.inner.handle_async_request(request)
+            if response.status_code != 402:
+                if response.has_redirect_location:  # the next hop belongs to this call
+                    request.extensions[SLOT] = Slot(request)
+                return response
+        return await self._converse(request, response)
+
+    async def _converse(
+        self, request: httpx2.Request, response: httpx2.Response | None
+    ) -> httpx2.Response:
+        """Go on from the first *response*, or from the start."""
+        if not origin(request):
+            return response or await self.inner.handle_async_request(request)
+        session = AsyncSession(self.payer, request)
+        session.slot.shed(request)
+        sent = await session.start()
+        while sent is not None:
+            try:
+                answer = (
+                    await self.inner.handle_async_request(sent) if response is None else response
+                )
+            except BaseException as exc:
+                await session.failed(exc)
+                raise
+            asked = session.asked(sent, request)
+            sent, response = await session.received(answer, asked), None
+        assert session.response is not None
+        return session.response
+
+    async def __aenter__(self) -> Self:
+        await self.inner.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        await self.inner.__aexit__(exc_type, exc_value, traceback)
+
+    async def aclose(self) -> None:
+        """Close the wrapped transport, never the payer."""
+        await self.inner.aclose()
+
+
+def _checked(inner: Any, method: str) -> Any:
+    """Whether *inner* is a transport of this family; mixing them fails deep inside, wordless."""
+    families = {kind.__module__.partition(".")[0] for kind in type(inner).__mro__}
+    ours = httpx2.BaseTransport.__module__.partition(".")[0]
+    if not callable(getattr(inner, method, None)) or families & (FAMILIES - {ours}):
+        raise TypeError(
+            f"{type(inner).__name__} is not a transport of {httpx2.__name__} with {method}()"
+        )
+    return inner
+
+
+def check_sync(payer: Payer) -> None:
+    if payer.needs_async is not None:
+        raise TypeError(f"the payer's {payer.needs_async} is async: use an async client")
+
+
+# --- clients --------------------------------------------------------------------------------------
+
+
+class Client(httpx2.Client):
+    """An ``httpx2.Client`` that pays.  Everything else works as in httpx2.
+
+    ``verify``, ``limits``, ``http2``, ``proxy``, ``mounts`` and environment proxies keep working,
+    and are paid through.  The default time-out is 5 s, and 60 s to read.
+    """
+
+    def __init__(self, payer: Payer, **kwargs: Any) -> None:
+        check_sync(payer)
+        self._payer = payer
+        kwargs.setdefault("timeout", TIMEOUT)
+        if kwargs.get("mounts"):
+            mounts = kwargs["mounts"].items()
+            kwargs["mounts"] = {key: t if t is None else self._paying(t) for key, t in mounts}
+        super().__init__(**kwargs)
+
+    def _paying(self, transport: httpx2.BaseTransport) -> httpx2.BaseTransport:
+        if isinstance(transport, PaymentTransport):
+            return transport
+        return PaymentTransport(self._payer, transport)
+
+    def _init_transport(self, *args: Any, **kwargs: Any) -> httpx2.BaseTransport:
+        return self._paying(super()._init_transport(*args, **kwargs))
+
+    def _init_proxy_transport(self, *args: Any, **kwargs: Any) -> httpx2.BaseTransport:
+        return self._paying(super()._init_proxy_transport(*args, **kwargs))
+
+
+class AsyncClient(httpx2.AsyncClient):
+    """An ``httpx2.AsyncClient`` that pays; see :class:`Client`."""
+
+    def __init__(self, payer: Payer, **kwargs: Any) -> None:
+        self._payer = payer
+        kwargs.setdefault("timeout", TIMEOUT)
+        if kwargs.get("mounts"):
+            mounts = kwargs["mounts"].items()
+            kwargs["mounts"] = {key: t if t is None else self._paying(t) for key, t in mounts}
+        super().__init__(**kwargs)
+
+    def _paying(self, transport: httpx2.AsyncBaseTransport) -> httpx2.AsyncBaseTransport:
+        if isinstance(transport, AsyncPaymentTransport):
+            return transport
+        return AsyncPaymentTransport(self._payer, transport)
+
+    def _init_transport(self, *args: Any, **kwargs: Any) -> httpx2.AsyncBaseTransport:
+        return self._paying(super()._init_transport(*args, **kwargs))
+
+    def _init_proxy_transport(self, *args: Any, **kwargs: Any) -> httpx2.AsyncBaseTransport:
+        return self._paying(super()._init_proxy_transport(*args, **kwargs))
