@@ -39,7 +39,7 @@ def is_async(client: object) -> bool:
 def payer_of(client: object) -> Payer | None:
     """The payer of a client of this library, or of one it was attached to."""
     for found in (
-        getattr(client, "_payer", None), getattr(getattr(client, "auth", None), "payer", None)
+        getattr(client, "payer", None), getattr(getattr(client, "auth", None), "payer", None)
     ):  # fmt: skip
         if isinstance(found, Payer):
             return found

@@ -91,7 +91,7 @@ def over_cap(
         if usd(micro) > spend.left:
             when = f", more at {spend.resets_at.isoformat()}" if spend.resets_at else ""
             return CapExceeded(
-                f"${usd(micro)} would pass the cap {limit.cap}: ${spend.left} left{when}."
+                f"${usd(micro)} would exceed the cap {limit.cap}: ${spend.left} left{when}."
                 " Raise that Cap to allow it",
                 cap=limit.cap,
                 wanted=usd(micro),

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -44,6 +45,7 @@ from x402_mask._models import Quote
 from x402_mask._money import usd
 from x402_mask._policy import Choice, choose
 from x402_mask._proving import (
+    approval,
     check_resign,
     conclude,
     finish,
@@ -78,7 +80,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
     from x402_mask._effects import Effect
-    from x402_mask._models import Route
+    from x402_mask._models import Route, Spend
     from x402_mask._payer import Payer
     from x402_mask._rows import Reserved, View
     from x402_mask._wire import Challenge
@@ -104,7 +106,9 @@ def converse(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict]:
         reply = first
     if reply is None:
         reply = yield from ask()
-    if reply.status != 402 or call.has_proof or call.trip.paid:
+    if call.trip.paid:
+        return (yield from _after_redirect(payer, call, reply))
+    if reply.status != 402 or call.has_proof:
         return Verdict(receipt=call.trip.receipt)
     try:
         return (yield from _pay(payer, call, reply))
@@ -117,6 +121,18 @@ def converse(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict]:
         if payer.returns_refusals and not error.at_risk:
             return Verdict(refusal=error)
         raise
+
+
+def _after_redirect(payer: Payer, call: Call, reply: Reply) -> Generator[Effect, Any, Verdict]:
+    """What a paid answer led to: never paid for again, and the delivery if it is a 2xx."""
+    row, receipt = call.trip.row, call.trip.receipt
+    if row is None or receipt is None or not reply.delivered:
+        return Verdict(receipt=receipt)
+    result = Result(
+        outcome=receipt.outcome, delivered=True, transaction=receipt.transaction,
+        note=f"HTTP {reply.status} after a redirect",
+    )  # fmt: skip
+    return (yield from conclude(payer, call, row, result, told=True))
 
 
 def _pay(payer: Payer, call: Call, reply: Reply) -> Generator[Effect, Any, Verdict]:
@@ -435,8 +451,8 @@ def _decide(
         quote.refusal.quote = quote
         raise quote.refusal
     terms = (plan.route, plan.amount, plan.asset, plan.network, plan.pay_to)
-    approved = terms != call.trip.denied and (yield from consult(payer.approve, quote))
-    if approved is not True:
+    approved = terms != call.trip.denied and (yield from approval(payer, quote))
+    if not approved:
         call.trip.denied = terms
         message = f"approve() did not approve ${quote.usd} for {quote.service}"
         raise ApprovalDenied(message, quote=quote)
@@ -444,16 +460,22 @@ def _decide(
 
 def _full_quote(payer: Payer, purchase: Purchase, plan: Plan) -> Generator[Effect, Any, Quote]:
     """What *plan* would cost, and whether the caps and the breaker let it be paid now."""
-    now_us, limits = payer.now_us(), applying(payer.limits, purchase.service)
-    caps = yield from record(lambda wait_s: payer.ledger.room(limits, now_us=now_us, wait_s=wait_s))
-    refusal = over_cap(limits, caps, plan.micro, purchase.service)
+    now_us, caps = payer.now_us(), (yield from _room(payer, purchase))
+    refusal = over_cap(applying(payer.limits, purchase.service), caps, plan.micro, purchase.service)
     if payer.breaker is not None and plan.route != "held-token":
         stops = yield from record(
             lambda wait_s: payer.ledger.breakers(now_us=now_us, wait_s=wait_s)
         )
         if purchase.origin in stops:
             refusal = breaker_open(purchase.origin, payer.breaker, stops[purchase.origin])
-    return quote_of(payer, purchase, plan, tuple(caps), refusal)
+    return quote_of(payer, purchase, plan, caps, refusal)
+
+
+def _room(payer: Payer, purchase: Purchase) -> Generator[Effect, Any, tuple[Spend, ...]]:
+    """How far the caps that apply are used."""
+    now_us, limits = payer.now_us(), applying(payer.limits, purchase.service)
+    caps = yield from record(lambda wait_s: payer.ledger.room(limits, now_us=now_us, wait_s=wait_s))
+    return tuple(caps)
 
 
 def _reserve_and_buy(
@@ -478,6 +500,10 @@ def _reserve_and_buy(
         return (yield from _present(payer, call, row, proof))
     except PaymentRefused as refusal:
         refusal.quote = quote_of(payer, purchase, plan, (), refusal)
+        if refusal.reason == "cap":
+            with suppress(LedgerError):  # the refusal stands, with or without the whole picture
+                caps = yield from _room(payer, purchase)
+                refusal.quote = replace(refusal.quote, caps=caps)
         raise
     finally:  # whatever interrupts this, at whichever line: nobody carries the payment any more
         payer.ledger.put_down(want.id, now_us=want.at)
@@ -580,7 +606,7 @@ def _represent(
 
 def _present(payer: Payer, call: Call, row: Row, proof: Proof) -> Generator[Effect, Any, Verdict]:
     """Send the proof, and write down how it ended, however it ended."""
-    call.trip.paid = True
+    call.trip.paid, call.trip.row = True, row
     call.trip.receipt = receipt_for(row, "unknown", None)
     try:
         reply = yield from ask((proof.header, proof.value))

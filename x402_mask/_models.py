@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from x402_mask._money import micro_usd, parse_usd, usd
+from x402_mask._services import ALIASES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,7 +72,8 @@ class Cap:
         limit: USD as ``str``, ``Decimal`` or ``int``; above 0, at most six decimals.
         per: ``"call"``, ``"hour"``, ``"day"``, ``"month"`` (UTC calendar), ``"total"``, or a
             ``timedelta`` (rolling).
-        service: a service, one of its aliases, or ``"*"`` for all services together.
+        service: a service, one of its aliases, or ``"*"`` for all services together.  A built-in
+            alias becomes the service's own name here, any other in the payer.
 
     Raises:
         TypeError: *limit* is a float, or an argument has the wrong type.
@@ -101,7 +103,7 @@ class Cap:
             raise ValueError("a cap's service is a name or '*'")
         object.__setattr__(self, "limit", usd(micro))
         object.__setattr__(self, "per", per)
-        object.__setattr__(self, "service", service)
+        object.__setattr__(self, "service", ALIASES.get(service, service))
 
     @property
     def micro(self) -> int:

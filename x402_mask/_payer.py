@@ -6,9 +6,9 @@ import logging
 import re
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, cast, get_args
 
-from x402_mask._models import Asset, Cap, Event
+from x402_mask._models import Asset, Cap, Event, State
 from x402_mask._policy import Policy
 from x402_mask._preempt import HeldTokens, Memory
 from x402_mask._registry import BASE, DISPUTED_NAMES, caip2, default_assets
@@ -156,10 +156,10 @@ class Payer:
         self.breaker = _breaker(breaker_after, breaker_for)
         self.max_gas_wei = _max_gas(max_gas_wei)
         self._on_event = _callable(on_event, "on_event")
-        self._clock = clock or time.time
+        self._clock = _callable(clock, "clock") or time.time
         self._rpc = _endpoints(rpc)
         self._chain: ChainReader | None = None
-        self.ledger: Ledger = _default_ledger() if ledger is None else ledger
+        self.ledger: Ledger = _default_ledger() if ledger is None else _checked_ledger(ledger)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Payer:
@@ -198,7 +198,17 @@ class Payer:
     def payments(
         self, service: str | None = None, state: str | None = None, limit: int = 100
     ) -> list[Payment]:
-        """Payments on this ledger, newest first."""
+        """At most *limit* payments on this ledger, newest first.
+
+        Raises:
+            TypeError, ValueError: no such state, or a limit that is no positive int.
+        """
+        if state is not None and state not in get_args(State):
+            raise ValueError(f"a payment's state is one of {get_args(State)}, not {state!r}")
+        if type(limit) is not int:
+            raise TypeError(f"limit is an int, not {type(limit).__name__}")
+        if not 0 < limit < 1 << 63:
+            raise ValueError("limit is above 0, and below 2**63")
         name = None if service is None else self.services.canonical(service)
         return self.ledger.payments(service=name, state=state, limit=limit)
 
@@ -413,6 +423,12 @@ def _default_ledger() -> Ledger:
     return SQLiteLedger()
 
 
+def _checked_ledger(ledger: Ledger) -> Ledger:
+    if not callable(getattr(ledger, "reserve", None)):
+        raise TypeError(f"ledger is a ledger, such as SQLiteLedger(), not {type(ledger).__name__}")
+    return ledger
+
+
 def _caps(caps: Iterable[Cap]) -> tuple[Cap, ...]:
     found = (caps,) if isinstance(caps, Cap) else tuple(caps)
     for cap in found:
@@ -440,6 +456,8 @@ def _policy(
     for chain in chains:
         if not chain.startswith("eip155:"):
             raise ValueError(f"not an EVM network in CAIP-2 form: {chain!r}")
+    if not isinstance(max_validity, timedelta):
+        raise TypeError(f"max_validity is a timedelta, not {type(max_validity).__name__}")
     seconds = int(max_validity / timedelta(seconds=1))
     if seconds < 10:
         raise ValueError("max_validity is at least 10 seconds")
@@ -552,6 +570,8 @@ def _breaker(after: int | None, duration: timedelta) -> Breaker | None:
         return None
     if type(after) is not int or after < 1:
         raise ValueError("breaker_after is a positive int, or None")
+    if not isinstance(duration, timedelta):
+        raise TypeError(f"breaker_for is a timedelta, not {type(duration).__name__}")
     return Breaker(failures=after, seconds=duration / timedelta(seconds=1))
 
 

@@ -17,13 +17,21 @@ from x402_mask._rows import Proof, Result, Row
 from x402_mask._terms import Verdict, receipt_for
 from x402_mask._wallet import Wallet, checked_signature
 from x402_mask._wire import proof_header, shown
-from x402_mask.errors import LedgerError, OfferRefused, PaymentError, PaymentRefused, SignerError
+from x402_mask.errors import (
+    ApprovalDenied,
+    LedgerError,
+    OfferRefused,
+    PaymentError,
+    PaymentRefused,
+    SignerError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from x402_mask._effects import Effect
     from x402_mask._exact import Authorization
+    from x402_mask._models import Quote
     from x402_mask._payer import Payer
     from x402_mask._policy import Choice
     from x402_mask._terms import Call, Purchase
@@ -123,6 +131,22 @@ def release(
         payer.emit("released", payment_id=payment_id, detail={"note": note})
 
 
+def approval(payer: Payer, quote: Quote) -> Generator[Effect, Any, bool]:
+    """Whether the owner approves: only ``True`` does, and what fails has not.
+
+    Raises:
+        ApprovalDenied: ``approve`` failed.
+    """
+    assert payer.approve is not None
+    try:
+        return (yield from consult(payer.approve, quote)) is True
+    except PaymentError:
+        raise  # the owner's own words
+    except Exception as exc:
+        message = f"approve() failed: {type(exc).__name__}"
+        raise ApprovalDenied(message, quote=quote) from exc
+
+
 def check_resign(payer: Payer, row: Row) -> None:
     """Whether an expired proof may be followed by a new one.
 
@@ -139,11 +163,16 @@ def check_resign(payer: Payer, row: Row) -> None:
 # --- after the point of no return -----------------------------------------------------------------
 
 
-def conclude(payer: Payer, call: Call, row: Row, result: Result) -> Generator[Effect, Any, Verdict]:
-    """Write down how a call with a proof was answered, and hand the answer back."""
+def conclude(
+    payer: Payer, call: Call, row: Row, result: Result, *, told: bool = False
+) -> Generator[Effect, Any, Verdict]:
+    """Write down how a call with a proof was answered, and hand the answer back.
+
+    *told*: observers know how it ended, and hear nothing new.
+    """
     call.trip.receipt = receipt_for(row, result.outcome, result.transaction)
     try:
-        yield from finish(payer, row, result)
+        yield from finish(payer, row, result, told=told)
         yield from checkpoint()  # the last moment for a cancellation
     except BaseException:
         if result.delivered:  # but it never reached the caller
@@ -184,7 +213,9 @@ def _is_hash(text: str | None) -> bool:
     return text is not None and _HASH.fullmatch(text) is not None
 
 
-def finish(payer: Payer, row: Row, result: Result) -> Generator[Effect, Any, None]:
+def finish(
+    payer: Payer, row: Row, result: Result, *, told: bool = False
+) -> Generator[Effect, Any, None]:
     """Write down the end.  A ledger that fails now costs nobody the answer: money stays held."""
     now_us = payer.now_us()
     try:
@@ -196,6 +227,8 @@ def finish(payer: Payer, row: Row, result: Result) -> Generator[Effect, Any, Non
     except LedgerError as exc:
         log.exception("the end of payment %s is not recorded, it stays held", row.id)
         payer.emit("ledger_failed", payment_id=row.id, detail={"error": str(exc)})
+        return
+    if told:
         return
     kind = {"unknown": "held"}.get(result.outcome, result.outcome)
     payer.emit(kind, row, payment_id=row.id, usd=usd(row.micro), detail={"note": result.note})

@@ -146,7 +146,7 @@ def redeem(
     """
     call, row = deal.call, deal.row
     paid: Outcome = "settled" if deal.settled else "unknown"
-    call.trip.paid = True
+    call.trip.paid, call.trip.row = True, row
     call.trip.receipt = receipt_for(row, paid, deal.transaction)
     try:
         reply = yield from ask((TOKEN_HEADER, token))
@@ -154,7 +154,7 @@ def redeem(
         yield from _deal.end(deal, paid, f"no answer: {type(failure).__name__}")
         raise
     if reply.status == 402 and again and deal.is_closed:
-        call.trip.paid, call.trip.receipt = False, None
+        call.trip.paid, call.trip.row, call.trip.receipt = False, None, None
         yield from _deal.end(deal, paid, "the seller does not take the token")
         yield from drop(deal.payer, row, "refused by the seller")
         yield from _deal.give_up(deal, "the seller does not take the token")

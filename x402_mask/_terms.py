@@ -32,6 +32,8 @@ class Trip:
     url: str
     receipt: Receipt | None = None
     paid: bool = False
+    row: Row | None = None
+    """The payment that was presented, of which a redirect may still lead to the delivery."""
     denied: object = None
     """The terms that the owner did not approve, so that nobody is asked the same twice."""
 
@@ -157,10 +159,10 @@ def row_of(want: Reservation) -> Row:
 
 
 def receipt_for(row: Row, outcome: Any, transaction: str | None) -> Receipt:
-    """The receipt of the payment in *row*."""
+    """The receipt of the payment in *row*; a *transaction* that was known before stays known."""
     return Receipt(
         payment_id=row.id, service=row.service, origin=row.origin, route=row.route,
         usd=usd(row.micro), amount=int(row.amount), asset=row.asset, network=row.network,
-        payer=row.payer, pay_to=row.pay_to, outcome=outcome, transaction=transaction,
+        payer=row.payer, pay_to=row.pay_to, outcome=outcome, transaction=transaction or row.trans,
         at=as_datetime(row.at),
     )  # fmt: skip

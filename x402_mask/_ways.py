@@ -25,7 +25,7 @@ from x402_mask._market import (
 )
 from x402_mask._money import usd
 from x402_mask._policy import choose, payee_fault
-from x402_mask._proving import prove, seen, settlement_fault
+from x402_mask._proving import approval, prove, seen, settlement_fault
 from x402_mask._redeem import take
 from x402_mask._terms import Plan, quote_of
 from x402_mask._transfers import Terms as Transfer
@@ -242,7 +242,7 @@ def _approve(deal: Deal, asked: Purchase, choice: Choice) -> Generator[Effect, A
     if deal.payer.approve is None:
         return
     quote = quote_of(deal.payer, asked, Plan.of("token", choice), (), None)
-    if (yield from consult(deal.payer.approve, quote)) is not True:
+    if not (yield from approval(deal.payer, quote)):
         message = f"approve() did not approve ${quote.usd} to {quote.pay_to}"
         raise ApprovalDenied(message, quote=quote)
 
@@ -389,7 +389,7 @@ def _await_balance(deal: Deal, payment: MarketPayment) -> Generator[Effect, Any,
         )
     raise TokenFlowError(
         f"nothing here can pay the marketplace payment {payment.id}, and no balance did: give"
-        " a wallet with an rpc, or settle_payment="
+        " a wallet, for a transfer on chain with an rpc=, or settle_payment="
     )
 
 

@@ -70,7 +70,8 @@ class PaymentError(Exception):
     Attributes:
         at_risk: whether money may still move for this call.
         payment_id: the ledger's id of the payment concerned, if there is one.
-        response: the 402 that started it, body readable, where one was received.
+        response: the 402 that started it, body readable, where one was received.  Of a body over
+            64 KiB it may hold the beginning only.  Not pickled.
     """
 
     at_risk: bool = False
@@ -83,6 +84,14 @@ class PaymentError(Exception):
             self.at_risk = at_risk
         self.payment_id = payment_id
         self.response: Any = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _blank, (type(self), self.args), {**vars(self), "response": None}
+
+
+def _blank(kind: type[PaymentError], args: tuple[Any, ...]) -> PaymentError:
+    """An error as unpickling begins it; its attributes follow."""
+    return kind.__new__(kind, *args)
 
 
 class PaymentRefused(PaymentError):

@@ -45,7 +45,7 @@ def test_demo_shows_the_conversation_and_a_refusal(bare: Cli) -> None:
     at = 0
     for step in story:
         at = done.text.index(step, at)
-    assert "would pass the cap $0.30/day on mask-refinement: $0.10 left" in done.words
+    assert "would exceed the cap $0.30/day on mask-refinement: $0.10 left" in done.words
     assert "next: `x402-mask sandbox`" in done.words
     picture = Image.open(io.BytesIO((bare.home / "demo-out" / "refined-mask.png").read_bytes()))
     assert picture.format == "PNG"
@@ -59,7 +59,7 @@ def test_demo_as_a_document(bare: Cli) -> None:
     document = done.document
     assert document["receipt"]["outcome"] == "settled"
     assert document["caps"][1]["settled"] == "0.20"
-    assert "would pass the cap" in document["refused"]
+    assert "would exceed the cap" in document["refused"]
     assert (bare.home / "deep/er/mask.png").stat().st_size > 0
     assert done.err == ""
 

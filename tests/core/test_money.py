@@ -128,6 +128,12 @@ def test_windows_and_services_are_checked() -> None:
         Cap(1, per="day").limit = Decimal(2)  # type: ignore[misc]
 
 
+def test_a_cap_names_a_service_by_its_own_name() -> None:
+    """Contract 1: an alias is canonicalised."""
+    cap = Cap(1, per="day", service="aliyun-imageseg-refine-mask")
+    assert cap == Cap(1, per="day", service="mask-refinement")
+
+
 def test_caps_say_what_they_are() -> None:
     """In messages and on the command line."""
     for cap, text in (

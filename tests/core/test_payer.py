@@ -52,6 +52,10 @@ WRONG: list[tuple[type[Exception], dict[str, Any]]] = [
     (ValueError, {"payees": ["0x" + "00" * 20]}),
     (ValueError, {"payees": [PAYEE[:-1] + "d"]}),
     (ValueError, {"max_validity": timedelta(seconds=9)}),
+    (TypeError, {"max_validity": 300}),
+    (TypeError, {"breaker_for": 60}),
+    (TypeError, {"clock": 5}),
+    (TypeError, {"ledger": "ledger.db"}),
     (ValueError, {"prefer": ()}),
     (ValueError, {"prefer": ("x402", "x402")}),
     (ValueError, {"prefer": ("cash",)}),
@@ -142,6 +146,18 @@ def test_spend_and_payments() -> None:
     assert len(hand.payer.payments(state="held")) == len(hand.payer.payments(limit=1)) == 1
     assert hand.payer.payments(service="aliyun-imageseg-refine-mask") == []
     assert len(hand.payer.payments(service="https://SHOP.example/")) == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind"),
+    [({"limit": 0}, ValueError), ({"limit": -1}, ValueError), ({"limit": 10**30}, ValueError),
+     ({"limit": None}, TypeError), ({"limit": 2.5}, TypeError), ({"limit": True}, TypeError),
+     ({"state": "bogus"}, ValueError)],
+)  # fmt: skip
+def test_what_payments_are_not_asked_for(wrong: dict[str, Any], kind: type[Exception]) -> None:
+    """It is a mistake of the caller, and says nothing about the ledger."""
+    with pytest.raises(kind):
+        made().payments(**wrong)
 
 
 def test_a_pinned_payee_can_be_accepted() -> None:

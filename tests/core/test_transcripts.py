@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -184,7 +185,7 @@ def test_a_caller_without_a_timeout_waits_until_its_turn() -> None:
 
 
 REFUSALS: dict[str, tuple[Callable[[], Hand], type[PaymentRefused], str, list[str]]] = {
-    "cap": (lambda: Hand(first=asked(offer("2000000"))), CapExceeded, "cap", [*HEAD, "reserve"]),
+    "cap": (lambda: Hand(first=asked(offer("2000000"))), CapExceeded, "cap", [*HEAD, "reserve", "room"]),
     "no_cap": (
         lambda: Hand(options={"caps": [Cap(1, per="day", service="other")]}),
         PaymentRefused, "no_cap", [*HEAD, "reserve"],
@@ -229,6 +230,11 @@ def test_refused(name: str) -> None:
     assert [row["reason"] for row in noted] == [reason]
     if reason == "cap":
         assert caught.value.quote is not None and caught.value.quote.amount == 2_000_000
+        [spend] = caught.value.quote.caps
+        assert spend.left == caught.value.left and caught.value.quote.refusal is caught.value
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), str(again), again.reason) == (kind, str(caught.value), reason)
+    assert vars(again).keys() == vars(caught.value).keys()
 
 
 @pytest.mark.parametrize("name", REFUSALS)
@@ -541,7 +547,9 @@ def test_what_policy_refuses_is_not_preempted() -> None:
     hand = preempting(caps=[Cap("0.0015", per="total")])
     with pytest.raises(CapExceeded):
         hand.call()
-    assert hand.transcript == ["fingerprint", "look", "reserve", *HEAD, "reserve", "note_refusal"]
+    assert hand.transcript == [
+        "fingerprint", "look", "reserve", "room", *HEAD, "reserve", "room", "note_refusal",
+    ]  # fmt: skip
     hand.first = other(200)
     assert hand.call().receipt is None and hand.transcript[-1] == "ask"
 
@@ -736,6 +744,10 @@ def expect_error(raised: BaseException | None, error: BaseException, at: str, na
     """The failure comes out as it is, but for those that must not cost the answer or the reason."""
     if at == "sign" and isinstance(error, Exception):
         assert isinstance(raised, SignerError) and raised.__cause__ is error
+    elif at == "approve" and isinstance(error, RuntimeError):
+        assert isinstance(raised, ApprovalDenied) and raised.__cause__ is error
+    elif name == "refused" and at == "room" and isinstance(error, LedgerError):
+        assert isinstance(raised, CapExceeded)
     elif isinstance(error, LedgerError) and at in ("finish", "note_refusal"):
         assert raised is None or isinstance(raised, (PaymentRefused, ConnectionResetError))
     elif at == "chain" and isinstance(error, Exception):

@@ -23,14 +23,28 @@ async def test_an_answer_that_breaks_off_is_asked_for_again(rig: Rig) -> None:
         return served([b"half", next(halves)], framing="chunked")(leg)
 
     rig.sells(paid=answer)
-    with pytest.raises(rig.lib.ReadError, match="cut"):
+    with pytest.raises(rig.lib.ReadError, match="cut") as caught:
         await rig.get()
     (row,) = rig.payer.payments()
+    assert [row.payment_id in note for note in caught.value.__notes__] == [True]
     assert (row.state, row.open) == ("settled", True), "the seller was paid, the caller got half"
     response = await rig.get()
     assert response.content == b"half and half"
     assert rig.paid(response).payment_id == row.payment_id
     assert len(rig.proofs) == 2 and len(set(rig.proofs)) == 1 and rig.all_closed()
+
+
+@pytest.mark.parametrize("status", [402, 500])
+@kinds()
+async def test_an_error_that_breaks_off_names_the_payment(rig: Rig, status: int) -> None:
+    """Contract 2.5, though nothing was delivered that could be lost."""
+    parts = [b"half", rig.lib.ReadError("cut")]
+    rig.sells(paid=lambda leg: Reply(status=status, body=list(parts), framing="chunked"))
+    with pytest.raises(rig.lib.ReadError, match="cut") as caught:
+        await rig.get()
+    (row,) = rig.payer.payments()
+    assert [row.payment_id in note for note in caught.value.__notes__] == [True]
+    assert (row.state, row.open) == ("held", True)
 
 
 @kinds()

@@ -81,6 +81,21 @@ def test_the_colours_do_not_mix(lib: str) -> None:
 
 
 @pytest.mark.parametrize("lib", LIBS)
+@pytest.mark.parametrize("wrong", [None, "payer", object()])
+def test_what_is_no_payer_is_refused_at_once(lib: str, wrong: Any) -> None:
+    """And not at the first 402."""
+    mask, own = mask_of(lib), FAMILY[lib]
+    makers = (
+        mask.PaymentTransport, mask.AsyncPaymentTransport, mask.Client, mask.AsyncClient,
+        mask.PaymentAuth, lambda payer: mask.attach(own.Client(), payer),
+        lambda payer: mask.attach(own.AsyncClient(), payer),
+    )  # fmt: skip
+    for make in makers:
+        with pytest.raises(TypeError, match="payer is a Payer"):
+            make(wrong)
+
+
+@pytest.mark.parametrize("lib", LIBS)
 @pytest.mark.parametrize("part", ["signer", "approve"])
 def test_what_is_async_needs_an_async_client(lib: str, part: str) -> None:
     """Contract 1: a TypeError when the client is built, not when it has to pay."""

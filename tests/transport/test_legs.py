@@ -203,10 +203,15 @@ async def test_extensions_of_an_earlier_answer_do_not_make_a_call_paid(rig: Rig)
     assert rig.paid(first).payment_id != rig.paid(second).payment_id
 
 
-@kinds("client", "attach")
-async def test_an_operation_key_must_be_text(rig: Rig) -> None:
-    """A wrong key is an error before anything is sent."""
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [({"operation": 7}, TypeError), ({"operation": ""}, ValueError), ({"pay": 0}, TypeError),
+     ({"operaton": "one"}, TypeError), ("one", TypeError), ([], TypeError)],
+)  # fmt: skip
+@kinds("transport", "client", "attach")
+async def test_options_that_are_not_understood(rig: Rig, options: Any, error: type) -> None:
+    """A wrong key is an error before anything is sent: else two calls were one, or one was two."""
     rig.sells()
-    with pytest.raises(TypeError, match="operation"):
-        await rig.get(extensions={"x402_mask": {"operation": 7}})
+    with pytest.raises(error, match="x402_mask"):
+        await rig.get(extensions={"x402_mask": options})
     assert rig.legs == []

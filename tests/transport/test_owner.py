@@ -268,13 +268,26 @@ async def test_only_true_approves(rig: Rig, answer: Any) -> None:
 
 
 @kinds(*ONE_PLUG)
-async def test_an_approval_that_fails_fails_the_call(rig: Rig) -> None:
-    """Its exception passes unchanged; nothing was reserved."""
-    rig.payer = rig.make_payer(approve=approver(rig, LookupError("no owner"), []))
+async def test_an_approval_that_fails_is_none(rig: Rig) -> None:
+    """Only ``True`` approves; the 402 is there, and so is what failed."""
+    failure = LookupError("no owner")
+    rig.payer = rig.make_payer(approve=approver(rig, failure, []))
     rig.sells()
-    with pytest.raises(LookupError, match="no owner"):
+    with pytest.raises(ApprovalDenied, match="LookupError") as caught:
         await rig.get()
+    assert caught.value.__cause__ is failure and caught.value.response.status_code == 402
     assert rig.payer.payments() == [] and rig.all_closed()
+
+
+@kinds(*ONE_PLUG)
+async def test_an_approval_may_say_why_not(rig: Rig) -> None:
+    """In an error of ours, which is raised as it is."""
+    reason = ApprovalDenied("not on a Sunday")
+    rig.payer = rig.make_payer(approve=approver(rig, reason, []))
+    rig.sells()
+    with pytest.raises(ApprovalDenied) as caught:
+        await rig.get()
+    assert caught.value is reason and rig.payer.payments() == []
 
 
 @kinds(*ONE_PLUG)

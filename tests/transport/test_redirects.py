@@ -7,6 +7,7 @@ import pytest
 from tests.support.seller import PROOF_HEADERS, Reply, offer, paywall, play, served, v2_header
 from tests.transport.kit import OTHER, SHOP, URL, Leg, Rig, kinds
 from x402_mask import OriginRefused, receipt_of
+from x402_mask._audit import verify
 
 SAFE = ("transport", "client", "attach")
 ELSEWHERE = (OTHER, "https://shop.example:8443", "https://sub.shop.example", "http://shop.example")
@@ -101,6 +102,53 @@ async def test_a_redirect_loop_after_payment_costs_one_payment(rig: Rig) -> None
     assert receipt is not None
     assert len(rig.proofs) == 1 and len(rig.payer.payments()) == 1
     assert rig.payer.payments()[0].state == "held"
+
+
+@kinds()
+async def test_what_a_paid_redirect_leads_to_is_the_delivery(rig: Rig) -> None:
+    """Contract 2: open until a 2xx was handed to the caller; then the same call is a new one."""
+    rig.sells(paid=served(b"", status=303, headers=[("Location", "/goods")]))
+    rig.on("/goods", Reply(body=b"goods"))
+    rig.client = rig.make_client(follow_redirects=True)
+    first = rig.paid(await rig.post(json={"a": 1}))
+    second = rig.paid(await rig.post(json={"a": 1}))
+    assert first.payment_id != second.payment_id and len(set(rig.proofs)) == 2
+    assert [event.kind for event in rig.events].count("settled") == 2
+    assert verify(rig.payer.ledger).ok
+
+
+@pytest.mark.parametrize("status", [404, 503])
+@kinds(*SAFE)
+async def test_a_paid_redirect_that_leads_to_no_2xx_leaves_it_open(rig: Rig, status: int) -> None:
+    rig.sells(paid=served(b"", status=303, headers=[("Location", "/goods")]))
+    rig.on("/goods", Reply(status=status))
+    rig.client = rig.make_client(follow_redirects=True)
+    for _ in range(2):
+        assert (await rig.post(json={"a": 1})).status_code == status
+    assert len(set(rig.proofs)) == 1 and len(rig.proofs) == 2
+    assert [(p.state, p.open) for p in rig.payer.payments()] == [("settled", True)]
+
+
+@kinds(*SAFE)
+async def test_what_breaks_off_behind_a_redirect_was_not_delivered(rig: Rig) -> None:
+    rig.sells(paid=served(b"", status=303, headers=[("Location", "/goods")]))
+    rig.on("/goods", Reply(body=[b"half", rig.lib.ReadError("cut")], framing="chunked"))
+    rig.client = rig.make_client(follow_redirects=True)
+    with pytest.raises(rig.lib.ReadError, match="cut"):
+        await rig.post(json={"a": 1})
+    assert [(p.state, p.open) for p in rig.payer.payments()] == [("settled", True)]
+
+
+@kinds(*SAFE)
+async def test_a_paid_redirect_to_another_price_is_settled_as_it_said(rig: Rig) -> None:
+    """Row 23: the redirect answered the proof, the 402 behind it answers something else."""
+    rig.sells(paid=served(b"", status=307, headers=[("Location", "/more")]))
+    rig.on("/more", v2_header(offer()))
+    rig.client = rig.make_client(follow_redirects=True)
+    response = await rig.get()
+    receipt = receipt_of(response)
+    assert response.status_code == 402 and receipt is not None and receipt.outcome == "settled"
+    assert rig.states() == ["settled"] and len(rig.proofs) == 1
 
 
 @kinds(*SAFE)

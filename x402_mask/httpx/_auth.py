@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx
 
+from x402_mask._clients import payer_of
 from x402_mask._wire import PROOF_HEADERS
 from x402_mask.httpx._session import SLOT, AsyncSession, Slot, SyncSession, origin
-from x402_mask.httpx._transport import check_sync
+from x402_mask.httpx._transport import check_payer, check_sync
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -34,6 +35,7 @@ class PaymentAuth(httpx.Auth):
     """
 
     def __init__(self, payer: Payer, inner: httpx.Auth | None = None) -> None:
+        check_payer(payer)
         self.payer = payer
         self.inner = inner
         self._prepare: Callable[[], None] | None = None
@@ -213,19 +215,21 @@ def attach(client: _AnyClient, payer: Payer) -> _AnyClient:
 
     Uses public httpx API only: the client's ``auth`` (its own is kept and applied as well) and its
     event hooks.  A proof is taken off every redirect; response hooks do not see a 402 that is then
-    paid.  A call with its own ``auth=`` is not paid.
+    paid.  A call with its own ``auth=`` is not paid.  A client that pays already stays as it is.
 
     Raises:
         TypeError: not a client of this family, or the payer needs an async client.
-        ValueError: the client is attached to another payer.
+        ValueError: the client pays by another payer.
     """
     _check_client(client)
+    check_payer(payer)
     if isinstance(client, httpx.Client):
         check_sync(payer)
-    if isinstance(client.auth, PaymentAuth):
-        if client.auth.payer is not payer:
-            raise ValueError("this client is attached to another payer")
+    paying = payer_of(client)
+    if paying is payer:
         return client
+    if paying is not None:
+        raise ValueError("this client pays by another payer")
     auth = PaymentAuth(payer, client.auth)
     auth._prepare = _keeper(client)  # noqa: SLF001  # they are made for each other
     client.auth = auth

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx
 
 from x402_mask._drive import FAMILIES
+from x402_mask._payer import Payer
 from x402_mask.httpx._session import SLOT, AsyncSession, Slot, SyncSession, origin
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-    from x402_mask._payer import Payer
 
 TIMEOUT = httpx.Timeout(5.0, read=60.0)
 """Default of our clients: settling on a chain takes longer than httpx's five seconds."""
@@ -29,12 +28,15 @@ class PaymentTransport(httpx.BaseTransport):
 
     Raises:
         TypeError: *inner* is not an httpx transport, or the payer needs an async client.
+        ValueError: *inner* pays by another payer.
     """
 
     def __init__(self, payer: Payer, inner: httpx.BaseTransport | None = None) -> None:
         check_sync(payer)
         self.payer = payer
-        self.inner = httpx.HTTPTransport() if inner is None else _checked(inner, "handle_request")
+        if inner is None:
+            inner = httpx.HTTPTransport()
+        self.inner: httpx.BaseTransport = _checked(payer, inner, "handle_request")
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send *request*; pay for it if it must be and may be."""
@@ -44,7 +46,7 @@ class PaymentTransport(httpx.BaseTransport):
             response = self.inner.handle_request(request)
             if response.status_code != 402:
                 if response.has_redirect_location:  # the next hop belongs to this call
-                    request.extensions[SLOT] = Slot(request)
+                    request.extensions.setdefault(SLOT, Slot(request))
                 return response
         return self._converse(request, response)
 
@@ -91,13 +93,15 @@ class AsyncPaymentTransport(httpx.AsyncBaseTransport):
 
     Raises:
         TypeError: *inner* is not an async httpx transport.
+        ValueError: *inner* pays by another payer.
     """
 
     def __init__(self, payer: Payer, inner: httpx.AsyncBaseTransport | None = None) -> None:
+        check_payer(payer)
         self.payer = payer
-        self.inner = (
-            httpx.AsyncHTTPTransport() if inner is None else _checked(inner, "handle_async_request")
-        )
+        if inner is None:
+            inner = httpx.AsyncHTTPTransport()
+        self.inner: httpx.AsyncBaseTransport = _checked(payer, inner, "handle_async_request")
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send *request*; pay for it if it must be and may be."""
@@ -107,7 +111,7 @@ class AsyncPaymentTransport(httpx.AsyncBaseTransport):
             response = await self.inner.handle_async_request(request)
             if response.status_code != 402:
                 if response.has_redirect_location:  # the next hop belongs to this call
-                    request.extensions[SLOT] = Slot(request)
+                    request.extensions.setdefault(SLOT, Slot(request))
                 return response
         return await self._converse(request, response)
 
@@ -150,18 +154,41 @@ class AsyncPaymentTransport(httpx.AsyncBaseTransport):
         await self.inner.aclose()
 
 
-def _checked(inner: Any, method: str) -> Any:
-    """Whether *inner* is a transport of this family; mixing them fails deep inside, wordless."""
+def _checked(payer: Payer, inner: Any, method: str) -> Any:
+    """*inner*, a transport of this family; mixing them fails deep inside, wordless.
+
+    Of a transport that pays already the one that it wraps: two layers are one.
+    """
     families = {kind.__module__.partition(".")[0] for kind in type(inner).__mro__}
     ours = httpx.BaseTransport.__module__.partition(".")[0]
     if not callable(getattr(inner, method, None)) or families & (FAMILIES - {ours}):
         raise TypeError(
             f"{type(inner).__name__} is not a transport of {httpx.__name__} with {method}()"
         )
-    return inner
+    if not isinstance(inner, (PaymentTransport, AsyncPaymentTransport)):
+        return inner
+    if inner.payer is not payer:
+        raise ValueError("this transport pays by another payer")
+    return inner.inner
+
+
+def check_payer(payer: object) -> None:
+    """Refuse what is no payer where it is given, not where it would have to pay.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(payer, Payer):
+        raise TypeError(f"payer is a Payer, not {type(payer).__name__}")
 
 
 def check_sync(payer: Payer) -> None:
+    """Refuse a payer that a sync client cannot pay by.
+
+    Raises:
+        TypeError: a part of it is async, or it is no payer.
+    """
+    check_payer(payer)
     if payer.needs_async is not None:
         raise TypeError(f"the payer's {payer.needs_async} is async: use an async client")
 
@@ -178,7 +205,7 @@ class Client(httpx.Client):
 
     def __init__(self, payer: Payer, **kwargs: Any) -> None:
         check_sync(payer)
-        self._payer = payer
+        self.payer = payer
         kwargs.setdefault("timeout", TIMEOUT)
         if kwargs.get("mounts"):
             mounts = kwargs["mounts"].items()
@@ -186,9 +213,9 @@ class Client(httpx.Client):
         super().__init__(**kwargs)
 
     def _paying(self, transport: httpx.BaseTransport) -> httpx.BaseTransport:
-        if isinstance(transport, PaymentTransport):
+        if isinstance(transport, PaymentTransport) and transport.payer is self.payer:
             return transport
-        return PaymentTransport(self._payer, transport)
+        return PaymentTransport(self.payer, transport)
 
     def _init_transport(self, *args: Any, **kwargs: Any) -> httpx.BaseTransport:
         return self._paying(super()._init_transport(*args, **kwargs))
@@ -201,7 +228,8 @@ class AsyncClient(httpx.AsyncClient):
     """An ``httpx.AsyncClient`` that pays; see :class:`Client`."""
 
     def __init__(self, payer: Payer, **kwargs: Any) -> None:
-        self._payer = payer
+        check_payer(payer)
+        self.payer = payer
         kwargs.setdefault("timeout", TIMEOUT)
         if kwargs.get("mounts"):
             mounts = kwargs["mounts"].items()
@@ -209,9 +237,9 @@ class AsyncClient(httpx.AsyncClient):
         super().__init__(**kwargs)
 
     def _paying(self, transport: httpx.AsyncBaseTransport) -> httpx.AsyncBaseTransport:
-        if isinstance(transport, AsyncPaymentTransport):
+        if isinstance(transport, AsyncPaymentTransport) and transport.payer is self.payer:
             return transport
-        return AsyncPaymentTransport(self._payer, transport)
+        return AsyncPaymentTransport(self.payer, transport)
 
     def _init_transport(self, *args: Any, **kwargs: Any) -> httpx.AsyncBaseTransport:
         return self._paying(super()._init_transport(*args, **kwargs))

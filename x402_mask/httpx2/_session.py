@@ -43,6 +43,7 @@ _ERRAND_HEADERS = (*_READ_HEADERS, "retry-after")
 _PROOFS = frozenset(name.lower() for name in PROOF_HEADERS)
 
 SLOT = "x402_mask_trip"
+_OURS = frozenset({"x402_mask", "x402_mask_refusal"})
 
 
 class Slot:
@@ -119,10 +120,7 @@ class _Session:
         self.flow: Generator[Effect, Any, Verdict] = _flow.converse(payer, self._call())
 
     def _call(self) -> Call:
-        options = self.request.extensions.get("x402_mask")
-        key = options.get("operation") if isinstance(options, dict) else None
-        if key is not None and not isinstance(key, str):
-            raise TypeError('extensions={"x402_mask": {"operation": ...}} is a str')
+        key, unpaid = _options(self.request.extensions.get("x402_mask"))
         timeout = self.request.extensions.get("timeout")
         return Call(
             method=self.request.method,
@@ -130,20 +128,21 @@ class _Session:
             trip=self.slot.trip,
             key=key,
             wait_s=timeout.get("read") if isinstance(timeout, dict) else None,
-            has_proof=_unpaid(options) or not _PROOFS.isdisjoint(self.request.headers.keys()),
+            has_proof=unpaid or not _PROOFS.isdisjoint(self.request.headers.keys()),
         )
 
     def reply(self, response: httpx2.Response, request: httpx2.Request) -> Reply:
         """The response as the conversation sees it; a plain answer costs next to nothing."""
         self.response = response
         self.request = request
-        found = _lists(response, _READ_HEADERS)
+        found, status = _lists(response, _READ_HEADERS), response.status_code
         paid = self.slot.retry() if self.slot.retry is not None else None
         for hop in response.history:
             if hop.request is paid:  # a paid answer that redirected, seen by an auth flow
                 found |= _lists(hop, SETTLEMENT_HEADERS)
-        date = date_of(response.headers.get("date")) if response.status_code == 402 else None
-        return Reply(status=response.status_code, url=_url(request), headers=found, date=date)
+                status = hop.status_code if status == 402 else status  # no answer to the proof
+        date = date_of(response.headers.get("date")) if status == 402 else None
+        return Reply(status=status, url=_url(request), headers=found, date=date)
 
     def paid_request(self, proof: tuple[str, str]) -> httpx2.Request:
         """A copy of the request that carries the proof: the caller's own request never does."""
@@ -261,16 +260,17 @@ class _Session:
         assert self.response is not None
         return self.gathered.decoded(self.response.headers.get("content-encoding", ""))
 
-    def watch(self, response: httpx2.Response, payment_id: str) -> None:
-        """If reading the paid answer fails, it was not delivered."""
+    def watch(self, response: httpx2.Response, payment_id: str, *, delivered: bool) -> None:
+        """If reading the paid answer fails, say which payment it was; it was not *delivered*."""
         raise NotImplementedError
 
     def conclude(self, verdict: Verdict) -> None:
         """Put the verdict on the response that is handed back."""
         assert self.response is not None
         receipt = verdict.receipt
-        if verdict.delivered and receipt is not None and receipt.route != "held-token":
-            self.watch(self.response, receipt.payment_id)
+        if receipt is not None:
+            delivered = verdict.delivered and receipt.route != "held-token"
+            self.watch(self.response, receipt.payment_id, delivered=delivered)
         self.slot.over = not self.response.has_redirect_location
         if verdict.receipt is not None:
             self.response.extensions["x402_mask"] = verdict.receipt
@@ -308,6 +308,10 @@ class SyncSession(_Session):
 
     def received(self, response: httpx2.Response, request: httpx2.Request) -> httpx2.Request | None:
         """The next request to send, or ``None`` when ``self.response`` is the answer."""
+        if self.errand is None and is_handled(response):
+            self.failed(Abandoned())
+            self.response = response
+            return None
         if self.errand is None:
             return self._pump(lambda: self.flow.send(self.reply(response, request)))
         try:
@@ -428,10 +432,16 @@ class SyncSession(_Session):
             exc.response = self.detached()
         self.response.close()
 
-    def watch(self, response: httpx2.Response, payment_id: str) -> None:
+    def watch(self, response: httpx2.Response, payment_id: str, *, delivered: bool) -> None:
         source = response.stream
         assert isinstance(source, httpx2.SyncByteStream)
-        response.stream = Watched(source, lambda: self.payer.reopen(payment_id, WAIT_S))
+
+        def broken(failure: BaseException) -> None:
+            failure.add_note(broken_off(payment_id))
+            if delivered:
+                self.payer.reopen(payment_id, WAIT_S)
+
+        response.stream = Watched(source, broken)
 
 
 class AsyncSession(_Session):
@@ -449,6 +459,10 @@ class AsyncSession(_Session):
         self, response: httpx2.Response, request: httpx2.Request
     ) -> httpx2.Request | None:
         """The next request to send, or ``None`` when ``self.response`` is the answer."""
+        if self.errand is None and is_handled(response):
+            await self.failed(Abandoned())
+            self.response = response
+            return None
         if self.errand is None:
             return await self._pump(lambda: self.flow.send(self.reply(response, request)))
         try:
@@ -578,14 +592,30 @@ class AsyncSession(_Session):
         with CancelScope(shield=True):
             await self.response.aclose()
 
-    def watch(self, response: httpx2.Response, payment_id: str) -> None:
+    def watch(self, response: httpx2.Response, payment_id: str, *, delivered: bool) -> None:
         source = response.stream
         assert isinstance(source, httpx2.AsyncByteStream)
         lost = Record(lambda wait_s: self.payer.reopen(payment_id, wait_s))
-        response.stream = AsyncWatched(source, lambda: self._performer.perform(lost))
+
+        async def broken(failure: BaseException) -> None:
+            failure.add_note(broken_off(payment_id))
+            if delivered:
+                await self._performer.perform(lost)
+
+        response.stream = AsyncWatched(source, broken)
 
 
 # --- what is looked at ----------------------------------------------------------------------------
+
+
+def broken_off(payment_id: str) -> str:
+    """The note on a failure to read a paid answer."""
+    return f"x402_mask: the answer to payment {payment_id} broke off"
+
+
+def is_handled(response: httpx2.Response) -> bool:
+    """Whether a layer below paid for this call, or refused to: no other may pay for it."""
+    return not _OURS.isdisjoint(response.extensions.keys())
 
 
 def _lists(response: httpx2.Response, names: tuple[str, ...]) -> dict[str, list[str]]:
@@ -637,6 +667,21 @@ def _carry_cookies(given: httpx2.Cookies, request: httpx2.Request) -> None:
         request.headers["cookie"] = "; ".join([*kept, fresh])
 
 
-def _unpaid(options: object) -> bool:
-    """Whether the caller said of this one call that it is never paid: ``{"pay": False}``."""
-    return isinstance(options, dict) and options.get("pay", True) is False
+def _options(options: object) -> tuple[str | None, bool]:
+    """What the caller says of this one call: its operation, and whether it is never paid.
+
+    Raises:
+        TypeError, ValueError: it is not understood, and so it cannot be kept.
+    """
+    if options is None:
+        return None, False
+    if not isinstance(options, dict) or not options.keys() <= {"operation", "pay"}:
+        raise TypeError('extensions={"x402_mask": {"operation": ..., "pay": ...}} and nothing else')
+    key, pay = options.get("operation"), options.get("pay", True)
+    if key is not None and not isinstance(key, str):
+        raise TypeError('extensions={"x402_mask": {"operation": ...}} is a str')
+    if key == "":
+        raise ValueError('extensions={"x402_mask": {"operation": ...}} is empty')
+    if not isinstance(pay, bool):
+        raise TypeError('extensions={"x402_mask": {"pay": ...}} is a bool')
+    return key, not pay

@@ -27,31 +27,35 @@ class Watched(_Around, httpx2.SyncByteStream):
     A caller that stops reading has got what it wanted; that is not a failure.
     """
 
-    def __init__(self, source: httpx2.SyncByteStream, lost: Callable[[], None]) -> None:
-        self._source, self._lost = source, lost
+    def __init__(
+        self, source: httpx2.SyncByteStream, broken: Callable[[BaseException], None]
+    ) -> None:
+        self._source, self._broken = source, broken
 
     def __iter__(self) -> Iterator[bytes]:
         try:
             yield from self._source
         except GeneratorExit:
             raise
-        except BaseException:
-            self._lost()
+        except BaseException as failure:
+            self._broken(failure)
             raise
 
     def close(self) -> None:
         try:
             self._source.close()
-        except BaseException:
-            self._lost()
+        except BaseException as failure:
+            self._broken(failure)
             raise
 
 
 class AsyncWatched(_Around, httpx2.AsyncByteStream):
     """:class:`Watched`, async."""
 
-    def __init__(self, source: httpx2.AsyncByteStream, lost: Callable[[], Awaitable[Any]]) -> None:
-        self._source, self._lost = source, lost
+    def __init__(
+        self, source: httpx2.AsyncByteStream, broken: Callable[[BaseException], Awaitable[None]]
+    ) -> None:
+        self._source, self._broken = source, broken
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
@@ -59,15 +63,15 @@ class AsyncWatched(_Around, httpx2.AsyncByteStream):
                 yield chunk
         except GeneratorExit:
             raise
-        except BaseException:
-            await self._lost()
+        except BaseException as failure:
+            await self._broken(failure)
             raise
 
     async def aclose(self) -> None:
         try:
             await self._source.aclose()
-        except BaseException:
-            await self._lost()
+        except BaseException as failure:
+            await self._broken(failure)
             raise
 
 
