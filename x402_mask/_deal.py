@@ -61,7 +61,7 @@ class Deal:
     purse: Purse | None = None
     """Whose balance may pay it because it is asked for."""
     heard: bool = True
-    """Whether the last answer about it could be read."""
+    """Whether the last answer about it said something."""
     stale: bool = False
     """Whether what was reserved is no longer what the seller offers."""
     settled: bool = False
@@ -90,8 +90,11 @@ class Deal:
 
     def is_over(self, payment: MarketPayment) -> bool:
         """Whether nothing can come of an unpaid payment: it says so, or its time is past."""
-        past = payment.until is not None and payment.until + SKEW_US <= self.payer.now_us()
-        return payment.is_over or (past and not payment.is_paid)
+        return payment.is_over or (self.is_past(payment) and not payment.is_paid)
+
+    def is_past(self, payment: MarketPayment) -> bool:
+        """Whether the time that the payment names is past."""
+        return payment.until is not None and payment.until + SKEW_US <= self.payer.now_us()
 
 
 # --- written down ---------------------------------------------------------------------------------
@@ -213,8 +216,14 @@ def read(deal: Deal) -> Generator[Effect, Any, tuple[MarketPayment | None, Fetch
         payment = read_payment(answer.body, deal.remote)
     except Unreadable:
         payment = None
-    deal.heard = payment is not None and payment.id == deal.remote
-    return (payment if deal.heard else None), answer
+    payment = payment if payment is not None and payment.id == deal.remote else None
+    deal.heard = payment is not None or is_gone(answer)
+    return payment, answer
+
+
+def is_gone(answer: Fetched) -> bool:
+    """Whether the marketplace says that there is no such payment."""
+    return answer.status in (404, 410)
 
 
 def _retry_after(answer: Fetched, now: float) -> float:

@@ -34,6 +34,7 @@ _CALLS_MAX: Final = 1_000_000
 _CENT: Final = 10_000  # micro-USD
 _SAYS_PAID: Final = re.compile(rb'"status"\s*:\s*"paid"', re.IGNORECASE)
 _TOKEN_NAMES: Final = ("token", "paymentToken", "accessToken")
+_NO: Final = ("false", "no", "0")
 _DOLLARS: Final = frozenset({"usd", "usdc"})
 
 
@@ -82,8 +83,9 @@ class MarketPayment:
 
     @property
     def is_paid(self) -> bool:
-        """Whether the marketplace says that it is paid."""
-        return self.status == "paid"
+        """Whether the marketplace says that it is paid: in a word, or by all that comes of it."""
+        known = self.status in UNPAID | TERMINAL
+        return self.status == "paid" or not (known or None in (self.paid_at, self.token))
 
     @property
     def is_lost(self) -> bool:
@@ -267,7 +269,7 @@ def _calls(found: Mapping[str, Any]) -> int:
     """Calls that a token is good for: one, unless the payment says otherwise."""
     most, left, reuse = (found.get(n) for n in ("maxCalls", "remainingCalls", "allowReuse"))
     counts = [n for n in (most, left) if type(n) is int and 0 <= n <= _CALLS_MAX]
-    if reuse is False:
+    if str(reuse).strip().lower() in _NO:
         return min([1, *counts])
     if counts:
         return min(counts)

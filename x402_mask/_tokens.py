@@ -176,10 +176,6 @@ def _purse(deal: Deal) -> Purse | None:
     return "balance" if payer.signer is None and payer.settle_payment is None else None
 
 
-def _is_gone(answer: Fetched) -> bool:
-    return answer.status in (404, 410)
-
-
 def _create(deal: Deal) -> Generator[Effect, Any, Verdict]:
     """Ask the marketplace for a payment; the ledger knows that already."""
     deal.payer.emit("token_asked", deal.purchase, payment_id=deal.row.id)
@@ -353,7 +349,7 @@ def _go_on_unpaid(
 ) -> Generator[Effect, Any, Verdict | None]:
     """Pay a payment that was created, unless a balance has done so; where it is over, another."""
     payment, answer = yield from _deal.read(deal)
-    if payment is None and deal.purse is not None and not _is_gone(answer):
+    if payment is None and deal.purse is not None and not _deal.is_gone(answer):
         yield from _count_unheard(deal, asked_us, f"{PAYMENTS_PATH} answered {answer.status}")
         return None
     if payment is not None and payment.is_lost:
@@ -395,9 +391,9 @@ def _go_on_paying(deal: Deal, begun: Begun) -> Generator[Effect, Any, Verdict | 
             if begun.way in ("account", "balance"):
                 return (yield from _ways.paid_already(deal, payment))
             return (yield from _redeem.take(deal, payment))
-    if begun.way == "transfer":
-        return (yield from _ways.carry(deal, payment))
     closed, due = deal.is_closed, payment is not None and _is_due(deal, payment)
+    if begun.way == "transfer" and not (deal.settled and closed and not due):
+        return (yield from _ways.carry(deal, payment))
     if closed and not due:
         yield from _lapse(deal)
         return None
@@ -407,8 +403,8 @@ def _go_on_paying(deal: Deal, begun: Begun) -> Generator[Effect, Any, Verdict | 
 
 
 def _is_due(deal: Deal, payment: MarketPayment) -> bool:
-    """Whether the payment says that it is paid, or until when it may still say so."""
-    return payment.is_paid or (payment.until is not None and not deal.is_over(payment))
+    """Whether the payment says until when its token may still come."""
+    return payment.until is not None and not payment.is_over and not deal.is_past(payment)
 
 
 def _lapse(deal: Deal) -> Generator[Effect, Any, None]:

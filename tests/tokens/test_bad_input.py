@@ -367,6 +367,18 @@ def test_polls_that_say_nothing_while_a_balance_pays(bazaar: Bazaar, wallet: Any
     assert_sound(buyer, bazaar)
 
 
+@pytest.mark.parametrize("status", [404, 410])
+def test_polls_that_say_there_is_no_such_payment(bazaar: Bazaar, status: int) -> None:
+    """Then none can have been paid: what was reserved is given back, and the next route taken."""
+    bazaar.after["poll"] = lambda hit, reply: Reply(status=status, body=b"gone")
+    buyer = payer(bazaar, wallet=WALLET, prefer=("token", "x402"), poll_unpaid=0.05)
+    answer = call("client", buyer, bazaar.url())
+    receipt = receipt_of(answer)
+    assert answer.status_code == 200 and receipt is not None and receipt.route == "x402"
+    assert states(buyer) == ["released", "settled"] and len(bazaar.moved) == 1
+    assert_sound(buyer, bazaar)
+
+
 @pytest.mark.parametrize("answer", [Reply(drop=True), Reply(status=500, body=b"oops")])
 @pytest.mark.parametrize("wallet", [None, WALLET])
 def test_an_unpaid_payment_that_cannot_be_read_later(

@@ -230,6 +230,19 @@ def test_not_paid(status: Any) -> None:
     assert not found.is_paid and not found.is_over
 
 
+@pytest.mark.parametrize("status", ["completed", "", None, 7])
+def test_paid_in_other_words(status: Any) -> None:
+    """When it was paid, and the token that it brought: paying again is the greater risk."""
+    signs = {"paidAt": "2026-06-24T00:00:00Z", "token": "tok"}
+    assert read(status=status, **signs).is_paid
+    assert not any(read(status=status, **{name: signs[name]}).is_paid for name in signs)
+
+
+@pytest.mark.parametrize("status", ["pending", "unpaid", "expired", "exhausted"])
+def test_a_known_word_is_taken_at_its_word(status: str) -> None:
+    assert not read(status=status, paidAt="2026-06-24T00:00:00Z", token="tok").is_paid
+
+
 @pytest.mark.parametrize(
     ("fields", "calls"),
     [
@@ -243,6 +256,10 @@ def test_not_paid(status: Any) -> None:
         ({"allowReuse": True}, UNLIMITED),
         ({"allowReuse": True, "maxCalls": 4}, 4),
         ({"allowReuse": "true", "maxCalls": None}, 1),
+        ({"allowReuse": 0, "maxCalls": 3}, 1),
+        ({"allowReuse": "False", "maxCalls": 3}, 1),
+        ({"allowReuse": "no", "maxCalls": 3}, 1),
+        ({"allowReuse": None, "maxCalls": 3}, 3),
         ({"remainingCalls": 0}, 0),
         ({"maxCalls": -3}, 1),
         ({"maxCalls": 2.0}, 1),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -15,9 +17,9 @@ from x402_mask import Payer, TokenFlowError, receipt_of
 SETTLED = ("token", USD, "settled")
 
 
-def arranged(bazaar: Bazaar, way: str, colour: str) -> Payer:
+def arranged(bazaar: Bazaar, way: str, colour: str, **options: Any) -> Payer:
     """A marketplace and a buyer for one way of paying."""
-    options: dict[str, Any] = {"prefer": ("held-token", "token")}
+    options["prefer"] = ("held-token", "token")
     if way == "at-creation":
         bazaar.paid_at = "creation"
     elif way == "balance":
@@ -156,6 +158,38 @@ def test_paid_and_no_token_comes(bazaar: Bazaar, way: str) -> None:
     assert receipt is not None and receipt.payment_id == caught.value.payment_id
     assert states(buyer) == ["settled"]
     assert_sound(buyer, bazaar)
+
+
+@pytest.mark.parametrize("way", ["x402-server402", "settle", "at-creation"])
+@pytest.mark.parametrize("ends", [True, False])
+def test_paid_and_no_token_ever_comes(bazaar: Bazaar, way: str, ends: bool) -> None:
+    """Contract 2: once the proof is dead, and the payment's own time is up, it may be bought anew."""
+    late = [0.0]
+    buyer = arranged(bazaar, way, "client", clock=lambda: time.time() + late[0])
+    buyer.poll_paid_s = buyer.poll_unpaid_s = 0.05
+    end, seen = _at(400) if ends else None, set[str]()
+
+    def barren(said: dict[str, Any]) -> dict[str, Any]:
+        seen.add(said["paymentId"])
+        if len(seen) == 1:
+            return {**said, "token": None, "expiresAt": end}
+        return {**said, "expiresAt": _at(late[0] + 600)}
+
+    bazaar.shape = barren
+    for seconds in (0, 300, *([380] if ends else [])):
+        late[0] = seconds
+        with pytest.raises(TokenFlowError) as caught:
+            call("client", buyer, bazaar.url())
+        assert caught.value.at_risk and len(bazaar.moved) == 1
+    late[0] = 432
+    answer = call("client", buyer, bazaar.url())
+    assert answer.status_code == 200 and len(bazaar.moved) == 2
+    assert states(buyer) == ["settled", "settled"] and counted(buyer) == 2 * USD
+    assert_sound(buyer, bazaar)
+
+
+def _at(seconds: float) -> str:
+    return datetime.fromtimestamp(time.time() + seconds, UTC).isoformat()
 
 
 def test_the_alias_buys_the_canonical_service(bazaar: Bazaar) -> None:

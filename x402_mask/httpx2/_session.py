@@ -138,9 +138,9 @@ class _Session:
         found, status = _lists(response, _READ_HEADERS), response.status_code
         paid = self.slot.retry() if self.slot.retry is not None else None
         for hop in response.history:
-            if hop.request is paid:  # a paid answer that redirected, seen by an auth flow
-                found |= _lists(hop, SETTLEMENT_HEADERS)
-                status = hop.status_code if status == 402 else status  # no answer to the proof
+            told = _lists(hop, SETTLEMENT_HEADERS) if hop.request is paid else {}
+            found |= told  # of a paid answer that redirected, seen by an auth flow
+            status = hop.status_code if told and status == 402 else status  # which is another price
         date = date_of(response.headers.get("date")) if status == 402 else None
         return Reply(status=status, url=_url(request), headers=found, date=date)
 
