@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
-from urllib.parse import unquote, urlencode, urljoin, urlsplit
+from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit
 
 from x402_mask import _json
 from x402_mask._body import Gathered
@@ -39,11 +39,18 @@ SERVICES_MAX: Final = 500
 
 _NAME_MAX, _DESCRIPTION_MAX, _URL_MAX, _QUERY_MAX = 200, 4000, 2048, 500
 _TEXT_BYTES: Final = 32 * 1024
+_DEPTH_MAX: Final = 100
+"""Deepest nesting of a document: one service's schema, unusable by itself, hides no other."""
 _ALIASES_MAX: Final = 16
 _METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _HEADERS: Final = {"accept": "application/json, text/plain", "accept-encoding": "gzip, deflate"}
 _CENTS: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?", re.ASCII)
 _MICRO_PER_CENT: Final = 10_000
+_TEMPLATE: Final = re.compile(r"\{[^{}]*\}")
+_SCRIPT: Final = re.compile(
+    r"<script\b[^>]*\btype=[\"']?application/(?:ld\+)?json\b[^>]*>(.*?)</script>",
+    re.IGNORECASE | re.DOTALL,
+)
 _LINE: Final = re.compile(r"[\s*#>-]*(endpoint|price|input schema) *:\**(.*)", re.IGNORECASE)
 _PRICE: Final = re.compile(r"(?:USD|\$) ?([0-9]{1,9}(?:\.[0-9]{1,6})?)\b", re.ASCII)
 
@@ -100,7 +107,7 @@ class _Page:
             CatalogError: there is none that can be read.
         """
         try:
-            return _json.loads(self.content())
+            return _json.loads(self.content(), _DEPTH_MAX)
         except _json.BadJSON as exc:
             raise CatalogError(f"{shown(self.url)} is not usable JSON: {exc}") from None
 
@@ -292,7 +299,8 @@ class Marketplace(Generic[C_co]):
                 return self._remembered(found)
         if not known:
             raise failures[0]
-        raise UnknownService(f"{self.origin} lists no service {wanted!r}")
+        unread = f", and a document cannot be read: {failures[0]}" if failures else ""
+        raise UnknownService(f"{self.origin} lists no service {wanted!r}{unread}")
 
     def _remembered(self, service: CatalogService) -> CatalogService:
         payer, tool = self._payer, tool_of(_path(service.endpoint))
@@ -358,6 +366,8 @@ class _Site:
         """The URL of a search."""
         url = self.own(self.at("searchUrl", "/api/catalog/search"))
         bare = url.partition("#")[0]
+        if _TEMPLATE.search(bare):
+            return _TEMPLATE.sub(quote(q[:_QUERY_MAX], safe=""), bare)
         return f"{bare}{'&' if '?' in bare else '?'}{urlencode({'q': q[:_QUERY_MAX]})}"
 
     def own(self, url: str) -> str:
@@ -406,7 +416,9 @@ def _places(site: _Site, wanted: str) -> Iterator[tuple[str, Any]]:
     named = site.at("openapiUrl", defaults[0])
     for url in dict.fromkeys((named, *(site.origin + path for path in defaults))):
         yield url, _in_openapi
-    yield f"{site.at('servicesUrl', '/services').rstrip('/')}/{wanted}/llms.txt", _in_text
+    own = f"{site.at('servicesUrl', '/services').rstrip('/')}/{wanted}"
+    yield f"{own}/llms.txt", _in_text
+    yield own, _in_page
 
 
 # --- finding one ----------------------------------------------------------------------------------
@@ -487,6 +499,28 @@ def _in_text(page: _Page, wanted: str) -> Json | None:
     return found if "endpoint" in found else None
 
 
+def _in_page(page: _Page, wanted: str) -> Json | None:
+    """A service's own page: JSON, or HTML that carries some."""
+    try:
+        documents = [page.document()]
+    except CatalogError:
+        text = page.content()[:_TEXT_BYTES].decode("utf-8", "replace")
+        documents = [_loaded(found[1]) for found in _SCRIPT.finditer(text)]
+    for document in documents:
+        for place in (document, _at(document, "service"), _at(document, "data")):
+            names = _aliases(place) if isinstance(place, dict) else []
+            if wanted in names or ALIASES.get(wanted) in names:
+                return place
+    return None
+
+
+def _loaded(text: str) -> Any:
+    try:
+        return _json.loads(text, _DEPTH_MAX)
+    except _json.BadJSON:
+        return None
+
+
 def _from_line(name: str, text: str) -> Json:
     if name == "endpoint":
         method, _, url = text.partition(" ")
@@ -565,6 +599,8 @@ def _path(text: str) -> str:
 
 
 def _schema(value: object) -> Json | None:
+    if value is not None and not isinstance(value, dict):
+        log.warning("a schema that is no object is ignored: %s", shown(value, 60))
     return value if isinstance(value, dict) else None
 
 

@@ -18,22 +18,22 @@ class BadJSON(ValueError):
     """The text is not JSON that this library accepts."""
 
 
-def loads(data: bytes | str) -> Any:
+def loads(data: bytes | str, depth_max: int = DEPTH_MAX) -> Any:
     """Parse JSON, refusing what two readers might read differently.
 
     Raises:
         BadJSON: not UTF-8, not JSON, a repeated key, NaN or infinity, an integer of more than
-            78 digits, or nesting deeper than :data:`DEPTH_MAX`.
+            78 digits, or nesting deeper than *depth_max*.
     """
     try:
         text = as_text(data)
-        _check_brackets(text)
+        _check_brackets(text, depth_max)
         value = _decoder.decode(text)
     except BadJSON:
         raise
     except ValueError:
         raise BadJSON("not JSON") from None
-    _check_depth(value)
+    _check_depth(value, depth_max)
     return value
 
 
@@ -103,14 +103,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _check_brackets(text: str) -> None:
+def _check_brackets(text: str, depth_max: int) -> None:
     """Refuse deep nesting before it is parsed, at the speed of C.
 
     The parser recurses on the C stack, and importing eth-account lifts Python's recursion limit to
     100 000 (py_ecc does): far past the end of a thread's stack.
     """
     brackets = _NO_BRACKETS.sub("", _STRINGS.sub("", text))
-    for _ in range(DEPTH_MAX + 1):  # each round takes one or two levels off
+    for _ in range(depth_max + 1):  # each round takes one or two levels off
         left = brackets.replace("[]", "").replace("{}", "")
         if left == brackets:
             break
@@ -120,9 +120,9 @@ def _check_brackets(text: str) -> None:
         raise BadJSON("nested too deeply" if closed or len(brackets) > 99 else "not JSON")
 
 
-def _check_depth(value: Any) -> None:
+def _check_depth(value: Any, depth_max: int) -> None:
     level = [value]
-    for _ in range(DEPTH_MAX + 1):
+    for _ in range(depth_max + 1):
         level = [
             child
             for item in level

@@ -244,11 +244,63 @@ def test_a_service_may_have_a_page_of_its_own_only(shop: Shop) -> None:
         market(shop).service("rare")
 
 
+@pytest.mark.parametrize(
+    "page",
+    ["{0}", '{{"service": {0}}}', '{{"data": {0}}}',
+     '<html><script>x</script><SCRIPT type="application/json" id="s">{0}</script></html>',
+     "<script type=application/ld+json>[</script><script type='application/ld+json'>{0}</script>"],
+)  # fmt: skip
+def test_a_service_may_be_described_on_its_page(shop: Shop, page: str) -> None:
+    """As JSON, or in the JSON that a page carries; of another service nothing is taken."""
+    schema = {"type": "object", "required": ["ImageURL"]}
+    for service, listed in (("rare", True), ("other", False)):
+        text = page.format(json.dumps(entry(service, inputSchema=schema)))
+        shop.says("/services/rare", Reply(body=text.encode()))
+        if listed:
+            found = market(shop).service("rare")
+            assert (found.id, found.usd, found.input_schema) == ("rare", Decimal("0.2"), schema)
+        else:
+            with pytest.raises(UnknownService, match="lists no service 'rare'"):
+                market(shop).service("rare")
+
+
+def test_one_deep_schema_hides_no_other_service(shop: Shop) -> None:
+    """It is of no use by itself; the catalog around it is."""
+    deep: Any = {"type": "object"}
+    for _ in range(40):
+        deep = {"type": "object", "properties": {"a": deep}}
+    shop.lists(entry("odd", inputSchema=deep), entry("mask-refinement"))
+    assert [service.id for service in market(shop).search()] == ["odd", "mask-refinement"]
+    assert market(shop).service("mask-refinement").id == "mask-refinement"
+
+
+def test_what_cannot_be_read_is_named_where_nothing_is_found(shop: Shop) -> None:
+    shop.says("/api/catalog", as_json({"services": []}))
+    with pytest.raises(UnknownService, match=r"lists no service 'rare', and .*answered 404"):
+        market(shop).service("rare")
+
+
+@pytest.mark.parametrize("schema", [[], "object", True, 7])
+def test_a_schema_that_is_no_object_is_ignored_and_said_so(
+    shop: Shop, schema: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop.lists(entry(inputSchema=schema))
+    assert market(shop).service("mask-refinement").input_schema is None
+    assert "no object is ignored" in caplog.text
+
+
+def test_a_search_url_may_be_a_template(shop: Shop) -> None:
+    shop.says(DISCOVERY, as_json({"searchUrl": "/find?q={query}&limit=5"}))
+    shop.says("/find", as_json({"services": [entry()]}))
+    assert len(market(shop).search("a & b")) == 1
+    assert shop.seller.hits[-1].target == "/find?q=a%20%26%20b&limit=5"
+
+
 def test_asking_for_a_service_takes_a_few_requests_at_most(shop: Shop) -> None:
     shop.lists(entry("other"))
     with pytest.raises(UnknownService):
         market(shop).service("nowhere")
-    assert len(shop.paths()) == 6
+    assert len(shop.paths()) == 7
 
 
 # --- money
