@@ -506,11 +506,13 @@ def _in_page(page: _Page, wanted: str) -> Json | None:
     except CatalogError:
         text = page.content()[:_TEXT_BYTES].decode("utf-8", "replace")
         documents = [_loaded(found[1]) for found in _SCRIPT.finditer(text)]
+    names = {wanted, ALIASES.get(wanted)}
     for document in documents:
-        for place in (document, _at(document, "service"), _at(document, "data")):
-            names = _aliases(place) if isinstance(place, dict) else []
-            if wanted in names or ALIASES.get(wanted) in names:
-                return place
+        places: list[Any] = [document, _at(document, "service"), _at(document, "data")]
+        for place in filter(lambda place: isinstance(place, dict), places):
+            entry: Json = place
+            if not names.isdisjoint(_aliases(entry)):
+                return entry
     return None
 
 
