@@ -92,6 +92,10 @@ class Book(ABC):
         """
 
     @abstractmethod
+    def _count_besides(self, db: Db, row: Row, now_us: int, note: str) -> None:
+        """Hold the price of *row* once more, for a payment that may have been made unheard."""
+
+    @abstractmethod
     def _write(
         self, db: Db, now_us: int, payment_id: str | None, kind: str, data: Mapping[str, Any]
     ) -> None:

@@ -20,7 +20,19 @@ from x402_mask import _counters, _json
 from x402_mask._book import NOTHING_ELSE, WAIT_S
 from x402_mask._models import Payment
 from x402_mask._money import usd
-from x402_mask._rows import COLUMNS, MOVES, Busy, Proof, Reserved, Result, Row, Twin, View
+from x402_mask._rows import (
+    COLUMNS,
+    MOVES,
+    Busy,
+    Proof,
+    Reservation,
+    Reserved,
+    Result,
+    Row,
+    Twin,
+    View,
+    new_payment_id,
+)
 from x402_mask._tokenbook import MARKET_TABLES, TokenBook, usable_token
 from x402_mask._transfers import TRANSFER_TABLES, TransferBook
 from x402_mask._vault import digest
@@ -32,7 +44,7 @@ if TYPE_CHECKING:
 
     from x402_mask._head import HeadFile
     from x402_mask._models import Spend, State
-    from x402_mask._rows import Breaker, Db, Reservation
+    from x402_mask._rows import Breaker, Db
     from x402_mask._windows import Limit
 
 SCHEMA_VERSION: Final = 2
@@ -595,6 +607,22 @@ class Ledger(TokenBook, TransferBook):
         if row.route == "token" and delivered:
             self._forget_spent(db, row.id)
         return _trip(db, row.origin, result, breaker, now_us)
+
+    def _count_besides(self, db: Db, row: Row, now_us: int, note: str) -> None:
+        """Hold the price of *row* once more, for a payment that may have been made unheard.
+
+        No cap is asked: what may have been spent counts, whether it was allowed or not.
+        """
+        want = Reservation(
+            id=new_payment_id(now_us), at=row.at, service=row.service, origin=row.origin,
+            operation=row.operation, keyed=False, route=row.route, micro=row.micro,
+            amount=int(row.amount), asset=row.asset, network=row.network, payer=row.payer,
+            pay_to=row.pay_to, limits=(), pin_payee=False, detail={"besides": row.id},
+        )  # fmt: skip
+        self._insert(db, want, {}, None)
+        _counters.count(db, _counters.meters(db, row.service), row.at, 0, row.micro)
+        held = self._reserved(db, want.id)
+        self._move(db, held, "held", now_us, {**_described(None), "note": note}, note=note)
 
     def _hold(self, db: Db, row: Row, proof: Proof | None, now_us: int) -> None:
         also = NOTHING_ELSE if proof is None else self._stored(proof, row.id)

@@ -128,6 +128,7 @@ class TokenBook(Book):
         """Nothing can come of the payment that was asked for; another is about to be."""
         with self._transaction(wait_s, durable=True) as db:
             row = self._reserved(db, payment_id)
+            _note_lost(db, payment_id)
             asked = Asked(None, now_us, _purse(db, row.origin, purse))
             self._ask(db, row, asked, now_us)
         return asked
@@ -191,7 +192,14 @@ class TokenBook(Book):
             self._hold(db, row, proof, now_us)
             db.run("UPDATE purchases SET stage='paying', way=? WHERE payment=?", way, payment_id)
             if way == "balance":
-                _note_balance(db, row.origin)
+                self._found_balance(db, row, now_us)
+
+    def _found_balance(self, db: Db, row: Row, now_us: int) -> None:
+        """A balance paid: also, perhaps, what was asked for under this reservation and lost."""
+        _note_balance(db, row.origin)
+        note = f"its answer was lost, and a balance may have paid it: it paid {row.id}"
+        for _ in range(_take_lost(db, row.id)):
+            self._count_besides(db, row, now_us, note)
 
     def store_token(
         self, payment_id: str, bought: Bought, *, now_us: int, wait_s: float = WAIT_S
@@ -203,7 +211,7 @@ class TokenBook(Book):
             if row.state == "reserved":  # a balance paid: nothing was signed, the money is gone
                 self._hold(db, row, None, now_us)
                 db.run("UPDATE purchases SET way='balance' WHERE payment=?", payment_id)
-                _note_balance(db, row.origin)
+                self._found_balance(db, row, now_us)
                 row = self._row(db, payment_id)
             self._write_bought(db, row, bought, now_us)
             left = bought.calls - 1 if bought.calls > 0 else bought.calls
@@ -348,6 +356,30 @@ def _purse(db: Db, origin: str, purse: Purse | None) -> Purse | None:
 def _note_balance(db: Db, origin: str) -> None:
     sql = "INSERT INTO meta (name, value) VALUES (?, 'pays') ON CONFLICT (name) DO NOTHING"
     db.run(sql, _balance_of(origin))
+
+
+def _note_lost(db: Db, payment_id: str) -> None:
+    """What was asked for last, if its answer was lost, may turn out to have been paid."""
+    sql = "SELECT 1 FROM purchases WHERE payment=? AND stage='asked' AND remote IS NULL"
+    if db.one(sql, payment_id) is not None:
+        db.run(
+            "INSERT INTO meta (name, value) VALUES (?, '1') ON CONFLICT (name)"
+            " DO UPDATE SET value=CAST(CAST(meta.value AS BIGINT) + 1 AS TEXT)",
+            _lost_of(payment_id),
+        )
+
+
+def _take_lost(db: Db, payment_id: str) -> int:
+    """How many were lost; none from now on."""
+    found = db.one("SELECT value FROM meta WHERE name=?", _lost_of(payment_id))
+    if found is None:
+        return 0
+    db.run("DELETE FROM meta WHERE name=?", _lost_of(payment_id))
+    return int(found[0])
+
+
+def _lost_of(payment_id: str) -> str:
+    return f"lost {payment_id}"
 
 
 def _balance_of(origin: str) -> str:

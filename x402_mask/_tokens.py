@@ -16,9 +16,10 @@ Creating a payment is not paying: where that answer is lost, no id is known, and
 again under the same reservation; where it says nothing, the reservation is given back.  Unless a
 balance may pay at creation: the request had ``marketplace_headers``, the origin is one of
 ``balance_origins``, a balance has paid there before, or nothing here can pay in any other way.
-Then the reservation stays, and an identical call says so for as long as a proof would live.  What
-was paid for keeps its operation likewise: until its proof is dead an identical call shows the same
-token, whatever the seller says.
+Then the reservation stays, and an identical call says so for as long as a proof would live.  If a
+balance pays where none was looked for, what was lost before is counted with it.  What was paid for
+keeps its operation likewise: until its proof is dead an identical call shows the same token,
+whatever the seller says.
 """
 
 from __future__ import annotations

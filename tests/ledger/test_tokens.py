@@ -110,6 +110,28 @@ def test_an_interrupted_purchase_stays_reserved(ledger: Ledger) -> None:
     assert isinstance(again, Twin) and again.row.id == made.id
 
 
+@pytest.mark.parametrize("way", ["balance", "x402", "bought"])
+def test_what_was_asked_for_and_lost(ledger: Ledger, way: Any) -> None:
+    """If a balance pays after all, it may have paid what was lost as well; else it cost nothing."""
+    made = asked(ledger)
+    for _ in range(2):
+        ledger.ask_anew(made.id, now_us=NOW)  # what was asked for before was never heard of
+    ledger.note_created(made.id, "pay_m", None, now_us=NOW)
+    ledger.ask_anew(made.id, now_us=NOW)  # the one before came to nothing, which was heard
+    ledger.note_created(made.id, "pay_n", None, now_us=NOW)
+    if way == "bought":
+        ledger.store_token(made.id, bought(), now_us=NOW)
+    else:
+        ledger.hold_purchase(made.id, way, proof() if way == "x402" else None, now_us=NOW)
+    lost = 0 if way == "x402" else 2
+    assert used(ledger, WIDE) == 1000 * (1 + lost)
+    others = [row for row in ledger.payments() if row.payment_id != made.id]
+    assert [(row.state, row.open, made.id in row.note) for row in others] == [
+        ("held", False, True)
+    ] * lost
+    assert verify(ledger).ok and idle(ledger, made).row.id == made.id
+
+
 def test_a_dead_process_leaves_its_purchases_open(shared: Store) -> None:
     """Sweeping gives back what was never asked for, and no more."""
     plain, made = reserved(shared.ledger), asked(shared.ledger)

@@ -19,7 +19,7 @@ from tests.support.faults import sums
 from tests.support.seller import Reply
 from tests.tokens.bazaar import PAYMENTS, PRICE, Bazaar
 from tests.tokens.shop import NO_TLS, WALLET, payer
-from x402_mask import AsyncClient, Client, Payer, SQLiteLedger
+from x402_mask import AsyncClient, Cap, Client, Payer, SQLiteLedger
 from x402_mask._audit import verify
 from x402_mask._rows import Busy
 from x402_mask.errors import LedgerError, PaymentRefused, TokenFlowError
@@ -145,6 +145,30 @@ def test_a_balance_that_nothing_but_its_owner_names(shop: Shop, purse: str) -> N
     shop.late = buyer.policy.max_validity_s + 31
     assert shop.ask(buyer) == "200"
     assert (shop.charged, shop.counted) == (2, 2)
+
+
+@pytest.mark.parametrize("lost", [1, 3])
+def test_what_nobody_could_tell_counts_once_it_is_known(shop: Shop, lost: int) -> None:
+    """Nothing names a balance, and making a payment was taken to cost nothing."""
+    named = {"marketplace_headers": None, "wallet": WALLET, "prefer": ("token",)}
+    buyer = shop.buyer(**named, caps=[Cap("0.45", per="total")])
+    for _ in range(lost):
+        shop.lose_the_answer(buyer)
+    assert shop.ask(buyer) == "200"
+    assert shop.charged == shop.counted == lost + 1
+    assert sorted(row.state for row in buyer.payments()) == [*["held"] * lost, "settled"]
+    assert [row.open for row in buyer.payments()] == [False] * (lost + 1)
+    assert shop.ask(buyer) == "CapExceeded" and shop.charged == lost + 1
+
+
+def test_what_was_lost_and_paid_by_us_costs_one_price(shop: Shop) -> None:
+    """There making a payment did cost nothing, as was assumed."""
+    shop.bazaar.paid_at, shop.bazaar.asks = None, "server402"
+    buyer = shop.buyer(marketplace_headers=None, wallet=WALLET, prefer=("token",))
+    for _ in range(2):
+        shop.lose_the_answer(buyer)
+    assert shop.ask(buyer) == "200"
+    assert (shop.charged, shop.counted) == (1, 1)
 
 
 def _forbidden(document: Any) -> None:
