@@ -13,15 +13,18 @@ import pytest
 from tests.cli.conftest import ADDRESS, Cli, Sells
 from tests.support.seller import (
     TRANSACTION,
+    Answer,
+    Hit,
     Reply,
     Seller,
     offer,
     paywall,
     play,
     served,
+    settlement,
     v2_header,
 )
-from x402_mask.sandbox import Sandbox
+from x402_mask.sandbox import Sandbox, SandboxSettings
 
 
 def _closed_port() -> int:
@@ -169,6 +172,18 @@ def test_a_seller_that_was_paid_is_not_asked_again(cli: Cli, seller: Seller, sel
     sells(served(status=405, headers=[("Allow", "GET")]))
     assert cli("call", "thing").code == 5
     assert {hit.method for hit in seller.hits} == {"POST"} and len(seller.paid_hits()) == 1
+
+
+def test_a_held_token_is_no_payment_for_a_405(bare: Cli) -> None:
+    """A service that is read is asked with GET, also where a token that is held came with POST."""
+    with Sandbox(SandboxSettings(auto_paid=True, calls_per_payment=4)) as balance:
+        cli = bare.having(X402_MASK_ORIGINS=balance.url, X402_MASK_CAPS="0.25/call,1/day")
+        routes = []
+        for _ in range(3):
+            done = cli.alone("call", "random-uuid", "--json")
+            assert done.code == 0, done
+            routes.append(done.document["receipt"]["route"])
+    assert routes == ["token", "held-token", "held-token"]
 
 
 # --- 1: failed, nothing paid ----------------------------------------------------------------------
@@ -412,11 +427,47 @@ def test_refused_with_the_proof_in_hand(cli: Cli, sells: Sells) -> None:
     assert (told["error"]["at_risk"], told["receipt"]["outcome"]) == (True, "rejected")
 
 
+def test_refused_is_not_called_paid(cli: Cli, sells: Sells) -> None:
+    sells(v2_header(offer("100000")))
+    words = cli("call", "thing").words
+    assert (
+        "sent and stays held: the seller asked to be paid again (no settlement reported)" in words
+    )
+    assert "paid $0.10" not in words
+
+
+def _claiming(status: int = 200, **claim: object) -> Answer:
+    def answer(hit: Hit) -> Reply:
+        return Reply(status=status, headers=[settlement(hit, **claim)])
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "told"),
+    [
+        (_claiming(success=False, errorReason="oh"), 0, "stays held: settlement failed: oh"),
+        (_claiming(amount="5"), 0, "stays held: the settlement names another amount"),
+        (
+            _claiming(402, success=False, errorReason="settlement_pending"), 4,
+            "asked to be paid again (settlement failed: settlement_pending)",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_settlement(
+    cli: Cli, sells: Sells, answer: Answer, code: int, told: str
+) -> None:
+    sells(answer)
+    done = cli("call", "thing")
+    assert done.code == code
+    assert told in done.words
+
+
 def test_failed_and_said_nothing_of_the_money(cli: Cli, sells: Sells) -> None:
     sells(Reply(status=500, body=b"oops"))
     done = cli("call", "thing")
     assert done.code == 4
-    assert "500 Status: oops; paid $0.10 for thing" in done.err
+    assert "500 Status: oops; a payment of $0.10 for thing was sent and stays held" in done.err
 
 
 def test_interrupted_with_the_proof_under_way(cli: Cli, seller: Seller, sells: Sells) -> None:
@@ -443,6 +494,34 @@ def test_settled_and_failed(cli: Cli, sells: Sells) -> None:
     assert (told["error"]["code"], told["error"]["at_risk"]) == ("seller", False)
     assert "the model is down" in told["error"]["message"]
     assert told["receipt"]["transaction"] == TRANSACTION
+
+
+def test_settled_with_an_earlier_call_and_refused_now(
+    cli: Cli, seller: Seller, sells: Sells
+) -> None:
+    """The ledger knows that it is settled, whatever the seller says of the same proof now."""
+    sells(served(status=500))
+    first = cli.alone("call", "thing", "--json")
+    assert (first.code, first.document["payment_state"]) == (5, "settled")
+    sells(v2_header(offer("100000")))
+    done = cli.alone("call", "thing", "--json")
+    assert done.code == 5
+    told = done.document
+    assert (told["error"]["at_risk"], told["payment_state"]) == (False, "settled")
+    assert told["receipt"]["outcome"] == "rejected"
+    assert f"settled already in {TRANSACTION}: nothing more was paid" in told["error"]["message"]
+    sells(Reply(drop=True))
+    lost = cli.alone("call", "thing", "--json")
+    assert (lost.code, lost.document["error"]["at_risk"]) == (5, False)
+    assert "it is settled, and the same command" in lost.document["error"]["message"]
+    assert len(seller.authorizations()) == 1
+
+
+def test_settled_with_an_earlier_call_and_cut_in_the_body_now(cli: Cli, sells: Sells) -> None:
+    sells(served(status=500))
+    assert cli("call", "thing").code == 5
+    sells(Reply(body=b"x" * 1000, cut=10))
+    assert cli("call", "thing").code == 5
 
 
 def test_settled_and_cut_in_the_body(cli: Cli, sells: Sells) -> None:

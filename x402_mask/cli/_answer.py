@@ -16,16 +16,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from x402_mask.cli._faults import DONE, USAGE, Failure, of_lost_answer, receipt_code
+from x402_mask.cli._faults import DONE, USAGE, Failure, of_lost_answer
 from x402_mask.cli._parse import parse
-from x402_mask.cli._show import clean, document, money, plain, put, say
+from x402_mask.cli._show import clean, document, plain, put, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import httpx
 
-    from x402_mask._models import Receipt
+    from x402_mask.cli._paid import Paid
     from x402_mask.cli._session import Session
 
 _SHOWN_MAX: Final = 20_000
@@ -105,11 +105,11 @@ class Answer:
     """A response that was handed back, and what was paid for it."""
 
     def __init__(
-        self, session: Session, response: httpx.Response, receipt: Receipt | None, service: str
+        self, session: Session, response: httpx.Response, paid: Paid, service: str
     ) -> None:
         self.session = session
         self.response = response
-        self.receipt = receipt
+        self.paid = paid
         self.service = service
 
     def deliver(self, target: Target | None) -> int:
@@ -125,6 +125,7 @@ class Answer:
         try:
             self._write(target)
         except httpx.HTTPError as exc:
+            self.session.money.look(self.paid.payment)
             url = str(self.response.url)
             raise of_lost_answer(exc, url, self.session.money) from exc
         except OSError as exc:
@@ -185,54 +186,33 @@ class Answer:
             return
         if where:
             say(where)
-        say(paid_line(self.receipt))
+        say(self.paid.line)
 
     def _head(self) -> dict[str, Any]:
         return {
             "status": self.response.status_code,
             "service": self.service,
             "url": str(self.response.url),
-            "receipt": plain(self.receipt),
+            "receipt": plain(self.paid.receipt),
+            "payment_state": self.paid.state,
         }
 
     def _refused(self) -> Failure:
         """The seller answered with something else than success, paid or not."""
-        bounded_response = bounded(self.response, _ERROR_BYTES_MAX)
-        code = receipt_code(self.receipt)
-        message = f"the seller answered {told(bounded_response)}; {paid_line(self.receipt)}"
-        return Failure(
-            message, code, code="seller", at_risk=self._at_risk, payment_id=self._payment_id,
-            more={**self._head(), **_body(bounded_response.content, bounded_response)},
-        )  # fmt: skip
+        response = bounded(self.response, _ERROR_BYTES_MAX)
+        return self._failure(
+            f"the seller answered {told(response)}", "seller", _body(response.content, response)
+        )
 
     def _lost(self, what: str) -> Failure:
-        code = receipt_code(self.receipt)
+        return self._failure(what, "output", {})
+
+    def _failure(self, what: str, code: str, more: dict[str, Any]) -> Failure:
+        paid = self.paid
         return Failure(
-            f"{what}; {paid_line(self.receipt)}", code, code="output", at_risk=self._at_risk,
-            payment_id=self._payment_id, more=self._head(),
+            f"{what}; {paid.line}", paid.exit_code, code=code, at_risk=paid.at_risk,
+            payment_id=paid.payment_id, more={**self._head(), **more},
         )  # fmt: skip
-
-    @property
-    def _at_risk(self) -> bool:
-        return self.receipt is not None and self.receipt.outcome != "settled"
-
-    @property
-    def _payment_id(self) -> str | None:
-        return None if self.receipt is None else self.receipt.payment_id
-
-
-def paid_line(receipt: Receipt | None) -> str:
-    """What was paid, in one line."""
-    if receipt is None:
-        return "nothing was paid"
-    if receipt.route == "held-token":
-        return f"used a token that was paid for before ({receipt.payment_id})"
-    how = {
-        "settled": f"settled in {receipt.transaction}" if receipt.transaction else "settled",
-        "unknown": "the seller reported no settlement, so it stays held",
-        "rejected": "the seller refused it, and it stays held",
-    }[receipt.outcome]
-    return f"paid {money(receipt.usd)} for {receipt.service}: {how} ({receipt.payment_id})"
 
 
 def told(response: httpx.Response) -> str:
@@ -255,7 +235,7 @@ def _error_text(content: bytes) -> str:
             inner = value.get("message") if isinstance(value, dict) else value
             if isinstance(inner, str) and inner:
                 return clean(inner, 200)
-    return clean(content.decode("utf-8", "replace"), 200)
+    return "" if found == {} else clean(content.decode("utf-8", "replace"), 200)
 
 
 def bounded(response: httpx.Response, limit: int = _QUOTE_BYTES_MAX) -> httpx.Response:

@@ -20,6 +20,7 @@ from x402_mask.cli._faults import (
     of_lost_answer,
     quote_document,
 )
+from x402_mask.cli._paid import Paid, payment_of
 from x402_mask.cli._parse import parse
 from x402_mask.cli._session import Session, common, usd_option
 from x402_mask.cli._show import caps_table, clean, facts, money, put, say, show
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import httpx
 
     from x402_mask._models import Quote
+    from x402_mask._payer import Payer
 
 _SERVICE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -158,31 +160,43 @@ def call(session: Session, asked: Asked, max_price: Decimal | None, output: str 
         target = stack.enter_context(_answer.Target.open(output))
         payer = stack.enter_context(session.payer(signs=True, approve=approve))
         client = stack.enter_context(Client(payer, timeout=asked.patience))
-        response = _sent(session, client, asked)
+        response = _sent(session, client, asked, payer)
         stack.callback(response.close)
-        answer = _answer.Answer(session, response, receipt_of(response), asked.service)
-        return answer.deliver(target)
+        paid = Paid.of(payer, receipt_of(response))
+        return _answer.Answer(session, response, paid, asked.service).deliver(target)
 
 
-def _sent(session: Session, client: httpx.Client, asked: Asked) -> httpx.Response:
-    """The answer; where no method was named, GET is tried after a 405 that nothing was paid for."""
+def _sent(
+    session: Session, client: httpx.Client, asked: Asked, payer: Payer | None = None
+) -> httpx.Response:
+    """The answer; where no method was named, GET is tried after a 405 that no money was paid for.
+
+    A held token moves no money, and its call was given back with the 405.
+    """
     from x402_mask.httpx import receipt_of
 
-    response = _sent_once(session, client, client.build_request(**asked.parts(session)))
-    if asked.method is None and response.status_code == 405 and receipt_of(response) is None:
+    request = client.build_request(**asked.parts(session))
+    response = _sent_once(session, client, request, payer)
+    receipt = receipt_of(response)
+    unpaid = receipt is None or receipt.route == "held-token"
+    if asked.method is None and response.status_code == 405 and unpaid:
         allowed = response.headers.get("allow", "")
         if "GET" in {name.strip().upper() for name in allowed.split(",")}:
             response.close()
-            return _sent(session, client, replace(asked, method="GET"))
+            return _sent(session, client, replace(asked, method="GET"), payer)
     return response
 
 
-def _sent_once(session: Session, client: httpx.Client, request: httpx.Request) -> httpx.Response:
+def _sent_once(
+    session: Session, client: httpx.Client, request: httpx.Request, payer: Payer | None
+) -> httpx.Response:
     import httpx
 
     try:
         return client.send(request, stream=True)
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as exc:  # the last: odd redirects
+        if payer is not None:
+            session.money.look(payment_of(payer, session.money.payment_id))
         raise of_lost_answer(exc, str(request.url), session.money) from exc
 
 

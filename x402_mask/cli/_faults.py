@@ -15,7 +15,7 @@ from x402_mask.errors import (
 )
 
 if TYPE_CHECKING:
-    from x402_mask._models import Event, Receipt
+    from x402_mask._models import Event, Payment
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -100,16 +100,14 @@ class Money:
         elif event.kind == "settled" and event.payment_id == self.payment_id:
             self.state = "settled"
 
+    def look(self, payment: Payment | None) -> None:
+        """Take the ledger's word: what was presented again may be settled since an earlier call."""
+        if payment is not None and payment.state == "settled":
+            self.state = "settled"
+
     def exit_code(self, harmless: int = FAILED) -> int:
         """The code of a failure: *harmless* only where no proof left."""
         return {"none": harmless, "unknown": UNKNOWN, "settled": SELLER_FAILED}[self.state]
-
-
-def receipt_code(receipt: Receipt | None) -> int:
-    """The exit code where a seller answered with anything but success."""
-    if receipt is None:
-        return FAILED
-    return SELLER_FAILED if receipt.outcome == "settled" else UNKNOWN
 
 
 def of_payment_error(error: PaymentError, money: Money) -> Failure:
@@ -134,8 +132,9 @@ def of_lost_answer(error: Exception, url: str, money: Money) -> Failure:
     what = f"{type(error).__name__}: {error}".rstrip(": ")
     if money.state == "none":
         return Failure(f"no answer from {url} ({what}); nothing was paid", code="network")
+    settled = " it is settled, and" if money.state == "settled" else ""
     message = (
-        f"payment {money.payment_id} was sent to {url} and the answer was lost ({what});"
+        f"payment {money.payment_id} was sent to {url} and the answer was lost ({what});{settled}"
         " the same command presents the same payment again while it is valid,"
         " `x402-mask payments` shows its state"
     )
