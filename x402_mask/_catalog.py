@@ -140,18 +140,27 @@ class Marketplace(Generic[C_co]):
         origin: ``https://host``; plain http is for loopback only.
         client: an httpx or httpx2 client, sync or async.
         payer: remembers what is read, where the client does not know its payer.
+        seconds: the longest that one document is read, 30 by default.
 
     Raises:
         TypeError, ValueError: not an origin, or not a client.
     """
 
-    def __init__(self, origin: str, client: C_co, *, payer: Payer | None = None) -> None:
+    def __init__(
+        self,
+        origin: str,
+        client: C_co,
+        *,
+        payer: Payer | None = None,
+        seconds: float | None = None,
+    ) -> None:
         (self.origin,) = parse_origins([origin])
         if self.origin.startswith("mcp:"):
             raise ValueError(f"a marketplace is an http(s) origin, not {origin!r}")
         self._client: Any = client
         self._async = is_async(client)
         self._payer = payer_of(client) if payer is None else payer
+        self._seconds = DOCUMENT_S if seconds is None else seconds
         self._site: _Site | None = None
 
     def __repr__(self) -> str:
@@ -191,6 +200,23 @@ class Marketplace(Generic[C_co]):
         """
         return self._run(self._service(id))
 
+    @overload
+    def glance(self: Marketplace[SyncClient], id: str) -> CatalogService: ...
+    @overload
+    def glance(
+        self: Marketplace[AsyncClient],
+        id: str,
+    ) -> Coroutine[Any, Any, CatalogService]: ...
+    def glance(self, id: str) -> Any:  # noqa: A002
+        """The same where one request is to be enough: as the search in its usual place lists it.
+
+        Raises:
+            UnknownService: it is not listed there (a ``LookupError``).
+            CatalogError: the answer cannot be read.
+            OriginRefused: the service is on another origin.
+        """
+        return self._run(self._glance(id))
+
     # --- fetching, in either colour
 
     def _run(self, reading: Generator[str, _Page, T]) -> Any:
@@ -219,7 +245,7 @@ class Marketplace(Generic[C_co]):
         try:
             if response.status_code != 200 or response.is_stream_consumed:
                 return _known_page(url, response)
-            gathered = Gathered(DOCUMENT_S, DOCUMENT_BYTES_MAX)
+            gathered = Gathered(self._seconds, DOCUMENT_BYTES_MAX)
             for chunk in response.iter_raw():
                 if not gathered.add(chunk):
                     break
@@ -234,7 +260,7 @@ class Marketplace(Generic[C_co]):
         try:
             if response.status_code != 200 or response.is_stream_consumed:
                 return _known_page(url, response)
-            gathered = Gathered(DOCUMENT_S, DOCUMENT_BYTES_MAX)
+            gathered = Gathered(self._seconds, DOCUMENT_BYTES_MAX)
             async for chunk in response.aiter_raw():
                 if not gathered.add(chunk):
                     break
@@ -277,10 +303,17 @@ class Marketplace(Generic[C_co]):
             return None
         return None if found is None else self._remembered(found)
 
+    def _glance(self, text: object) -> Generator[str, _Page, CatalogService]:
+        wanted = _wanted(text)
+        site = self._site or _Site.read(self.origin, {})
+        item = _in_list((yield site.searching(wanted)), wanted)
+        found = None if item is None else _read(site, item)
+        if found is None:
+            raise UnknownService(f"the search of {self.origin} lists no service {wanted!r}")
+        return self._remembered(found)
+
     def _service(self, text: object) -> Generator[str, _Page, CatalogService]:
-        wanted = service_id(text) if isinstance(text, str) else None
-        if wanted is None:
-            raise UnknownService(f"{shown(text)} is not the id of a service")
+        wanted = _wanted(text)
         site = yield from self._discover()
         failures: list[CatalogError] = []
         known = False
@@ -317,6 +350,13 @@ class Marketplace(Generic[C_co]):
         )
         payer.learn(self.origin, terms)
         return service
+
+
+def _wanted(text: object) -> str:
+    wanted = service_id(text) if isinstance(text, str) else None
+    if wanted is None:
+        raise UnknownService(f"{shown(text)} is not the id of a service")
+    return wanted
 
 
 def _known_page(url: str, response: Any) -> _Page:

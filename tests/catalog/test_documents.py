@@ -20,6 +20,7 @@ from tests.catalog.kit import (
     client_of,
     entry,
     market,
+    using,
     zipped,
 )
 from tests.support.seller import Reply, offer, v2_header
@@ -303,6 +304,19 @@ def test_asking_for_a_service_takes_a_few_requests_at_most(shop: Shop) -> None:
     assert len(shop.paths()) == 7
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_glance_takes_one_request(shop: Shop, mode: str) -> None:
+    shop.lists(entry(pricing={"amountCents": 20, "currency": "USD"}))
+    origin = shop.origin
+    found = using(mode, None, lambda c: Marketplace(origin, c).glance("mask-refinement"))
+    assert found.usd == Decimal("0.20")
+    with pytest.raises(UnknownService):
+        using(mode, None, lambda client: Marketplace(origin, client).glance("nowhere"))
+    with pytest.raises(UnknownService):
+        using(mode, None, lambda client: Marketplace(origin, client).glance("../x"))
+    assert shop.paths() == [SEARCH, SEARCH]
+
+
 # --- money
 
 
@@ -347,6 +361,19 @@ def test_a_catalog_that_trickles_is_not_waited_for(
         shop.seller.on(SEARCH, Reply(body=drops(), framing="chunked"))
         with pytest.raises(CatalogError, match="slow"):
             market(shop, None, mode).search()
+    assert time.monotonic() - began < 4
+
+
+def test_how_long_a_document_may_take_is_the_callers_to_say(shop: Shop) -> None:
+    def drops() -> Any:
+        for _ in range(100):
+            shop.seller.pause(0.05)
+            yield b" "
+
+    shop.seller.on(SEARCH, Reply(body=drops(), framing="chunked"))
+    began = time.monotonic()
+    with client_of("client", None) as client, pytest.raises(CatalogError, match="slow"):
+        Marketplace(shop.origin, client, seconds=0.2).glance("x")
     assert time.monotonic() - began < 4
 
 
