@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,8 @@ def test_delivered_without_a_settlement_is_done_and_says_that_money_is_held(
 
 def test_fields_are_a_json_body(cli: Cli, seller: Seller, sells: Sells) -> None:
     sells()
-    done = cli("call", "thing", "a=1", "b:=1", 'c:={"d": [true, null]}', "e=x=y", "f=")
+    fields = ("a=1", "b:=1", 'c:={"d": [true, null]}', "e=x=y", "f=")
+    done = cli("call", "thing", "--no-check", *fields)
     assert done.code == 0
     sent = [json.loads(hit.body) for hit in seller.hits]
     assert sent == [{"a": "1", "b": 1, "c": {"d": [True, None]}, "e": "x=y", "f": ""}] * 2
@@ -86,7 +88,8 @@ def test_fields_are_a_json_body(cli: Cli, seller: Seller, sells: Sells) -> None:
 
 def test_fields_of_a_get_are_its_query(cli: Cli, seller: Seller, sells: Sells) -> None:
     sells()
-    assert cli("call", "thing", "--method", "GET", "a=b c", "n:=3", "t:=true").code == 0
+    fields = ("a=b c", "n:=3", "t:=true")
+    assert cli("call", "thing", "--no-check", "--method", "GET", *fields).code == 0
     assert {(hit.method, hit.target) for hit in seller.hits} == {
         ("GET", "/api/tools/thing?a=b+c&n=3&t=true")
     }
@@ -170,7 +173,7 @@ def test_a_service_that_is_read_is_asked_with_get(cli: Cli, seller: Seller) -> N
 
 def test_a_seller_that_was_paid_is_not_asked_again(cli: Cli, seller: Seller, sells: Sells) -> None:
     sells(served(status=405, headers=[("Allow", "GET")]))
-    assert cli("call", "thing").code == 5
+    assert cli("call", "thing", "--no-check").code == 5
     assert {hit.method for hit in seller.hits} == {"POST"} and len(seller.paid_hits()) == 1
 
 
@@ -180,10 +183,105 @@ def test_a_held_token_is_no_payment_for_a_405(bare: Cli) -> None:
         cli = bare.having(X402_MASK_ORIGINS=balance.url, X402_MASK_CAPS="0.25/call,1/day")
         routes = []
         for _ in range(3):
-            done = cli.alone("call", "random-uuid", "--json")
+            done = cli.alone("call", "random-uuid", "--no-check", "--json")
             assert done.code == 0, done
             routes.append(done.document["receipt"]["route"])
     assert routes == ["token", "held-token", "held-token"]
+
+
+# --- the catalog ----------------------------------------------------------------------------------
+
+CATALOG = "/api/catalog/search"
+
+
+def _lists(seller: Seller, **entry: object) -> None:
+    listed = {"id": "thing", "endpoint": "/api/tools/thing", **entry}
+    seller.on(CATALOG, Reply(body=json.dumps({"services": [listed]}).encode()))
+
+
+def _targets(seller: Seller) -> list[str]:
+    return [hit.target.partition("?")[0] for hit in seller.hits]
+
+
+def test_fields_that_the_service_does_not_take_are_not_paid_for(
+    shopper: Cli, marketplace: Sandbox
+) -> None:
+    before = len(marketplace.book.settlements)
+    for fields, told in (
+        (("ImageURL=https://h/x.png",), "MaskImageURL"),
+        (("imageurl=https://h/x.png", "MaskImageURL=https://h/y.png"), "ImageURL"),
+        (("ImageURL:=5", "MaskImageURL=https://h/y.png"), "ImageURL"),
+    ):
+        done = shopper("call", "mask-refinement", *fields, "--json")
+        assert (done.code, done.document["error"]["reason"]) == (3, "input")
+        assert told in done.document["error"]["message"]
+    assert len(marketplace.book.settlements) == before
+    assert shopper("call", "mask-refinement", "--no-check", "ImageURL=x").code == 5
+    assert len(marketplace.book.settlements) == before + 1
+
+
+def test_a_price_above_the_catalogs_is_not_paid(cli: Cli, seller: Seller, sells: Sells) -> None:
+    sells()
+    _lists(seller, pricing={"amountCents": 9, "currency": "USD"})
+    done = cli("call", "thing", "--json")
+    assert (done.code, done.document["error"]["reason"]) == (3, "catalog_price")
+    assert seller.proofs() == []
+    assert cli("call", "thing", "--no-check").code == 0
+
+
+def test_the_catalog_is_read_with_one_request_that_says_nothing(
+    cli: Cli, seller: Seller, sells: Sells
+) -> None:
+    sells()
+    _lists(seller)
+    assert cli("call", "thing", "a=b").code == 0
+    assert _targets(seller) == [CATALOG, "/api/tools/thing", "/api/tools/thing"]
+    asked = seller.hits[0]
+    assert (asked.method, asked.target, asked.body) == ("GET", f"{CATALOG}?q=thing", b"")
+    assert ADDRESS.lower() not in str(asked.headers).lower()
+    seller.hits.clear()
+    assert cli("call", "thing", "a=b", "--no-check").code == 0
+    assert CATALOG not in _targets(seller)
+
+
+def test_the_catalog_tells_the_method(cli: Cli, seller: Seller, sells: Sells) -> None:
+    sells()
+    _lists(seller, method="GET")
+    assert cli("call", "thing", "a=b").code == 0
+    assert {hit.method for hit in seller.hits} == {"GET"}
+    assert cli("call", "thing", "a=b", "--method", "POST").code == 0
+    assert {hit.method for hit in seller.paid_hits()} == {"GET", "POST"}
+
+
+def test_what_is_free_is_not_checked(cli: Cli, seller: Seller) -> None:
+    seller.on("/api/tools/thing", Reply(body=b"free"))
+    _lists(seller, inputSchema={"type": "object", "required": ["a"]})
+    assert cli("call", "thing").out == b"free"
+
+
+@pytest.mark.parametrize(
+    "catalog",
+    [
+        Reply(status=500),
+        Reply(status=302, headers=[("Location", "/elsewhere")]),
+        Reply(body=b"nonsense"),
+        Reply(body=b'{"services": []}'),
+        Reply(drop=True),
+        Reply(delay=30),
+        Reply(body=b"x" * (2 << 20)),
+        Reply(body=b'{"services": [{"id": "thing", "endpoint": "https://elsewhere.invalid/x"}]}'),
+        v2_header(offer("100000")),
+    ],
+)
+def test_a_catalog_that_cannot_be_read_keeps_nobody_from_calling(
+    cli: Cli, seller: Seller, sells: Sells, catalog: Reply
+) -> None:
+    sells()
+    seller.on(CATALOG, catalog)
+    began = time.monotonic()
+    assert cli("call", "thing").code == 0
+    assert time.monotonic() - began < 15
+    assert _targets(seller) == [CATALOG, "/api/tools/thing", "/api/tools/thing"]
 
 
 # --- 1: failed, nothing paid ----------------------------------------------------------------------
@@ -213,7 +311,7 @@ def test_an_unpaid_failure(cli: Cli, seller: Seller, status: int) -> None:
 
 def test_a_redirect_is_not_followed(cli: Cli, seller: Seller) -> None:
     seller.on("/api/tools/thing", Reply(status=307, headers=[("Location", "/elsewhere")]))
-    done = cli("call", "thing")
+    done = cli("call", "thing", "--no-check")
     assert done.code == 1
     assert "to /elsewhere (redirects are not followed)" in done.err
     assert len(seller.hits) == 1
@@ -382,12 +480,16 @@ def test_paused_in_another_process(cli: Cli, sells: Sells) -> None:
     assert cli.alone("call", "thing").code == 0
 
 
-def test_base_url_lists_no_origin(cli: Cli, seller: Seller, sells: Sells) -> None:
+@pytest.mark.parametrize("command", ["call", "quote"])
+def test_base_url_lists_no_origin(cli: Cli, seller: Seller, sells: Sells, command: str) -> None:
+    """Nothing at all is sent to who is not configured, the fields of the call least of all."""
     sells()
     env = {"X402_MASK_ORIGINS": "https://seller.invalid"}
-    done = cli("call", "thing", "--base-url", seller.origin, "--json", **env)
+    done = cli(command, "thing", "secret=x", "--base-url", seller.origin, "--json", **env)
     assert (done.code, done.document["error"]["reason"]) == (3, "origin")
-    assert seller.proofs() == []
+    assert "(X402_MASK_ORIGINS)" in done.document["error"]["message"]
+    assert seller.hits == []
+    assert cli(command, "thing", "--base-url", seller.origin, X402_MASK_ORIGINS=None).code == 2
 
 
 def test_a_refusal_stays_an_error_whatever_the_file_says(cli: Cli, sells: Sells) -> None:

@@ -24,7 +24,7 @@ from x402_mask.cli._paid import Paid, payment_of
 from x402_mask.cli._parse import parse
 from x402_mask.cli._session import Session, common, usd_option
 from x402_mask.cli._show import caps_table, clean, facts, money, put, say, show
-from x402_mask.errors import ApprovalDenied
+from x402_mask.errors import ApprovalDenied, OriginRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from x402_mask._models import Quote
     from x402_mask._payer import Payer
 
+_CATALOG_S: Final = 3.0
+"""Longest wait for the catalog, which a call does not need."""
 _SERVICE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -123,7 +125,7 @@ def _asking(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--method", type=click.Choice(["GET", "POST"], case_sensitive=False),
-            help="GET sends the fields as a query.  [default: POST; GET where the seller wants it]",
+            help="GET sends the fields as a query.  [default: POST; GET where the seller says so]",
         ),
         click.option(
             "--base-url", metavar="ORIGIN", help="Another configured origin than the first."
@@ -145,12 +147,23 @@ def _asking(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--output", type=click.Path(dir_okay=False), metavar="FILE", help="Write the answer there."
 )
+@click.option(
+    "--no-check",
+    is_flag=True,
+    help="Do not read the seller's catalog first (one GET more): what it says of the service's"
+    " fields, price and method is then not known.",
+)
 @_asking
-def call(session: Session, asked: Asked, max_price: Decimal | None, output: str | None) -> int:
+def call(
+    session: Session, asked: Asked, max_price: Decimal | None, output: str | None, no_check: bool
+) -> int:
     """Call a service of the first configured origin, and pay for it within the caps.
 
     KEY=VALUE sends text, KEY:=JSON any JSON value. The answer goes to stdout, the receipt to
     stderr. A command that was not answered presents the same payment again when it is repeated.
+
+    The seller's catalog is read first, if it can be: fields that the service does not take, and
+    a price above the catalog's, are then refused before anything is paid.
     """
     from x402_mask.httpx import Client, receipt_of
 
@@ -160,10 +173,31 @@ def call(session: Session, asked: Asked, max_price: Decimal | None, output: str 
         target = stack.enter_context(_answer.Target.open(output))
         payer = stack.enter_context(session.payer(signs=True, approve=approve))
         client = stack.enter_context(Client(payer, timeout=asked.patience))
+        asked = asked if no_check else _looked_up(session, payer, asked)
         response = _sent(session, client, asked, payer)
         stack.callback(response.close)
         paid = Paid.of(payer, receipt_of(response))
         return _answer.Answer(session, response, paid, asked.service).deliver(target)
+
+
+def _looked_up(session: Session, payer: Payer, asked: Asked) -> Asked:
+    """What is asked, by the method of the catalog; its price and schema are the payer's to keep.
+
+    A catalog that cannot be read is no reason not to call.
+    """
+    import httpx
+
+    from x402_mask._catalog import CatalogError, Marketplace
+
+    origin = session.origin(asked.base_url)
+    patience = min(_CATALOG_S, asked.timeout)
+    try:
+        with httpx.Client(timeout=patience) as client:
+            market = Marketplace(origin, client, payer=payer, seconds=patience)
+            found = market.glance(asked.service)
+    except (httpx.HTTPError, CatalogError, OriginRefused):
+        return asked
+    return replace(asked, method="GET") if (asked.method, found.method) == (None, "GET") else asked
 
 
 def _sent(

@@ -95,32 +95,49 @@ class Session:
             raise mistake(exc) from exc
 
     def origin(self, base_url: str | None) -> str:
-        """*base_url*, or the first configured http(s) origin.  There is no other."""
-        from x402_mask._services import origin_of
+        """The configured origin that *base_url* names, or the first http(s) one of them.
 
-        if base_url is None:
-            self._require()
-            origins = self.settings().values["origins"]
-            found = [one for one in origins if one.startswith(("http://", "https://"))]
+        Raises:
+            Failure: there is none, or none is configured.
+            OriginRefused: *base_url* is not configured; nothing is to be sent there.
+        """
+        from x402_mask._services import origin_of
+        from x402_mask.errors import OriginRefused
+
+        wanted = None if base_url is None else _typed_origin(base_url)
+        self._require()
+        listed = [origin_of(origin) for origin in self.settings().values["origins"]]
+        if wanted is None:
+            found = [origin for origin in listed if not origin.startswith("mcp:")]
             if not found:
-                raise Failure("no http(s) origin is configured: give --base-url", USAGE)
-            return origin_of(found[0])
-        try:
-            origin = origin_of(base_url)
-        except ValueError as exc:
-            raise click.BadParameter(str(exc), param_hint="--base-url") from exc
-        if base_url.rstrip("/").lower() != origin or origin.startswith("mcp:"):
-            raise click.BadParameter(
-                f"an origin is scheme://host[:port], nothing more: {base_url!r}",
-                param_hint="--base-url",
+                raise Failure("no http(s) origin is configured: set X402_MASK_ORIGINS", USAGE)
+            return found[0]
+        if wanted not in listed:
+            raise OriginRefused(
+                f"{wanted} is not among the configured origins (X402_MASK_ORIGINS):"
+                " nothing was sent there"
             )
-        return origin
+        return wanted
 
     def _require(self) -> None:
         try:
             self.settings().require()
         except ValueError as exc:
             raise mistake(exc) from exc
+
+
+def _typed_origin(text: str) -> str:
+    from x402_mask._services import origin_of
+
+    try:
+        origin = origin_of(text)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc), param_hint="--base-url") from exc
+    if text.rstrip("/").lower() != origin or origin.startswith("mcp:"):
+        raise click.BadParameter(
+            f"an origin is scheme://host[:port], nothing more: {text!r}", param_hint="--base-url"
+        )
+    return origin
 
 
 def mistake(exc: Exception) -> Failure:
