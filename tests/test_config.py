@@ -198,16 +198,39 @@ def test_a_ledger_is_a_path_or_a_dsn(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "sesame" not in str(caught.value)
 
 
-def test_a_dsn_opens_a_postgres_ledger() -> None:
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://u:sesame@127.0.0.1:1/db",
+        "host=127.0.0.1 port=1 password=sesame",
+        " user = me password = 'ses ame'",
+        "dbname=money",
+        "sslmode=require host=h",
+        "keepalives=1 password=sesame",
+    ],
+)
+def test_a_dsn_opens_a_postgres_ledger(dsn: str, file: Path) -> None:
     pytest.importorskip("psycopg")
     from x402_mask import PostgresLedger
 
-    ledger = open_ledger("postgresql://u:sesame@127.0.0.1:1/db")
+    write(file, f'ledger = "{dsn}"')
+    assert read({"X402_MASK_CONFIG": str(file)}).ledger == dsn
+    ledger = open_ledger(dsn)
     try:
         assert isinstance(ledger, PostgresLedger)
         assert "sesame" not in repr(ledger)
     finally:
         ledger.close()
+
+
+def test_what_may_hold_a_password_is_never_a_path(file: Path) -> None:
+    """A file of that name would show it to everybody."""
+    text = "no such keyword = 1 password=sesame"
+    with pytest.raises(ValueError, match="not a PostgreSQL connection string") as caught:
+        open_ledger(text)
+    assert "sesame" not in str(caught.value)
+    ordinary = open_ledger(str(file.parent / "host" / "port=1.db"))
+    assert isinstance(ordinary, SQLiteLedger)
 
 
 def test_without_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,7 +453,9 @@ def test_variables_override_the_file(file: Path, tmp_path: Path) -> None:
         ("orgins = []", "unknown key 'orgins'; did you mean origins"),
         ("zzz = 1", r"unknown key 'zzz' \(known: wallet, ledger, caps"),
         ("approve = true", "unknown key 'approve'"),
-        ("caps = '5/day'", "caps: is a list of text"),
+        ("caps = 5", "caps: is a list of text"),
+        ("caps = '5/dy'", "caps: 'dy' is not call, hour"),
+        ("caps = ''", "caps: names no cap"),
         ("caps = [5.0]", "caps: each item is text, not float"),
         ("caps = ['']", "caps: each item is text, not empty"),
         ("caps = []", "caps: is empty"),
@@ -489,6 +514,26 @@ def test_not_settings(file: Path, text: str, told: str) -> None:
         read({"X402_MASK_CONFIG": str(file)})
 
 
+def test_caps_may_be_one_text_as_in_the_environment(file: Path) -> None:
+    write(file, 'caps = "0.25/call,5/day@thing"')
+    found = from_config(file, {}, given=("origins", "wallet"))["caps"]
+    assert found == [Cap("0.25", per="call"), Cap(5, per="day", service="thing")]
+
+
+def test_the_example_in_the_documentation_is_read(file: Path, keystore: Path) -> None:
+    doc = inspect.getdoc(from_config) or ""
+    example = doc.partition("::\n")[2].partition("Environment variables")[0]
+    write(file, inspect.cleandoc(example))
+    (file.parent / "agent.json").write_bytes(keystore.read_bytes())
+    found = from_config(file, {"AGENT_PASSWORD": PASSWORD})
+    assert found["wallet"].address == ADDRESS
+    assert found["ledger"].path == file.parent / "ledger.db"
+    assert found["rpc"] == {"eip155:8453": ["https://base.example"]}
+    assert len(found["caps"]) == 3
+    with Payer(**found):
+        pass
+
+
 def test_a_breaker_can_be_switched_off(file: Path) -> None:
     write(file, "breaker_after = false")
     assert from_config(file, {}, given=("caps", "origins"))["breaker_after"] is None
@@ -527,6 +572,8 @@ def test_a_file_that_cannot_be_read(file: Path) -> None:
         from_config(file)
     with pytest.raises(ValueError, match=r"X402_MASK_CONFIG: .*No such file"):
         from_env({"X402_MASK_CONFIG": str(file)})
+    with pytest.raises(FileNotFoundError):
+        read({"X402_MASK_CONFIG": "unread"}, config=str(file))
     file.write_bytes(b"caps = ['\xff']")
     with pytest.raises(ValueError, match="not UTF-8"):
         from_config(file, {})

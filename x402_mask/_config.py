@@ -47,6 +47,13 @@ _SPAN: Final = re.compile(r"([1-9][0-9]{0,8}) ?([a-z]+)")
 _UNITS: Final = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _SPAN_MAX: Final = timedelta(days=3660)
 _URL_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_LIBPQ: Final = re.compile(
+    r"\s*(application_name|channel_binding|client_encoding|connect_timeout|dbname|gss[a-z]+|host"
+    r"|hostaddr|keepalives[a-z_]*|options|passfile|password|port|require[a-z_]+|service|ssl[a-z_]+"
+    r"|target_session_attrs|user)\s*=|.*\bpassword\s*=",
+    re.DOTALL | re.IGNORECASE,
+)
+"""How a DSN of PostgreSQL in keywords begins; where a password is said, nothing is a path."""
 _RPC_ITEM: Final = re.compile(r",(?=\s*[A-Za-z0-9:-]+\s*=)")
 _RPC_NETWORK: Final = re.compile(r"eip155:[1-9][0-9]{0,18}")
 _MISSING: Final = {
@@ -183,6 +190,24 @@ def from_config(
 ) -> dict[str, Any]:
     """Keyword arguments for ``Payer`` from a TOML file; *environ* only serves ``*_env`` keys.
 
+    A file has keys for the keywords of ``Payer``, besides ``wallet`` and ``ledger``::
+
+        caps = "0.25/call,5/day,2/day@mask-refinement"  # or a list of such texts
+        origins = ["https://x402vip.com"]
+        ledger = "ledger.db"  # beside this file; or a DSN of PostgreSQL
+        payees = "pin"
+        max_validity = "2m"
+
+        [wallet]
+        keystore = "agent.json"  # beside this file
+        password_env = "AGENT_PASSWORD"  # the name of a variable, never the password
+
+        [rpc]
+        "eip155:8453" = "https://base.example"
+
+    Environment variables win over a file that X402_MASK_CONFIG names (:func:`from_env`), as on the
+    command line; here the file is read alone.
+
     Raises:
         OSError: the file cannot be read.
         ValueError: something in it is unknown, missing or wrong.
@@ -191,16 +216,19 @@ def from_config(
     return _read_file(Path(path), env).arguments(given)
 
 
-def read(environ: Mapping[str, str] | None = None) -> Settings:
+def read(environ: Mapping[str, str] | None = None, *, config: str | None = None) -> Settings:
     """The settings of the environment, and of the file that it names.  Opens no wallet, no ledger.
 
+    Args:
+        environ: instead of ``os.environ``.
+        config: a file, instead of the one that X402_MASK_CONFIG names.
+
     Raises:
-        OSError: that file cannot be read.
-        ValueError: something is wrong.
+        OSError: *config* cannot be read.
+        ValueError: something is wrong, or the file that is named there cannot be read.
     """
     env = os.environ if environ is None else environ
-    named = env.get("X402_MASK_CONFIG")
-    base = Settings(values={}) if not named else _read_named(named, env)
+    base = _named_file(env) if config is None else _read_file(Path(config).expanduser(), env)
     values = {**base.values, **_values(env)}
     return Settings(
         values=values,
@@ -210,7 +238,10 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
     )
 
 
-def _read_named(named: str, env: Mapping[str, str]) -> Settings:
+def _named_file(env: Mapping[str, str]) -> Settings:
+    named = env.get("X402_MASK_CONFIG")
+    if not named:
+        return Settings(values={})
     try:
         return _read_file(Path(named).expanduser(), env)
     except OSError as exc:
@@ -446,7 +477,11 @@ def _ledger_text(value: object, path: Path) -> str | None:
         return None
     with _naming(f"{path}: ledger"):
         text = _text(value, "it")
-    return text if _URL_SCHEME.match(text) else str(_beside(path, text))
+    return str(_beside(path, text)) if _is_path(text) else text
+
+
+def _is_path(ledger: str) -> bool:
+    return not (_URL_SCHEME.match(ledger) or _LIBPQ.match(ledger))
 
 
 def _beside(path: Path, name: str) -> Path:
@@ -454,17 +489,19 @@ def _beside(path: Path, name: str) -> Path:
 
 
 def open_ledger(where: str) -> Ledger:
-    """The ledger at a path or a PostgreSQL DSN.  A SQLite file is only opened when it is used.
+    """The ledger at a path or a PostgreSQL DSN, which is a URL or begins with a keyword of libpq.
+
+    A SQLite file is only opened when it is used.
 
     Raises:
         ValueError: a URL that is not PostgreSQL's, or its driver is not installed.
     """
-    scheme = _URL_SCHEME.match(where)
-    if scheme is None:
+    if _is_path(where):
         from x402_mask._sqlite import SQLiteLedger  # noqa: PLC0415
 
         return SQLiteLedger(Path(where).expanduser())
-    if scheme[1] not in ("postgres", "postgresql"):
+    scheme = _URL_SCHEME.match(where)
+    if scheme is not None and scheme[1] not in ("postgres", "postgresql"):
         raise ValueError(f"a ledger is a path or a postgresql:// URL, not {scheme[1]}://")
     from x402_mask._postgres import PostgresLedger  # noqa: PLC0415  # its driver is an extra
 
@@ -496,6 +533,8 @@ def _origins(value: object) -> list[str]:
 
 
 def _caps(value: object) -> list[Cap]:
+    if isinstance(value, str):
+        return parse_caps(value)
     found = [parse_cap(item) for item in _texts(value)]
     if not found:
         raise ValueError('is empty; write such as ["0.25/call", "5/day"]')

@@ -423,6 +423,14 @@ def test_a_mistake_in_the_settings(
     assert told in error["message"]
 
 
+def test_a_file_that_is_missing_is_named_as_it_was_given(cli: Cli) -> None:
+    for arguments in (("--config", "gone.toml", "spend"), ("spend", "--config", "gone.toml")):
+        done = cli(*arguments)
+        assert done.code == 2
+        assert "--config gone.toml: No such file" in done.err
+        assert "X402_MASK_CONFIG" not in done.err
+
+
 def test_a_password_that_nobody_can_be_asked_for(cli: Cli, seller: Seller) -> None:
     (cli.home / "k.json").write_text("{}")
     done = cli.alone("call", "thing", X402_MASK_PRIVATE_KEY=None, X402_MASK_KEYSTORE="k.json")

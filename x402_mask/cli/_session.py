@@ -47,12 +47,14 @@ class Session:
         """The owner's settings; the keystore in its usual place serves where none is named."""
         if self._settings is None:
             environ = dict(os.environ)
-            if self.config is not None:
-                environ["X402_MASK_CONFIG"] = self.config
             try:
-                self._settings = _with_default_wallet(_config.read(environ), environ)
-            except (ValueError, OSError) as exc:
+                settings = _config.read(environ, config=self.config)
+            except OSError as exc:
+                message = f"--config {self.config}: {exc.strerror}"
+                raise Failure(message, USAGE, code="config") from exc
+            except ValueError as exc:
                 raise mistake(exc) from exc
+            self._settings = _with_default_wallet(settings, environ)
         return self._settings
 
     def ledger(self) -> Ledger:
