@@ -134,8 +134,41 @@ def test_import_of_a_keystore_with_the_wrong_password(locked: Cli) -> None:
     assert not _home(locked).exists()
 
 
-def test_a_key_is_no_argument(locked: Cli) -> None:
-    assert locked("wallet", "import", KEY).code == 2
+@pytest.mark.parametrize("typed", [KEY, KEY[2:], KEY + "00", KEY[:-1], f"--{KEY}", f"a{KEY}"])
+def test_a_key_is_no_argument_and_is_not_echoed(locked: Cli, typed: str) -> None:
+    for arguments in (
+        ("wallet", "import", typed),
+        ("wallet", "import", "--keystore", typed),
+        ("--debug", "wallet", "import", typed),
+        ("wallet", "import", "--json", typed),
+        ("call", "thing", typed),
+        ("call", typed + "/x"),
+        ("--config", typed, "--debug", "spend"),
+        (typed,),
+    ):
+        done = locked(*arguments)
+        assert done.code == 2
+        assert "1" * 40 not in done.text + done.err
+        assert "***" in done.text + done.err
+
+
+def test_words_are_no_argument_and_are_not_echoed(locked: Cli) -> None:
+    done = locked("wallet", "import", "--mnemonic", *WORDS.split())
+    assert done.code == 2
+    assert "junk" not in done.words
+
+
+def test_a_mistake_in_an_import_is_one_of_usage(locked: Cli) -> None:
+    error = locked("wallet", "import", "--json", stdin="0x12").document["error"]
+    assert (error["code"], error["exit_code"]) == ("usage", 2)
+
+
+def test_where_python_finds_the_wallet(locked: Cli) -> None:
+    line = f"export X402_MASK_KEYSTORE={_home(locked)}"
+    assert line in locked("wallet", "new").err.splitlines()
+    done = locked("wallet", "import", "--path", "an other.json", stdin=KEY)
+    assert f"export X402_MASK_KEYSTORE='{locked.home / 'an other.json'}'" in done.err.splitlines()
+    assert locked("wallet", "new", "--path", "third.json", "--json").err == ""
 
 
 def test_show_says_where_the_wallet_comes_from(locked: Cli, bare: Cli) -> None:

@@ -66,7 +66,7 @@ class Target:
             target = cls._opened(Path(output))
         except OSError as exc:
             message = f"cannot write {output}: {exc.strerror}; nothing was paid"
-            raise Failure(message, USAGE, code="usage") from exc
+            raise Failure(message, USAGE) from exc
         try:
             with target.file:
                 yield target

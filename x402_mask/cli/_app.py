@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 NAME = "x402-mask"
+_SECRET: Final = re.compile(r"(0[xX])?[0-9a-fA-F]{48,}|(?<=\()([a-z]+ ){11,}[a-z]+(?=\))")
+"""Hex about as long as a private key, or a dozen words in brackets."""
 
 
 class _Group(click.Group):
@@ -75,12 +78,16 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _ended(exc: BaseException, session: Session, arguments: Sequence[str]) -> int:
+    failure = _failure(exc, session.money)
+    is_usage = failure.exit_code == USAGE
     if session.debug or "--debug" in arguments:
-        traceback.print_exception(exc, file=sys.stderr)
+        told = "".join(traceback.format_exception(exc))
+        sys.stderr.write(_without_secrets(told) if is_usage else told)
     if isinstance(exc, (BrokenPipeError, SystemExit)):  # rich makes the second of the first
         _forget_stdout()
         return session.money.exit_code()
-    failure = _failure(exc, session.money)
+    if is_usage:
+        failure.args = (_without_secrets(str(failure)),)
     as_json = session.as_json or "--json" in arguments
     try:
         _report(failure, exc, as_json=as_json)
@@ -90,11 +97,16 @@ def _ended(exc: BaseException, session: Session, arguments: Sequence[str]) -> in
     return failure.exit_code
 
 
+def _without_secrets(text: str) -> str:
+    """*text* without what may be a key or its words: what was typed wrong is quoted back."""
+    return _SECRET.sub("***", text)
+
+
 def _failure(exc: BaseException, money: Money) -> Failure:
     if isinstance(exc, Failure):
         return exc
     if isinstance(exc, click.UsageError):
-        return Failure(exc.format_message(), USAGE, code="usage")
+        return Failure(exc.format_message(), USAGE)
     if isinstance(exc, click.ClickException):
         return _with_money(exc.format_message(), "failed", money)
     if isinstance(exc, (KeyboardInterrupt, click.Abort)):

@@ -40,7 +40,8 @@ class Failure(Exception):
     Args:
         message: one sentence or two, safe to print.
         exit_code: one of this module's.
-        code: stable, for programs: ``usage``, ``config``, ``refused``, ``network``, ``seller``, ...
+        code: stable, for programs: ``config``, ``refused``, ``network``, ``seller``, ...; ``usage``
+            or ``failed`` where none is given.
         reason: of a refusal, as listed in :mod:`x402_mask.errors`.
         at_risk: whether money may have moved, or may still.
         payment_id: of the payment concerned.
@@ -52,7 +53,7 @@ class Failure(Exception):
         message: str,
         exit_code: int = FAILED,
         *,
-        code: str = "failed",
+        code: str = "",
         reason: str | None = None,
         at_risk: bool = False,
         payment_id: str | None = None,
@@ -60,7 +61,7 @@ class Failure(Exception):
     ) -> None:
         super().__init__(message)
         self.exit_code = exit_code
-        self.code = code
+        self.code = code or ("usage" if exit_code == USAGE else "failed")
         self.reason = reason
         self.at_risk = at_risk
         self.payment_id = payment_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -172,7 +173,9 @@ def _copy(session: Session, keystore: Path, target: Path) -> None:
 
 def _made(session: Session, address: str, target: Path) -> None:
     _tell(session, {"address": address, "keystore": str(target)}, "wallet")
-    if not session.as_json:
-        if target != default_keystore():
-            say(f"use it with: export X402_MASK_KEYSTORE={target}")
-        say(f"send it a little USDC on Base; keep {target.name} and its password: both are needed")
+    if session.as_json:
+        return
+    found = target == default_keystore()
+    say("x402-mask finds it there; Python code and agents do with:" if found else "use it with:")
+    say(f"export X402_MASK_KEYSTORE={shlex.quote(str(target.absolute()))}")
+    say(f"send it a little USDC on Base; keep {target.name} and its password: both are needed")
