@@ -11,17 +11,20 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
+import click
 import httpx
 import pytest
 from PIL import Image
 
-from tests.cli.conftest import ADDRESS, TIMEOUT_S, Cli, Sells, quick_keystore
+from tests.cli.conftest import ADDRESS, KEY, TIMEOUT_S, Cli, Sells, quick_keystore
 from tests.support.process import Child
 from tests.support.seller import PAYEE, Reply, Seller, offer, v2_header
+from x402_mask.cli._app import app
 from x402_mask.sandbox import Sandbox
 
 COMMANDS = (
@@ -102,6 +105,22 @@ def test_sandbox_serves_and_can_be_paid(cli: Cli) -> None:
         done = cli("call", "timestamp", "--method", "GET", "--json", X402_MASK_ORIGINS=url)
         assert done.code == 0
         assert done.document["receipt"]["usd"] == "0.03"
+
+
+def test_sandbox_says_how_to_call_it(bare: Cli) -> None:
+    """Every line that is to be typed works as it is."""
+    with _serve(bare) as child:
+        text = child.log.read_text()
+        exports = dict(re.findall(r"(X402_MASK_(?:ORIGINS|CAPS|LEDGER))=(\S+)", text))
+        cli = bare.having(**exports, X402_MASK_PRIVATE_KEY=KEY)
+        calls = [
+            line.partition("#")[0]
+            for line in text.splitlines()
+            if line.startswith("x402-mask call")
+        ]
+        assert len(calls) == 2
+        for line in calls:
+            assert cli(*line.split()[1:]).code == 0, line
 
 
 def test_sandbox_misbehaves_on_demand(cli: Cli) -> None:
@@ -336,6 +355,42 @@ def test_help_names_every_command_and_exit_code(bare: Cli) -> None:
     assert "4 outcome unknown" in done.words
     assert bare().code == 2
     assert bare("-h").text == done.text
+
+
+def _commands(group: click.Group = app, *before: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from _commands(command, *before, name)
+        if not isinstance(command, click.Group) or command.invoke_without_command:
+            yield (*before, name), command.get_help(click.Context(command, info_name=name))
+
+
+def test_json_is_listed_where_it_works() -> None:
+    """And where it does not, it is refused in so many words.  The README names those."""
+    without = {" ".join(names) for names, told in _commands() if "--json" not in told}
+    assert without == {"sandbox", "mcp", "completion"}
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    named = re.search(r"`--json`, except (.*?)\.", " ".join(readme.split()))
+    assert named is not None
+    assert set(re.findall("`(.*?)`", named[1])) == without
+
+
+@pytest.mark.parametrize("command", ["sandbox", "mcp", "completion bash"])
+def test_json_is_refused_where_it_cannot_work(cli: Cli, command: str) -> None:
+    done = cli(*command.split(), "--json")
+    assert done.code == 2
+    assert "--json" in done.document["error"]["message"]
+
+
+@pytest.mark.parametrize("missing", ["mcp", "mcp.server.stdio"])
+def test_without_the_extra_for_agents(cli: Cli, missing: str) -> None:
+    program = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from x402_mask.cli import main; main(['mcp'])"
+    )
+    done = cli.run(["-c", program])
+    assert done.code == 1
+    assert "pip install 'x402-mask[mcp]'" in done.err
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from x402_mask.cli._faults import USAGE, Failure
-from x402_mask.cli._session import Session, common
+from x402_mask.cli._faults import Failure
+from x402_mask.cli._session import Session, serving
 from x402_mask.cli._show import say
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @click.command("mcp")
-@common
+@serving
 def mcp_server(session: Session) -> None:
     """Serve the first configured origin to an agent, as an MCP server on stdio.
 
@@ -39,7 +39,7 @@ def mcp_server(session: Session) -> None:
         if (exc.name or "").partition(".")[0] != "mcp":
             raise
         message = "the MCP server needs mcp: pip install 'x402-mask[mcp]'"
-        raise Failure(message, USAGE, code="missing_extra") from None
+        raise Failure(message, code="missing_extra") from None
     import sys
 
     import anyio

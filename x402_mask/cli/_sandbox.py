@@ -10,7 +10,7 @@ import click
 
 from x402_mask._services import is_loopback
 from x402_mask.cli._faults import USAGE, Failure
-from x402_mask.cli._session import Session, common
+from x402_mask.cli._session import Session, serving
 from x402_mask.cli._show import put, say
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def sandbox_package() -> ModuleType:
     show_default=True,
     help="Where a 402 stands in a tool's answer at /mcp.",
 )
-@common
+@serving
 def sandbox(session: Session, host: str, port: int, faults: str, **options: Any) -> None:
     """Serve a local marketplace that takes play money, until interrupted."""
     package = sandbox_package()
@@ -128,7 +128,11 @@ def _welcome(host: str, port: int) -> None:
     say(f"a marketplace with play money at {url}; to pay it:")
     say(f"export X402_MASK_ORIGINS={url} X402_MASK_CAPS=0.25/call,5/day")
     say("export X402_MASK_LEDGER=play.db X402_MASK_PRIVATE_KEY=0x$(openssl rand -hex 32)")
-    say(f"x402-mask call random-uuid --method GET   # pages: {url}/services")
+    say("x402-mask call random-uuid")
+    say(
+        f"x402-mask call mask-refinement ImageURL={url}/static/photo.png"
+        f" MaskImageURL={url}/static/mask.png   # pages: {url}/services"
+    )
 
 
 def _settings(package: ModuleType, faults: str, **options: Any) -> Any:
@@ -140,7 +144,7 @@ def _settings(package: ModuleType, faults: str, **options: Any) -> Any:
         )
     except ValueError as exc:
         hint = f" (set {_KEY})" if "facilitator_key" in str(exc) else ""
-        raise Failure(f"{exc}{hint}", USAGE, code="usage") from exc
+        raise Failure(f"{exc}{hint}", USAGE) from exc
 
 
 def _list_faults(session: Session, package: ModuleType) -> None:

@@ -211,7 +211,15 @@ def _set(name: Literal["as_json", "debug", "config"]) -> Callable[..., None]:
 
 def common(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options that every command has, and the session as its first argument."""
+    return _with_options(function, hides_json=False)
 
+
+def serving(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for a server, which prints no document: it refuses ``--json``, and lists it not."""
+    return _with_options(function, hides_json=True)
+
+
+def _with_options(function: Callable[..., Any], *, hides_json: bool) -> Callable[..., Any]:
     @click.pass_obj
     @functools.wraps(function)
     def with_session(session: Session, *args: Any, **kwargs: Any) -> Any:
@@ -228,7 +236,7 @@ def common(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--json", is_flag=True, expose_value=False, is_eager=True, callback=_set("as_json"),
-            help="Print one JSON document and nothing else.",
+            hidden=hides_json, help="Print one JSON document and nothing else.",
         ),
     ):  # fmt: skip
         with_session = option(with_session)
