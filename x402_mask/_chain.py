@@ -134,9 +134,13 @@ class Unused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unknown:
-    """Nothing is proven; ``reason`` says why, for people."""
+    """Nothing is proven; ``reason`` says why, for people.
+
+    ``answered`` is whether the chain was asked, and only proves nothing yet.
+    """
 
     reason: str
+    answered: bool = field(default=True, compare=False, repr=False)
 
 
 Evidence = Settled | Canceled | Unused | Unknown
@@ -231,7 +235,7 @@ class ChainReader:
         try:
             return self.ask(a.network, ask, time_out_s)
         except Fault as fault:
-            return Unknown(reason=str(fault))
+            return Unknown(reason=str(fault), answered=False)
 
     def ask(
         self,
@@ -326,7 +330,7 @@ async def _answer(view: _View, a: Authorization, top: _Header) -> Evidence:
     try:
         return await _judge(view, a, top)
     except Fault as fault:
-        return Unknown(reason=str(fault))
+        return Unknown(reason=str(fault), answered=False)
 
 
 def _agreed(views: Sequence[_View], answers: Sequence[Evidence]) -> Evidence:
@@ -340,7 +344,7 @@ def _agreed(views: Sequence[_View], answers: Sequence[Evidence]) -> Evidence:
         answer.reason if isinstance(answer, Unknown) else f"{view.name}: {answer}"
         for view, answer in zip(views, answers, strict=True)
     )
-    return Unknown(reason=f"endpoints disagree: {said}")
+    return Unknown(reason=f"endpoints disagree: {said}", answered=False)
 
 
 async def _judge(view: _View, a: Authorization, top: _Header) -> Evidence:
@@ -366,7 +370,7 @@ async def _glance(view: _View, a: Authorization, hint: str) -> Evidence:
     try:
         _, receipt = await _together(*checks)
     except Fault as fault:
-        return Unknown(reason=str(fault))
+        return Unknown(reason=str(fault), answered=False)
     if receipt is None:
         return Unknown(reason=f"{view.name}: transaction {hint} is not on chain yet")
     if not receipt.ok:

@@ -115,7 +115,7 @@ def evidence(
     try:
         return chain.ask(stored.terms.network, ask, time_out_s)
     except Fault as fault:
-        return Unknown(reason=str(fault))
+        return Unknown(reason=str(fault), answered=False)
 
 
 async def _glance(view: _View, stored: StoredTransfer) -> Glance:

@@ -252,7 +252,7 @@ def test_a_slow_endpoint_beside_a_quick_one(reader: Ask) -> None:
     with nodes(Chain(), Chain()) as (quick, slow):
         slow.raw = hang
         answer = reader(quick, slow, time_out_s=2.0).evidence(A)
-        assert isinstance(answer, Unknown)
+        assert isinstance(answer, Unknown) and not answer.answered
         assert answer.reason == f"{slow.url}: RPC timed out"
 
 
@@ -262,6 +262,7 @@ def test_nobody_listens(reader: Ask) -> None:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         answer = reader(url).evidence(A)
     assert answer == Unknown(reason=f"{url}: RPC failed (ConnectError)")
+    assert isinstance(answer, Unknown) and not answer.answered
 
 
 def test_https_is_verified(node: Node, reader: Ask) -> None:

@@ -148,7 +148,9 @@ def test_unused_only_when_a_block_past_valid_before_has_the_margin_on_top(
     made = reader(node, margin_blocks=margin)
     assert at(PAST - 1) == A.valid_before
     node.chain.height = PAST - 1 + margin
-    assert "not expired yet" in reason(made.evidence(A))
+    waiting = made.evidence(A)
+    assert "not expired yet" in reason(waiting)
+    assert isinstance(waiting, Unknown) and waiting.answered
     node.chain.height += 1
     assert made.evidence(A) == Unused(block=PAST, block_time=A.valid_before + BLOCK_S)
 
@@ -417,7 +419,9 @@ def test_endpoints_that_disagree(reader: Ask) -> None:
         made = reader(*both)
         for urls in (both, both[::-1]):
             made = reader(*urls)
-            said = reason(made.evidence(A))
+            answer = made.evidence(A)
+            assert isinstance(answer, Unknown) and not answer.answered
+            said = reason(answer)
             assert "endpoints disagree" in said and "Settled" in said and "Unused" in said
             assert "endpoints disagree" in reason(made.seen(replace(A, transaction=tx)))
 
