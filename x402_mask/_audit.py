@@ -94,13 +94,27 @@ def export(ledger: Ledger, format: Literal["csv", "jsonl"], file: IO[str]) -> in
         LedgerError: the ledger cannot be opened or read.
         OSError: *file* cannot be written.
     """
+    return export_audited(ledger, format, file)[0]
+
+
+def export_audited(
+    ledger: Ledger,
+    format: Literal["csv", "jsonl"],  # noqa: A002
+    file: IO[str],
+) -> tuple[int, AuditReport]:
+    """:func:`export`, and what the audit of the same state found.
+
+    Raises:
+        ValueError, LedgerError, OSError: as :func:`export` does.
+    """
     if format not in ("csv", "jsonl"):
         raise ValueError(f"format is csv or jsonl, not {format!r}")
     with _snapshot(ledger) as (db, head):
         report = _audit(ledger, db, head)
         verdict = {"record": "verification", **asdict(report)}
         records = chain(_payment_records(db), _history_records(db), [verdict])
-        return _write_csv(records, file) if format == "csv" else _write_lines(records, file)
+        write = _write_csv if format == "csv" else _write_lines
+        return write(records, file), report
 
 
 @contextmanager

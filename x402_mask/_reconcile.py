@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from x402_mask._rows import Proof, Row
 
 
+class Unanswered(Resolved):
+    """A payment whose chain could not be asked."""
+
+    __slots__ = ()
+
+
 def reconcile(payer: Payer) -> list[Resolved]:
     """Resolve every payment that the chain can tell the end of; say of the others why not."""
     done = [
@@ -25,7 +31,7 @@ def reconcile(payer: Payer) -> list[Resolved]:
         if payer.chain_knows(row.network):
             done.append(resolve(payer, row))
         elif row.state == "held":
-            done.append(_unresolved(row, "no rpc for its network"))
+            done.append(_unresolved(row, "no rpc for its network", answered=False))
     return done
 
 
@@ -45,21 +51,25 @@ def resolve(payer: Payer, row: Row) -> Resolved:
         return _write(payer, row, "void", evidence.transaction, "cancelled on chain")
     if isinstance(evidence, Unused):
         return _write(payer, row, "void", None, f"unused at block {evidence.block}")
-    return _unresolved(row, evidence.reason)
+    return _unresolved(row, evidence.reason, answered=evidence.answered)
 
 
 def _transferred(payer: Payer, row: Row) -> Resolved:
     """What became of a payment by on-chain transfer; nothing is sent."""
+    from x402_mask._chain import Unknown  # noqa: PLC0415
+
     stored = payer.ledger.transfer_of(row.id)
     if stored is None:
         return _unresolved(row, "it was not paid by a signature")
     desk = payer.desk()
-    ended = desk.close(stored, desk.evidence(stored))
+    verdict = desk.evidence(stored)
+    ended = desk.close(stored, verdict)
     if ended.state == "mined":
         return _write(payer, row, "settled", ended.transaction, "seen on chain")
     if ended.state != "pending":
         return _write(payer, row, "void", ended.transaction, ended.detail)
-    return _unresolved(row, ended.detail)
+    answered = not isinstance(verdict, Unknown) or verdict.answered
+    return _unresolved(row, ended.detail, answered=answered)
 
 
 def seen(payer: Payer, row: Row, proof: Proof, transaction: str) -> bool:
@@ -95,5 +105,6 @@ def _write(payer: Payer, row: Row, state: State, transaction: str | None, note: 
     return Resolved(payment_id=row.id, state=state, transaction=transaction, detail=note)
 
 
-def _unresolved(row: Row, reason: str) -> Resolved:
-    return Resolved(payment_id=row.id, state=row.state, transaction=row.trans, detail=reason)
+def _unresolved(row: Row, reason: str, *, answered: bool = True) -> Resolved:
+    kind = Resolved if answered else Unanswered
+    return kind(payment_id=row.id, state=row.state, transaction=row.trans, detail=reason)

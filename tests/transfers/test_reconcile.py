@@ -12,6 +12,7 @@ from tests.transfers.kit import PRICE, Buyer
 from tests.transfers.test_desk import BLACKLIST, admin, send_other
 from x402_mask import Cap, MemoryLedger, Payer, Resolved, Wallet
 from x402_mask._audit import verify
+from x402_mask._reconcile import Unanswered
 from x402_mask._rows import Result
 
 pytestmark = [pytest.mark.chain, pytest.mark.timeout(60, func_only=True)]
@@ -89,6 +90,19 @@ def test_what_was_never_sent_stays_held_and_unsent(chain: Chain, buyer: BuyerFor
     assert b.nonce() == 0
     assert b.desk.carry(sent.terms.payment_id, 10).state == "mined"
     assert b.paid() == [PRICE]
+
+
+def test_a_chain_that_cannot_be_asked_is_told_apart(chain: Chain, buyer: BuyerFor) -> None:
+    b = buyer()
+    b.hold()
+    chain.mine(DEEP)
+    assert not isinstance(reconciled(b), Unanswered)
+    with Payer(
+        Wallet.from_key(b.account.key), caps=[Cap("5", per="total")], origins=["https://h.example"],
+        ledger=b.ledger, rpc={NETWORK: "http://127.0.0.1:1"},
+    ) as payer:  # fmt: skip
+        (found,) = payer.reconcile()
+    assert isinstance(found, Unanswered) and found.state == "held"
 
 
 @pytest.mark.parametrize(("wei", "error"), [(0, ValueError), (-1, ValueError), (1e15, TypeError),
