@@ -65,6 +65,23 @@ def test_demo_as_a_document(bare: Cli) -> None:
     assert "would exceed the cap" in document["refused"]
     assert (bare.home / "deep/er/mask.png").stat().st_size > 0
     assert done.err == ""
+    story = document["conversation"]
+    assert {type(step["ms"]) for step in story} == {int}
+    assert {step["who"] for step in story} == {"request", "answer", "payer", "ledger", "wallet", ""}
+
+
+def test_demo_where_only_ascii_can_be_shown(bare: Cli) -> None:
+    done = bare.alone("demo", PYTHONIOENCODING="ascii")
+    assert done.code == 0
+    assert done.out.isascii()
+    assert "-> request" in done.text
+    assert "<- answer" in done.text
+    assert "\\u" not in done.text + done.err
+
+
+def test_demo_to_a_place_that_cannot_be_made(bare: Cli) -> None:
+    (bare.home / "file").write_text("")
+    assert bare("demo", "--output", "file/mask.png").code == 2
 
 
 def test_demo_ignores_what_is_configured(bare: Cli) -> None:
@@ -247,7 +264,7 @@ def test_doctor_and_the_ledger(cli: Cli, seller: Seller, sells: Sells) -> None:
     assert cli("pause").code == 0
     checks = examine(cli)
     told = " ".join(check["detail"] for check in checks["ledger"])
-    assert "1 payments ($0.10) are held" in told
+    assert "1 payment ($0.10) is held: nobody knows its end" in told
     assert "paused" in told
     assert f"breaker open: {seller.origin}" in told
     assert status(checks, "ledger") == "ok warn warn warn"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import sqlite3
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import ADDRESS, Cli, Sells
 from tests.support.seller import OTHER_PAYEE, PAYEE, TRANSACTION, Reply, Seller
 from x402_mask import Payment
-from x402_mask.cli._owner import waits_for
+from x402_mask.cli._payments import waits_for
 from x402_mask.sandbox import Sandbox
 
 # --- quote ----------------------------------------------------------------------------------------
@@ -130,9 +133,10 @@ def test_payments_say_what_each_held_one_waits_for(cli: Cli, sells: Sells) -> No
     assert "may be collected until" in newest["waits_for"]
     assert "the same call presents it again" in newest["waits_for"]
     assert "HTTP 500" in newest["waits_for"]
-    text = cli("payments").text
-    assert newest["payment_id"] in text
-    assert "may be collected until" in text
+    words = cli("payments").words
+    assert f"pay_…{newest['payment_id'][-8:]}" in words
+    assert "may be collected until" in words
+    assert "HTTP 200" not in words
 
 
 def test_a_held_payment_that_has_expired_waits_for_the_chain() -> None:
@@ -166,7 +170,10 @@ def test_payments_are_filtered(cli: Cli, seller: Seller, sells: Sells) -> None:
     path = "/api/tools/thing"
     assert len(cli("payments", "--service", path, "--json").document["payments"]) == 3
     assert cli("payments", "--service", "other", "--json").document["payments"] == []
-    assert "no such payments" in cli("payments", "--service", "other").err
+    done = cli("payments", "--service", "other")
+    assert (done.out, done.err) == (b"", "no such payments on this ledger\n")
+    done = cli("payees", X402_MASK_LEDGER="empty.db")
+    assert (done.out, done.err) == (b"", "no payee is known on this ledger\n")
     assert cli("payments", "--state", "lost").code == 2
     assert cli("payments", "--limit", "0").code == 2
     assert cli("payments", "--output", "x").code == 2
@@ -206,14 +213,15 @@ def test_a_pinned_payee_is_changed_by_the_owner_only(
     assert (done.code, done.document["error"]["reason"]) == (3, "payee")
     assert cli("payees", "accept", "thing", "0x1234").code == 2
     told = cli("payees", "accept", "thing", OTHER_PAYEE, "--json").document
-    assert told == {"service": "thing", "address": OTHER_PAYEE.lower(), "trusted": True}
+    assert told == {"service": "thing", "address": OTHER_PAYEE, "trusted": True}
+    assert OTHER_PAYEE in cli("payees", "accept", "thing", OTHER_PAYEE.lower()).err
     assert cli("call", "thing", "n=2").code == 0
     found = cli("payees", "--json").document["payees"]
     assert {payee["address"]: payee["trusted"] for payee in found} == {
-        PAYEE.lower(): True,
-        OTHER_PAYEE.lower(): True,
+        PAYEE: True,
+        OTHER_PAYEE: True,
     }
-    assert PAYEE.lower() in cli("payees").text
+    assert PAYEE in cli("payees").text
     assert seller.totals()[OTHER_PAYEE, "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"] == 100_000
 
 
@@ -224,25 +232,33 @@ def test_reconcile_without_an_rpc_says_so(cli: Cli, sells: Sells) -> None:
     sells(Reply(status=500))
     assert cli("call", "thing").code == 4
     done = cli("reconcile")
-    assert done.code == 0
-    assert "no rpc is configured" in done.err
+    assert done.code == 1
+    assert "could not be asked about 1 payment (no rpc: set X402_MASK_RPC)" in done.err
+    assert "every payment is resolved" not in done.err
     assert "no rpc for its network" in done.text
-    [row] = cli("reconcile", "--json").document["resolved"]
-    assert row["state"] == "held"
+    done = cli("reconcile", "--json")
+    [row] = done.document["resolved"]
+    assert (done.code, row["state"]) == (1, "held")
+    assert done.document["unanswered"] == [row["payment_id"]]
 
 
 def test_reconcile_with_nothing_to_do(cli: Cli) -> None:
-    assert "every payment is resolved" in cli("reconcile").err
-    assert cli("reconcile", "--json").document == {"resolved": []}
+    done = cli("reconcile")
+    assert (done.code, done.out) == (0, b"")
+    assert "every payment is resolved" in done.err
+    assert "rpc" not in done.err
+    assert cli("reconcile", "--json").document == {"resolved": [], "unanswered": []}
 
 
 def test_reconcile_with_an_rpc_that_is_down_frees_nothing(cli: Cli, sells: Sells) -> None:
     sells(Reply(status=500))
     assert cli("call", "thing").code == 4
     rpc = {"X402_MASK_RPC": "eip155:8453=http://127.0.0.1:1"}
-    [row] = cli("reconcile", "--json", **rpc).document["resolved"]
-    assert row["state"] == "held"
+    done = cli("reconcile", "--json", **rpc)
+    [row] = done.document["resolved"]
+    assert (done.code, row["state"]) == (1, "held")
     assert "127.0.0.1" in row["detail"]
+    assert done.document["unanswered"] == [row["payment_id"]]
 
 
 def test_reconcile_watches_until_it_is_stopped(cli: Cli) -> None:
@@ -298,5 +314,28 @@ def test_export_usage(cli: Cli, arguments: tuple[str, ...]) -> None:
 
 def test_export_to_a_place_that_cannot_be_written(cli: Cli) -> None:
     done = cli("payments", "--export", "csv", "--output", "no/where.csv")
-    assert done.code == 1
+    assert done.code == 2
     assert "cannot write no/where.csv" in done.err
+    if Path("/dev/full").exists():
+        done = cli("payments", "--export", "csv", "--output", "/dev/full")
+        assert done.code == 1
+        assert "cannot write /dev/full: No space left" in done.err
+
+
+def test_export_of_a_history_that_was_changed(cli: Cli, sells: Sells) -> None:
+    """It is written all the same, and nobody can miss that it is not to be believed."""
+    sells()
+    cli = cli.having(X402_MASK_LEDGER=str(cli.home / "l.db"))
+    assert cli("call", "thing").code == 0
+    with contextlib.closing(sqlite3.connect(cli.home / "l.db")) as db, db:
+        db.execute("UPDATE history SET data = replace(data, '100000', '100001')")
+    for output in (("--output", "out.jsonl"), ()):
+        done = cli("payments", "--export", "jsonl", *output)
+        assert done.code == 1
+        assert "THE AUDIT FAILED" in done.err
+        written = (cli.home / "out.jsonl").read_text() if output else done.text
+        assert json.loads(written.splitlines()[-1])["ok"] is False
+    document = cli("payments", "--export", "csv", "--output", "out.csv", "--json").document
+    assert (document["error"]["code"], document["output"]) == ("audit", "out.csv")
+    assert document["records"] == len(written.splitlines())
+    assert document["problems"]

@@ -10,9 +10,11 @@ import select
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from tests.cli.conftest import TIMEOUT_S, Cli, Sells
 from tests.support.seller import (
@@ -35,13 +37,13 @@ EVIL = f"{TITLE}\x1b[2J\x1b[31mred\x1b[0m\x9b1mC1\x9d0;c1\x9c\x1bPdcs\x1b\\\b\b\
 PLAIN_SGR = re.compile(rb"\x1b\[[0-9;]*m")
 
 
-def in_terminal(cli: Cli, *args: str, term: str = "dumb") -> tuple[int, bytes]:
+def in_terminal(cli: Cli, *args: str, term: str = "dumb", columns: int = 200) -> tuple[int, bytes]:
     """Run in a pseudo-terminal and return all that it would be sent."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "x402_mask", *args],
         stdin=slave, stdout=slave, stderr=slave, cwd=cli.home,
-        env={**cli.env, "TERM": term, "COLUMNS": "200"}, start_new_session=True,
+        env={**cli.env, "TERM": term, "COLUMNS": str(columns)}, start_new_session=True,
     )  # fmt: skip
     os.close(slave)
     sent = bytearray()
@@ -227,6 +229,86 @@ def test_a_password_is_asked_for_and_not_echoed(cli: Cli, tmp_path: Path) -> Non
         os.close(master)
     assert b"hidden horse" not in sent
     assert (tmp_path / "k.json").exists()
+
+
+# --- what fits ------------------------------------------------------------------------------------
+
+
+def _bought(cli: Cli, sells: Sells) -> list[dict[str, str]]:
+    """Three settled payments and one that is held."""
+    sells()
+    for number in range(3):
+        assert cli("call", "thing", f"n={number}").code == 0
+    sells(Reply(status=500))
+    assert cli("call", "thing", "n=3").code == 4
+    found: list[dict[str, str]] = cli("payments", "--json").document["payments"]
+    return found
+
+
+def _lines(sent: bytes) -> list[str]:
+    return PLAIN_SGR.sub(b"", sent).decode().replace("\r", "").splitlines()
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 200])
+def test_every_payment_is_on_one_line_that_fits(cli: Cli, sells: Sells, columns: int) -> None:
+    payments = _bought(cli, sells)
+    code, sent = in_terminal(cli, "payments", term="xterm", columns=columns)
+    lines = _lines(sent)
+    assert code == 0
+    assert max(map(cell_len, lines)) <= columns
+    assert lines[0].split()[:3] == ["at", "(UTC)", "state"]
+    rows = [line for line in lines[1:] if not line.startswith(" ")]
+    assert len(rows) == len(payments)
+    for row, payment in zip(rows, payments, strict=True):
+        assert row.startswith(f"{datetime.fromisoformat(payment['at']):%m-%d %H:%M}  ")
+        assert all(text in row for text in (payment["state"], "$0.10", "thing"))
+        wanted = payment["payment_id"] if columns == 200 else payment["payment_id"][-8:]
+        assert wanted in row
+        assert columns != 80 or payment["state"] != "settled" or "0xabab…abab" in row
+    assert "may be collected until" in " ".join(lines)
+
+
+def test_payments_fit_a_pipe_and_a_long_service_gives_way(cli: Cli, seller: Seller) -> None:
+    name = "a-service-with-" + "x" * 80
+    seller.on(f"/api/tools/{name}", paywall(v2_header(offer("100000")), served(b"ok")))
+    assert cli("call", name).code == 0
+    heads, row = cli("payments").text.splitlines()
+    assert cell_len(row) == 80
+    assert "a-service-with-x" in row
+    assert "…" in row
+    assert heads.split()[-1] == "transaction"
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_spend_fits(cli: Cli, sells: Sells, columns: int) -> None:
+    _bought(cli, sells)
+    cli = cli.having(X402_MASK_CAPS="0.25/call,1000/month,2/day@thing,5/36h@mask-refinement")
+    code, sent = in_terminal(cli, "spend", term="xterm", columns=columns)
+    lines = _lines(sent)
+    assert code == 0
+    assert max(map(cell_len, lines)) <= columns
+    words = " ".join(" ".join(lines).split())
+    for told in ("all services", "month", "$1000.00", "mask-refinement", "36h", "$0.30", "$999.60"):
+        assert told in words
+    if columns < 80:
+        assert "thing, $2.00 per day settled $0.30, held $0.10, left $1.60, more at" in words
+
+
+def test_spend_is_a_table_in_an_ordinary_terminal(cli: Cli) -> None:
+    cli = cli.having(X402_MASK_CAPS="0.25/call,5/day,2/36h@mask-refinement")
+    _, sent = in_terminal(cli, "spend", term="xterm", columns=80)
+    [row] = [line.split() for line in _lines(sent) if "mask-refinement" in line]
+    assert row[:6] == ["mask-refinement", "36h", "$2.00", "$0.00", "$0.00", "$2.00"]
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_what_reconcile_says_fits(cli: Cli, sells: Sells, columns: int) -> None:
+    _bought(cli, sells)
+    _, sent = in_terminal(cli, "reconcile", term="xterm", columns=columns)
+    lines = _lines(sent)
+    shown = [line for line in lines if line.startswith(("state", "held", " "))]
+    assert max(map(cell_len, shown)) <= columns
+    assert "no rpc for its network" in " ".join(lines)
 
 
 # --- the cleaner itself ---------------------------------------------------------------------------

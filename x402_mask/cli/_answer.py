@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from x402_mask.cli._faults import DONE, USAGE, Failure, of_lost_answer
 from x402_mask.cli._parse import parse
-from x402_mask.cli._show import clean, document, plain, put, say
+from x402_mask.cli._show import clean, count, document, plain, put, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,7 +136,8 @@ class Answer:
         if target is not None:
             size = target.write(self.response.iter_bytes())
             self._report(
-                {"output": str(target.path), "bytes": size}, f"{size} bytes in {target.path}"
+                {"output": str(target.path), "bytes": size},
+                f"{count(size, 'byte')} in {target.path}",
             )
         elif self.session.as_json:
             self._report(_body(self._whole(), self.response), "")

@@ -17,7 +17,8 @@ from x402_mask.cli._demo import demo
 from x402_mask.cli._doctor import doctor
 from x402_mask.cli._faults import DONE, FAILED, USAGE, Failure, Money, of_payment_error
 from x402_mask.cli._mcp import mcp_server
-from x402_mask.cli._owner import pause, payees, payments, reconcile, resume, spend
+from x402_mask.cli._owner import pause, payees, reconcile, resume, spend
+from x402_mask.cli._payments import payments
 from x402_mask.cli._sandbox import sandbox
 from x402_mask.cli._session import Session
 from x402_mask.cli._show import clean, put, say
@@ -68,7 +69,7 @@ def run(arguments: Sequence[str]) -> int:
     session = Session()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="x402_mask.ascii")  # registered by _show
     try:
         code = app.main(list(arguments), NAME, standalone_mode=False, obj=session)
         sys.stdout.flush()

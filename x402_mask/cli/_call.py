@@ -23,7 +23,7 @@ from x402_mask.cli._faults import (
 from x402_mask.cli._paid import Paid, payment_of
 from x402_mask.cli._parse import parse
 from x402_mask.cli._session import Session, common, usd_option
-from x402_mask.cli._show import caps_table, clean, facts, money, put, say, show
+from x402_mask.cli._show import clean, facts, money, put, say, show, show_caps
 from x402_mask.errors import ApprovalDenied, OriginRefused
 
 if TYPE_CHECKING:
@@ -269,7 +269,7 @@ def quote(session: Session, asked: Asked) -> int:
     else:
         show(quote_table(found))
         if found.caps:
-            show(caps_table(found.caps, "caps that apply, before this payment"))
+            show_caps(found.caps, "caps that apply, before this payment")
         if found.refusal is not None:
             say(f"would be refused ({found.refusal.reason}): {clean(found.refusal)}", style="red")
     return DONE if found.allowed else REFUSED

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import httpx
 
-from x402_mask.cli._faults import DONE, Failure
+from x402_mask.cli._faults import DONE, USAGE, Failure
 from x402_mask.cli._sandbox import sandbox_package
 from x402_mask.cli._session import Session, common
-from x402_mask.cli._show import caps_table, clean, facts, money, put, say, show, table
+from x402_mask.cli._show import clean, facts, money, put, say, show, show_caps, table
 
 if TYPE_CHECKING:
     from x402_mask._models import Event, Quote, Receipt, Spend
 
 _CAPS: Final = ("0.25/call", "0.30/day@mask-refinement")
+_ARROWS: Final = {"request": "→ request", "answer": "← answer"}
 _PROOFS: Final = ("payment-signature", "x-payment", "x-payment-token")
 
 
@@ -29,11 +30,11 @@ class _Diary:
     """What happened, in order, with milliseconds since the start."""
 
     started: float = field(default_factory=time.perf_counter)
-    lines: list[tuple[str, str, str]] = field(default_factory=list)
+    lines: list[tuple[int, str, str]] = field(default_factory=list)
 
     def note(self, who: str, what: str) -> None:
         """Add a line."""
-        self.lines.append((f"{(time.perf_counter() - self.started) * 1000:.0f}", who, what))
+        self.lines.append((round((time.perf_counter() - self.started) * 1000), who, what))
 
     def watch(self, event: Event) -> None:
         """For ``Payer(on_event=...)``."""
@@ -64,10 +65,10 @@ class _Recorder(httpx.HTTPTransport):
         """Send *request*, unpaid or with its proof."""
         proof = next((name for name in _PROOFS if name in request.headers), None)
         with_proof = f" with {proof.upper()}" if proof else ""
-        self._diary.note("→ request", f"{request.method} {request.url.path}{with_proof}")
+        self._diary.note("request", f"{request.method} {request.url.path}{with_proof}")
         response = super().handle_request(request)
         phrase = httpx.codes.get_reason_phrase(response.status_code)
-        self._diary.note("← answer", f"{response.status_code} {phrase}")
+        self._diary.note("answer", f"{response.status_code} {phrase}")
         return response
 
 
@@ -101,7 +102,8 @@ def demo(session: Session, output: Path) -> int:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        raise Failure(f"cannot make {output.parent}: {exc.strerror}; nothing was paid") from exc
+        message = f"cannot make {output.parent}: {exc.strerror}; nothing was paid"
+        raise Failure(message, USAGE) from exc
     with package.Sandbox() as sandbox, tempfile.TemporaryDirectory(prefix="x402-mask-") as scratch:
         found = _run(sandbox.url, Path(scratch) / "ledger.db", output)
     if session.as_json:
@@ -160,7 +162,8 @@ def _paid(client: httpx.Client, call: str, pictures: dict[str, str], output: Pat
 
 def _show(found: _Shown) -> None:
     receipt = found.receipt
-    show(table(f"one call to {found.url}", (">ms", "who", "what"), found.diary.lines))
+    rows = [(ms, _ARROWS.get(who, who), what) for ms, who, what in found.diary.lines]
+    show(table(f"one call to {found.url}", (">ms", "who", "what"), rows))
     pairs = {
         "service": receipt.service,
         "paid": f"{money(receipt.usd)} ({receipt.amount} units, play money)",
@@ -172,7 +175,7 @@ def _show(found: _Shown) -> None:
         "payment": receipt.payment_id,
     }
     show(facts("receipt", pairs))
-    show(caps_table(found.spends, "caps, after it"))
+    show_caps(found.spends, "caps, after it")
     say(f"the second call was refused, nothing was signed: {clean(found.refusal)}", style="yellow")
     say(f"the refined mask is in {found.picture}", style="green")
     say(

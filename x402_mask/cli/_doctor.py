@@ -19,7 +19,7 @@ from x402_mask.cli._faults import DONE, FAILED, Failure
 from x402_mask.cli._owner import stop_lines, stops_of
 from x402_mask.cli._parse import parse
 from x402_mask.cli._session import Session, common
-from x402_mask.cli._show import clean, money, put, show
+from x402_mask.cli._show import clean, count, money, put, show
 from x402_mask.errors import LedgerError, PaymentError
 
 if TYPE_CHECKING:
@@ -181,8 +181,9 @@ def _ledger_lines(ledger: Ledger) -> Iterator[Check]:
     held = ledger.payments(state="held", limit=1000)
     if held:
         total = money(sum((payment.usd for payment in held), start=held[0].usd * 0))
+        are, its = ("is", "its") if len(held) == 1 else ("are", "their")
         yield _warn(
-            "ledger", f"{len(held)} payments ({total}) are held: nobody knows their end",
+            "ledger", f"{count(len(held), 'payment')} ({total}) {are} held: nobody knows {its} end",
             "`x402-mask payments --state held` says what each waits for",
         )  # fmt: skip
     for line in stop_lines(stops_of(ledger)):
@@ -195,7 +196,7 @@ def _history_check(ledger: Ledger) -> Check:
 
     report = verify(ledger)
     if report.ok:
-        return _ok("history", f"{report.rows} rows, and everything is as it was written")
+        return _ok("history", f"{count(report.rows, 'row')}, and everything is as it was written")
     told = "; ".join(clean(problem, 120) for problem in report.problems[:3])
     more = f" (and {len(report.problems) - 3} more)" if len(report.problems) > 3 else ""
     return _fail(
