@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from eth_account import Account
 
+from x402_mask import Payer, Wallet
+from x402_mask._config import from_config
 from x402_mask.sandbox import Sandbox
 
 ROOT = Path(__file__).parent.parent
@@ -40,6 +44,27 @@ def test_the_example_pays_a_real_seller(
     assert "'code': '200'" in printed
     assert "outcome='settled'" in printed
     assert "Decimal('0.20')" in printed
+
+
+def test_the_example_of_a_file_is_read(tmp_path: Path) -> None:
+    """The one TOML block makes a payer; a variable wins over it."""
+    (text,) = blocks("toml")
+    (tmp_path / "settings.toml").write_text(text)
+    keystore = Account.encrypt(KEY, "secret", kdf="pbkdf2", iterations=1000)
+    (tmp_path / "agent.json").write_text(json.dumps(keystore))
+    environ = {
+        "AGENT_PASSWORD": "secret",
+        "X402_MASK_CONFIG": str(tmp_path / "settings.toml"),
+        "X402_MASK_CAPS": "7/total",
+    }
+    with Payer.from_env(environ) as payer:
+        assert payer.address == Wallet.from_key(KEY).address
+        assert [str(limit.cap) for limit in payer.limits] == ["$7.00/total on all services"]
+        assert payer.policy.pin
+        assert payer.chain_knows("eip155:8453")
+    found = from_config(tmp_path / "settings.toml", environ)
+    assert len(found["caps"]) == 3
+    assert found["ledger"].path == tmp_path / "ledger.db"
 
 
 def test_every_make_target_exists() -> None:
