@@ -268,9 +268,13 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolved:
-    """One held payment that ``reconcile()`` looked at, and what became of it."""
+    """One held payment that ``reconcile()`` looked at, and what became of it.
+
+    ``answered`` is false where the chain could not be asked: there is no RPC, or none that works.
+    """
 
     payment_id: str
     state: State
     transaction: str | None
     detail: str
+    answered: bool = True

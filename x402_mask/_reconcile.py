@@ -14,12 +14,6 @@ if TYPE_CHECKING:
     from x402_mask._rows import Proof, Row
 
 
-class Unanswered(Resolved):
-    """A payment whose chain could not be asked."""
-
-    __slots__ = ()
-
-
 def reconcile(payer: Payer) -> list[Resolved]:
     """Resolve every payment that the chain can tell the end of; say of the others why not."""
     done = [
@@ -106,5 +100,6 @@ def _write(payer: Payer, row: Row, state: State, transaction: str | None, note: 
 
 
 def _unresolved(row: Row, reason: str, *, answered: bool = True) -> Resolved:
-    kind = Resolved if answered else Unanswered
-    return kind(payment_id=row.id, state=row.state, transaction=row.trans, detail=reason)
+    return Resolved(
+        payment_id=row.id, state=row.state, transaction=row.trans, detail=reason, answered=answered
+    )

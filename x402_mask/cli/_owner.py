@@ -144,9 +144,7 @@ def reconcile(session: Session, watch: float | None) -> int:
 
 def _show_resolved(session: Session, found: Sequence[Resolved]) -> int:
     """What was found, and about how many payments the chain could not be asked."""
-    from x402_mask._reconcile import Unanswered
-
-    unanswered = [one.payment_id for one in found if isinstance(one, Unanswered)]
+    unanswered = [one.payment_id for one in found if not one.answered]
     if session.as_json:
         put({"resolved": found, "unanswered": unanswered})
     elif found:
