@@ -18,26 +18,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from x402_mask._chain import (
-    _DATA,
-    _HASH,
-    _TRANSFER,
+from x402_mask._chain import TRANSFER, Unknown, address_word, same_block
+from x402_mask._rpc import (
+    DATA,
+    HASH,
     Fault,
-    Unknown,
-    _address_word,
-    _each,
-    _hex,
-    _list,
-    _object,
-    _quantity,
-    _same_block,
-    _together,
+    each,
+    hex_of,
+    list_of,
+    object_of,
+    quantity_of,
+    together,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
-    from x402_mask._chain import ChainReader, _Header, _Log, _Receipt, _View
+    from x402_mask._chain import ChainReader
+    from x402_mask._rpc import Header, Log, Receipt, View
     from x402_mask._transfers import StoredTransfer, Terms
 
 QUESTION_S: Final = 60.0
@@ -87,8 +85,8 @@ class Glance:
 def glance(chain: ChainReader, stored: StoredTransfer, *, time_out_s: float) -> Glance | str:
     """Look once; a text says why nothing can be said.  Blocks; never raises for RPC faults."""
 
-    async def ask(views: Sequence[_View]) -> Glance | str:
-        seen = await _each(views, lambda view: _glance(view, stored))
+    async def ask(views: Sequence[View]) -> Glance | str:
+        seen = await each(views, lambda view: _glance(view, stored))
         return seen[0] if all(each == seen[0] for each in seen) else "the RPC endpoints disagree"
 
     try:
@@ -102,11 +100,11 @@ def evidence(
 ) -> Verdict:
     """What the confirmed chain proves.  Blocks; never raises for RPC faults."""
 
-    async def ask(views: Sequence[_View]) -> Verdict:
-        await _each(views, lambda view: view.check_chain())
+    async def ask(views: Sequence[View]) -> Verdict:
+        await each(views, lambda view: view.check_chain())
         top = await chain.common_top(views)
-        verdicts = await _each(views, lambda view: _judge(view, stored, top))
-        await _same_block(views, top.number, top)
+        verdicts = await each(views, lambda view: _judge(view, stored, top))
+        await same_block(views, top.number, top)
         if any(verdict != verdicts[0] for verdict in verdicts):
             told = "; ".join(f"{v.name}: {w}" for v, w in zip(views, verdicts, strict=True))
             raise Fault(f"endpoints disagree: {told}")
@@ -118,11 +116,11 @@ def evidence(
         return Unknown(reason=str(fault), answered=False)
 
 
-async def _glance(view: _View, stored: StoredTransfer) -> Glance:
+async def _glance(view: View, stored: StoredTransfer) -> Glance:
     # The nonce first: a receipt that appears meanwhile is no contradiction.
     used = await _count(view, stored.terms.payer, "latest")
     checks: tuple[Coroutine[Any, Any, Any], ...] = (view.check_chain(), _receipt(view, stored))
-    _, receipt = await _together(*checks)
+    _, receipt = await together(*checks)
     return Glance(
         transaction=None if receipt is None else receipt.transaction,
         ok=receipt is not None and receipt.ok,
@@ -131,7 +129,7 @@ async def _glance(view: _View, stored: StoredTransfer) -> Glance:
     )
 
 
-async def _judge(view: _View, stored: StoredTransfer, top: _Header) -> Verdict:
+async def _judge(view: View, stored: StoredTransfer, top: Header) -> Verdict:
     """One endpoint's verdict as of the confirmed block *top*."""
     used = await _count(view, stored.terms.payer, hex(top.number)) > stored.nonce
     receipt = await _receipt(view, stored)
@@ -151,14 +149,14 @@ async def _judge(view: _View, stored: StoredTransfer, top: _Header) -> Verdict:
     return Paid(transaction=receipt.transaction, block=receipt.block)
 
 
-async def _reverted(view: _View, stored: StoredTransfer, receipt: _Receipt) -> Reverted:
+async def _reverted(view: View, stored: StoredTransfer, receipt: Receipt) -> Reverted:
     logs = await _payments(view, stored.terms, receipt.block, receipt.block)
     if receipt.logs or any(log.transaction == receipt.transaction for log in logs):
         raise view.fault("contradiction: a failed transaction that moved money")
     return Reverted(transaction=receipt.transaction, block=receipt.block)
 
 
-async def _displaced(view: _View, stored: StoredTransfer, top: _Header) -> Verdict:
+async def _displaced(view: View, stored: StoredTransfer, top: Header) -> Verdict:
     """No stored transaction has a receipt: then no event may be of one that has this nonce.
 
     A wallet program that "sped up" the transfer made another transaction with the same nonce and
@@ -177,16 +175,16 @@ async def _displaced(view: _View, stored: StoredTransfer, top: _Header) -> Verdi
     return Displaced(block=top.number)
 
 
-async def _check_memory(view: _View, first: int, last: int) -> None:
+async def _check_memory(view: View, first: int, last: int) -> None:
     """Refuse an endpoint that has forgotten: where it has no old receipts, absence proves nothing.
 
     Receipts are forgotten from the oldest on, and the nonce was used after block *first*.
     """
     for number in range(first, min(last, first + _PROBES_MAX) + 1):
-        block = _object(await view.call("eth_getBlockByNumber", hex(number), False), view)
-        named = _list(block.get("transactions"), view)
+        block = object_of(await view.call("eth_getBlockByNumber", hex(number), False), view)
+        named = list_of(block.get("transactions"), view)
         if named:
-            if await view.receipt(_hex(named[0], _HASH, view)) is None:
+            if await view.receipt(hex_of(named[0], HASH, view)) is None:
                 raise view.fault(
                     f"has no receipts of block {number}, so a missing one says nothing"
                 )
@@ -194,23 +192,23 @@ async def _check_memory(view: _View, first: int, last: int) -> None:
     raise view.fault(f"no transaction since block {first}, though the nonce was used since")
 
 
-async def _is_at_nonce(view: _View, transaction: str, stored: StoredTransfer) -> bool:
+async def _is_at_nonce(view: View, transaction: str, stored: StoredTransfer) -> bool:
     raw = await view.call("eth_getTransactionByHash", transaction)
     if raw is None:
         raise view.fault(f"a log names transaction {transaction}, which it does not have")
-    found = _object(raw, view)
-    sender = _hex(found.get("from"), _DATA, view)
-    nonce = _quantity(found.get("nonce"), view)
-    if _hex(found.get("hash"), _HASH, view) != transaction:
+    found = object_of(raw, view)
+    sender = hex_of(found.get("from"), DATA, view)
+    nonce = quantity_of(found.get("nonce"), view)
+    if hex_of(found.get("hash"), HASH, view) != transaction:
         raise view.fault("answered another transaction")
     return sender == stored.terms.payer.lower() and nonce == stored.nonce
 
 
-async def _receipt(view: _View, stored: StoredTransfer) -> _Receipt | None:
+async def _receipt(view: View, stored: StoredTransfer) -> Receipt | None:
     """The receipt of the one attempt that was mined."""
     found = [
         receipt
-        for receipt in await _together(*(view.receipt(name) for name in stored.hashes))
+        for receipt in await together(*(view.receipt(name) for name in stored.hashes))
         if receipt is not None
     ]
     if len(found) > 1:
@@ -218,29 +216,29 @@ async def _receipt(view: _View, stored: StoredTransfer) -> _Receipt | None:
     return found[0] if found else None
 
 
-async def _count(view: _View, payer: str, block: str) -> int:
+async def _count(view: View, payer: str, block: str) -> int:
     """The account's next nonce as of *block*."""
-    return _quantity(await view.call("eth_getTransactionCount", payer.lower(), block), view)
+    return quantity_of(await view.call("eth_getTransactionCount", payer.lower(), block), view)
 
 
-async def _payments(view: _View, terms: Terms, first: int, last: int) -> list[_Log]:
+async def _payments(view: View, terms: Terms, first: int, last: int) -> list[Log]:
     """The token's ``Transfer`` events from the payer to the payee in these blocks."""
-    topics = ((_TRANSFER,), (_address_word(terms.payer),), (_address_word(terms.pay_to),))
+    topics = ((TRANSFER,), (address_word(terms.payer),), (address_word(terms.pay_to),))
     return await view.logs(terms.asset.lower(), topics, first, last, most=_PAYMENTS_MAX)
 
 
-def _pays(receipt: _Receipt, terms: Terms) -> bool:
+def _pays(receipt: Receipt, terms: Terms) -> bool:
     """Whether the payer's only transfer of the token here is exactly what was to be moved."""
-    payer = _address_word(terms.payer)
+    payer = address_word(terms.payer)
     moved = [
         log
         for log in receipt.logs
-        if log.address == terms.asset.lower() and log.topics[:2] == (_TRANSFER, payer)
+        if log.address == terms.asset.lower() and log.topics[:2] == (TRANSFER, payer)
     ]
     return (
         receipt.ok
         and len(moved) == 1
-        and moved[0].topics[2:] == (_address_word(terms.pay_to),)
+        and moved[0].topics[2:] == (address_word(terms.pay_to),)
         and moved[0].data == f"0x{terms.amount:064x}"
     )
 

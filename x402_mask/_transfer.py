@@ -9,7 +9,7 @@ Why nobody pays twice: a payment has one nonce for ever, so of all that was ever
 transaction at most is mined; what is not stored is not sent; what is stored may be sent by anyone,
 any number of times.  So ``carry`` may be run again, run twice at once, or be abandoned.
 
-Web3 estimates, encodes and sends, through the bounded exchange of :mod:`x402_mask._chain` in place
+Web3 estimates, encodes and sends, through the bounded exchange of :mod:`x402_mask._rpc` in place
 of its own provider, which has no limit of size, follows redirects and logs URLs.
 """
 
@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar
 
-from x402_mask._chain import Fault, Unknown
+from x402_mask._chain import Unknown
 from x402_mask._eip712 import checksum
 from x402_mask._mined import QUESTION_S, Glance, Paid, Reverted, evidence, glance, mismatch
+from x402_mask._rpc import Fault
 from x402_mask._transaction import TRANSFER_ABI, Fees, Transaction, calldata, checked, sign
 from x402_mask._transfers import MAY_SEND
 from x402_mask._wallet import Wallet
