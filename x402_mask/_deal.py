@@ -61,7 +61,7 @@ class Deal:
     purse: Purse | None = None
     """Whose balance may pay it because it is asked for."""
     heard: bool = True
-    """Whether the last answer about it said something."""
+    """Whether the last answer about it could be read."""
     stale: bool = False
     """Whether what was reserved is no longer what the seller offers."""
     settled: bool = False
@@ -90,11 +90,12 @@ class Deal:
 
     def is_over(self, payment: MarketPayment) -> bool:
         """Whether nothing can come of an unpaid payment: it says so, or its time is past."""
-        return payment.is_over or (self.is_past(payment) and not payment.is_paid)
+        past = payment.until is not None and self.is_past(payment.until)
+        return payment.is_over or (past and not payment.is_paid)
 
-    def is_past(self, payment: MarketPayment) -> bool:
-        """Whether the time that the payment names is past."""
-        return payment.until is not None and payment.until + SKEW_US <= self.payer.now_us()
+    def is_past(self, until: int) -> bool:
+        """Whether the time that a payment names, in microseconds, is past by any clock."""
+        return until + SKEW_US <= self.payer.now_us()
 
 
 # --- written down ---------------------------------------------------------------------------------
@@ -217,7 +218,7 @@ def read(deal: Deal) -> Generator[Effect, Any, tuple[MarketPayment | None, Fetch
     except Unreadable:
         payment = None
     payment = payment if payment is not None and payment.id == deal.remote else None
-    deal.heard = payment is not None or is_gone(answer)
+    deal.heard = payment is not None
     return payment, answer
 
 

@@ -266,15 +266,6 @@ def _count_unheard(deal: Deal, asked_us: int, told: str) -> Generator[Effect, An
     yield from _deal.give_up(deal, told)
 
 
-# --- paying ---------------------------------------------------------------------------------------
-
-
-# --- waiting --------------------------------------------------------------------------------------
-
-
-# --- the token ------------------------------------------------------------------------------------
-
-
 # --- going on after a crash or a lost answer ------------------------------------------------------
 
 
@@ -385,17 +376,17 @@ def _go_on_with_token(deal: Deal, begun: Begun) -> Generator[Effect, Any, Verdic
 def _go_on_paying(deal: Deal, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
     payment = None
     if begun.remote is not None:
-        payment, _ = yield from _deal.read(deal)
+        payment = yield from _last_word(deal)
         if payment is not None and payment.is_paid and payment.token is not None:
             told = begun.way == "x402" and not deal.payer.chain_knows(deal.row.network)
             deal.settled = deal.settled or told or begun.way in _BY_OTHERS
             if begun.way in ("account", "balance"):
                 return (yield from _ways.paid_already(deal, payment))
             return (yield from _redeem.take(deal, payment))
-    closed, due = deal.is_closed, payment is not None and _is_due(deal, payment)
-    if begun.way == "transfer" and not (deal.settled and closed and not due):
+    if begun.way == "transfer":
         return (yield from _ways.carry(deal, payment))
-    if closed and not due:
+    closed = deal.is_closed
+    if closed and not _is_due(deal, payment):
         yield from _lapse(deal)
         return None
     if closed or begun.proof is None:
@@ -403,9 +394,20 @@ def _go_on_paying(deal: Deal, begun: Begun) -> Generator[Effect, Any, Verdict | 
     return (yield from _ways.present(deal, begun.proof))
 
 
-def _is_due(deal: Deal, payment: MarketPayment) -> bool:
+def _last_word(deal: Deal) -> Generator[Effect, Any, MarketPayment | None]:
+    """What the marketplace says; before a purchase is given up, one bad answer is not enough."""
+    payment, _ = yield from _deal.read(deal)
+    if deal.heard or not deal.is_closed:
+        return payment
+    return (yield from _deal.poll(deal, None, deal.payer.poll_unpaid_s, want_token=True))
+
+
+def _is_due(deal: Deal, payment: MarketPayment | None) -> bool:
     """Whether the payment says until when its token may still come."""
-    return payment.until is not None and not payment.is_over and not deal.is_past(payment)
+    if payment is not None and payment.is_over:
+        return False
+    until = deal.until if payment is None else payment.until
+    return until is not None and not deal.is_past(until)
 
 
 def _lapse(deal: Deal) -> Generator[Effect, Any, None]:

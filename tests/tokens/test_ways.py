@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.seller import PAYEE, TRANSACTION, USDC
-from tests.tokens.bazaar import FORMS, GOODS, PRICE, SERVICE, Bazaar
+from tests.tokens.bazaar import FORMS, GOODS, PRICE, SERVICE, Bazaar, nothing, once, saying
 from tests.tokens.shop import COLOURS, USD, WALLET, assert_sound, call, counted, payer, states
 from x402_mask import Payer, TokenFlowError, receipt_of
 
@@ -186,6 +186,49 @@ def test_paid_and_no_token_ever_comes(bazaar: Bazaar, way: str, ends: bool) -> N
     assert answer.status_code == 200 and len(bazaar.moved) == 2
     assert states(buyer) == ["settled", "settled"] and counted(buyer) == 2 * USD
     assert_sound(buyer, bazaar)
+
+
+@pytest.mark.parametrize("way", ["x402-server402", "settle", "at-creation"])
+@pytest.mark.parametrize("ends", [True, False])
+def test_one_bad_answer_gives_up_nothing_that_was_paid(
+    bazaar: Bazaar, way: str, ends: bool
+) -> None:
+    """The proof is dead, and the token is there by now: a poll that fails is asked again."""
+    late = [0.0]
+    buyer = arranged(bazaar, way, "client", clock=lambda: time.time() + late[0])
+    buyer.poll_paid_s = buyer.poll_unpaid_s = 0.1
+    bazaar.token_late = 10**6
+    bazaar.shape = lambda said: {**said, "expiresAt": _at(3600) if ends else None}
+    with pytest.raises(TokenFlowError):
+        call("client", buyer, bazaar.url())
+    late[0], bazaar.token_late = 340, 0
+    bazaar.before["poll"] = once(saying(b"busy", 503), nothing)
+    assert call("client", buyer, bazaar.url()).status_code == 200
+    assert len(bazaar.moved) == 1 and states(buyer) == ["settled"]
+    assert_sound(buyer, bazaar)
+
+
+@pytest.mark.parametrize("way", ["x402-server402", "settle"])
+def test_what_the_marketplace_calls_over_is_over(bazaar: Bazaar, way: str) -> None:
+    """Though its own end is far: once the proof is dead, it may be bought anew."""
+    late = [0.0]
+    buyer = arranged(bazaar, way, "client", clock=lambda: time.time() + late[0])
+    buyer.poll_paid_s = buyer.poll_unpaid_s = 0.1
+    first: list[str] = []
+
+    def over(said: dict[str, Any]) -> dict[str, Any]:
+        first[:] = first or [said["paymentId"]]
+        paid = said["paymentId"] == first[0] and said["status"] == "paid"
+        said = {**said, "expiresAt": _at(3600)}
+        return {**said, "status": "exhausted", "token": None} if paid else said
+
+    bazaar.shape = over
+    for late[0] in (0, 300):
+        with pytest.raises(TokenFlowError, match="exhausted"):
+            call("client", buyer, bazaar.url())
+    late[0] = 340
+    assert call("client", buyer, bazaar.url()).status_code == 200
+    assert len(bazaar.moved) == 2 and counted(buyer) == 2 * USD
 
 
 def _at(seconds: float) -> str:
