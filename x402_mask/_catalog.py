@@ -46,11 +46,11 @@ _METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _HEADERS: Final = {"accept": "application/json, text/plain", "accept-encoding": "gzip, deflate"}
 _CENTS: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?", re.ASCII)
 _MICRO_PER_CENT: Final = 10_000
-_TEMPLATE: Final = re.compile(r"\{[^{}]*\}")
-_SCRIPT: Final = re.compile(
-    r"<script\b[^>]*\btype=[\"']?application/(?:ld\+)?json\b[^>]*>(.*?)</script>",
-    re.IGNORECASE | re.DOTALL,
-)
+_TEMPLATE: Final = re.compile(r"\{([?&]?[A-Za-z_,]{1,100})\}")
+_QUERY_NAMES: Final = ("q", "query", "searchTerms")
+_SCRIPT: Final = re.compile(r"<script\b([^<>]{0,300})>([^<]*)</script", re.IGNORECASE)
+_JSON_TYPE: Final = re.compile(r"application/(?:ld\+)?json\b", re.IGNORECASE)
+_SCRIPTS_MAX: Final = 20
 _LINE: Final = re.compile(r"[\s*#>-]*(endpoint|price|input schema) *:\**(.*)", re.IGNORECASE)
 _PRICE: Final = re.compile(r"(?:USD|\$) ?([0-9]{1,9}(?:\.[0-9]{1,6})?)\b", re.ASCII)
 
@@ -407,7 +407,7 @@ class _Site:
         url = self.own(self.at("searchUrl", "/api/catalog/search"))
         bare = url.partition("#")[0]
         if _TEMPLATE.search(bare):
-            return _TEMPLATE.sub(quote(q[:_QUERY_MAX], safe=""), bare)
+            return _TEMPLATE.sub(lambda found: _filled(found[1], q[:_QUERY_MAX]), bare)
         return f"{bare}{'&' if '?' in bare else '?'}{urlencode({'q': q[:_QUERY_MAX]})}"
 
     def own(self, url: str) -> str:
@@ -433,6 +433,15 @@ class _Site:
                 self.own(url)
             except OriginRefused as exc:
                 raise OriginRefused(f"payments are never sent elsewhere: {exc}") from None
+
+
+def _filled(variables: str, q: str) -> str:
+    """A variable of a URL template (RFC 6570): the query where it is named so, else nothing."""
+    names = variables.lstrip("?&").split(",")
+    name: str | None = next((name for name in _QUERY_NAMES if name in names), None)
+    if variables[0] in "?&":
+        return "" if name is None else f"{variables[0]}{urlencode([(name, q)])}"
+    return "" if name is None else quote(q, safe="")
 
 
 def _payment_urls(payment: object) -> Iterator[str]:
@@ -545,7 +554,8 @@ def _in_page(page: _Page, wanted: str) -> Json | None:
         documents = [page.document()]
     except CatalogError:
         text = page.content()[:_TEXT_BYTES].decode("utf-8", "replace")
-        documents = [_loaded(found[1]) for found in _SCRIPT.finditer(text)]
+        scripts = [body for about, body in _SCRIPT.findall(text) if _JSON_TYPE.search(about)]
+        documents = [_loaded(body) for body in scripts[:_SCRIPTS_MAX]]
     names = {wanted, ALIASES.get(wanted)}
     for document in documents:
         places: list[Any] = [document, _at(document, "service"), _at(document, "data")]

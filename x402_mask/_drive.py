@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from x402_mask._book import WAIT_S
-from x402_mask._effects import Checkpoint, Consult, Record, Sleep
+from x402_mask._effects import AsyncNeeded, Checkpoint, Consult, Record, Sleep
 from x402_mask._rows import Busy
 from x402_mask._wallet import is_async
 
@@ -42,7 +42,7 @@ def _refuse_awaitable(answer: Any) -> Any:
         return answer
     if inspect.iscoroutine(answer):
         answer.close()
-    raise TypeError("an async signer or approve needs an async client")
+    raise AsyncNeeded("an async signer or approve needs an async client")
 
 
 class Abandoned(BaseException):

@@ -122,6 +122,10 @@ class Consult:
     args: tuple[Any, ...]
 
 
+class AsyncNeeded(TypeError):
+    """Foreign code turned out to be async, and a sync driver cannot wait for it."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Sleep:
     """Wait, in seconds."""

@@ -98,16 +98,16 @@ def converse(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict]:
         PaymentError: a 402 that may not be paid, or could not be.
         BaseException: whatever the transport raised, unchanged.
     """
+    if call.trip.paid:
+        return (yield from _after_redirect(payer, call))
     reply = None
-    if not call.has_proof and not call.trip.paid:
+    if not call.has_proof:
         first = yield from _send_first(payer, call)
         if isinstance(first, Verdict):
             return first
         reply = first
     if reply is None:
         reply = yield from ask()
-    if call.trip.paid:
-        return (yield from _after_redirect(payer, call, reply))
     if reply.status != 402 or call.has_proof:
         return Verdict(receipt=call.trip.receipt)
     try:
@@ -123,9 +123,15 @@ def converse(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict]:
         raise
 
 
-def _after_redirect(payer: Payer, call: Call, reply: Reply) -> Generator[Effect, Any, Verdict]:
+def _after_redirect(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict]:
     """What a paid answer led to: never paid for again, and the delivery if it is a 2xx."""
     row, receipt = call.trip.row, call.trip.receipt
+    try:
+        reply = yield from ask()
+    except BaseException as failure:
+        if row is not None:
+            failure.add_note(f"x402_mask: payment {row.id} was sent, and what it led to is lost")
+        raise
     if row is None or receipt is None or not reply.delivered:
         return Verdict(receipt=receipt)
     result = Result(
@@ -451,11 +457,11 @@ def _decide(
         quote.refusal.quote = quote
         raise quote.refusal
     terms = (plan.route, plan.amount, plan.asset, plan.network, plan.pay_to)
-    approved = terms != call.trip.denied and (yield from approval(payer, quote))
-    if not approved:
-        call.trip.denied = terms
+    before, call.trip.denied = call.trip.denied, terms  # unless they are approved now
+    if terms == before or not (yield from approval(payer, quote)):
         message = f"approve() did not approve ${quote.usd} for {quote.service}"
         raise ApprovalDenied(message, quote=quote)
+    call.trip.denied = before
 
 
 def _full_quote(payer: Payer, purchase: Purchase, plan: Plan) -> Generator[Effect, Any, Quote]:

@@ -10,7 +10,7 @@ import re
 import secrets
 from typing import TYPE_CHECKING, Any, Final
 
-from x402_mask._effects import checkpoint, consult, record
+from x402_mask._effects import AsyncNeeded, checkpoint, consult, record
 from x402_mask._exact import authorize, seller_clock
 from x402_mask._money import usd
 from x402_mask._rows import Proof, Result, Row
@@ -140,8 +140,8 @@ def approval(payer: Payer, quote: Quote) -> Generator[Effect, Any, bool]:
     assert payer.approve is not None
     try:
         return (yield from consult(payer.approve, quote)) is True
-    except PaymentError:
-        raise  # the owner's own words
+    except (PaymentError, AsyncNeeded):
+        raise  # the owner's own words; a mistake that says what to do
     except Exception as exc:
         message = f"approve() failed: {type(exc).__name__}"
         raise ApprovalDenied(message, quote=quote) from exc

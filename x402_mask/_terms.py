@@ -38,6 +38,21 @@ class Trip:
     """The terms that the owner did not approve, so that nobody is asked the same twice."""
 
 
+def operation_key(key: object) -> str | None:
+    """The caller's own key of what must be paid once, or ``None``.
+
+    Raises:
+        TypeError, ValueError: it is none, and so it could not be kept.
+    """
+    if key is None:
+        return None
+    if not isinstance(key, str):
+        raise TypeError(f"x402_mask: an operation is a str, not {type(key).__name__}")
+    if not key:
+        raise ValueError("x402_mask: an operation is not empty")
+    return key
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Call:
     """One request, as the conversation sees it.  ``wait_s`` bounds waiting for a twin."""

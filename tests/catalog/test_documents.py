@@ -265,6 +265,17 @@ def test_a_service_may_be_described_on_its_page(shop: Shop, page: str) -> None:
                 market(shop).service("rare")
 
 
+def test_a_page_of_a_legacy_name_describes_the_service(shop: Shop) -> None:
+    """However deep the page's schema is: the service is known."""
+    deep: Any = {}
+    for _ in range(40):
+        deep = {"properties": {"a": deep}}
+    legacy = "aliyun-imageseg-refine-mask"
+    text = f"<script type=application/json>{json.dumps(entry(inputSchema=deep))}</script>"
+    shop.says(f"/services/{legacy}", Reply(body=text.encode()))
+    assert market(shop).service(legacy).id == "mask-refinement"
+
+
 def test_one_deep_schema_hides_no_other_service(shop: Shop) -> None:
     """It is of no use by itself; the catalog around it is."""
     deep: Any = {"type": "object"}
@@ -290,11 +301,32 @@ def test_a_schema_that_is_no_object_is_ignored_and_said_so(
     assert "no object is ignored" in caplog.text
 
 
-def test_a_search_url_may_be_a_template(shop: Shop) -> None:
-    shop.says(DISCOVERY, as_json({"searchUrl": "/find?q={query}&limit=5"}))
+@pytest.mark.parametrize(
+    ("template", "target"),
+    [("/find?q={query}&limit=5", "/find?q=a%20%26%20b&limit=5"),
+     ("/find{?q,limit}", "/find?q=a+%26+b"), ("/find?x=1{&query}", "/find?x=1&query=a+%26+b"),
+     ("/find?s={searchTerms}&limit={limit}", "/find?s=a%20%26%20b&limit=")],
+)  # fmt: skip
+def test_a_search_url_may_be_a_template(shop: Shop, template: str, target: str) -> None:
+    shop.says(DISCOVERY, as_json({"searchUrl": template}))
     shop.says("/find", as_json({"services": [entry()]}))
     assert len(market(shop).search("a & b")) == 1
-    assert shop.seller.hits[-1].target == "/find?q=a%20%26%20b&limit=5"
+    assert shop.seller.hits[-1].target == target
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["<script " * 4000, "<script type=application/json " * 1000, "<script>" * 4000,
+     '<script type="application/json">' * 900, "<script " * 2000 + "type=application/json " * 760],
+    ids=range(5),
+)  # fmt: skip
+def test_a_page_is_read_in_no_time(shop: Shop, page: str) -> None:
+    """However it is made up to keep a reader busy."""
+    shop.says("/services/rare", Reply(body=page.encode()))
+    began = time.process_time()
+    with pytest.raises(UnknownService):
+        market(shop).service("rare")
+    assert time.process_time() - began < 1
 
 
 def test_asking_for_a_service_takes_a_few_requests_at_most(shop: Shop) -> None:

@@ -171,6 +171,19 @@ def test_what_was_lost_and_paid_by_us_costs_one_price(shop: Shop) -> None:
     assert (shop.charged, shop.counted) == (1, 1)
 
 
+def test_a_balance_elsewhere_is_no_balance_here(shop: Shop) -> None:
+    """Only the origin that is named is looked at so."""
+    shop.bazaar.paid_at, shop.bazaar.asks = None, "server402"
+    elsewhere = "https://elsewhere.example"
+    buyer = Payer(
+        WALLET, caps=[Cap("2", per="total")], origins=[shop.bazaar.origin, elsewhere],
+        ledger=shop.ledger, prefer=("token",), balance_origins=[elsewhere], poll_unpaid=0.05,
+    )  # fmt: skip
+    shop.lose_the_answer(buyer)
+    assert shop.ask(buyer) == "200"
+    assert (shop.charged, shop.counted) == (1, 1)
+
+
 def _forbidden(document: Any) -> None:
     raise AssertionError("a balance has paid")
 

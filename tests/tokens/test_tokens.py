@@ -33,8 +33,10 @@ from x402_mask import (
     Client,
     MemoryLedger,
     OriginRefused,
+    PaymentAuth,
     PaymentError,
     PaymentRefused,
+    PaymentTransport,
     SQLiteLedger,
     TokenFlowError,
     attach,
@@ -160,6 +162,64 @@ def test_a_bought_token_stays_behind_too(bazaar: Bazaar) -> None:
             assert receipt is not None and (receipt.route, receipt.usd) == ("token", USD)
             assert counted(buyer) == USD
         assert other.hits and not any(hit.proofs for hit in other.hits)
+
+
+@pytest.mark.parametrize("asks", ["object", "server402", "v2-header"])
+@pytest.mark.parametrize("outer", ["attach", "auth", "transport"])
+def test_a_layer_below_does_not_pay_an_errand(bazaar: Bazaar, asks: str, outer: str) -> None:
+    """A held token is refused, and the outer layer buys another: one payment, counted once."""
+    bazaar.asks, bazaar.calls = asks, 3
+    buyer = payer(bazaar, wallet=WALLET, prefer=("held-token", "token"))
+    below: Any = PaymentTransport(buyer, httpx.HTTPTransport(verify=NO_TLS, trust_env=False))
+
+    class Between(httpx.BaseTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            return below.handle_request(request)  # type: ignore[no-any-return]
+
+        def close(self) -> None:
+            below.close()
+
+    auth = PaymentAuth(buyer) if outer == "auth" else None
+    transport = PaymentTransport(buyer, Between()) if outer == "transport" else below
+    with httpx.Client(transport=transport, auth=auth, timeout=10) as client:
+        if outer == "attach":
+            attach(client, buyer)
+        assert client.post(bazaar.url(), json={"n": 1}).status_code == 200
+        for sale in bazaar.sales.values():
+            sale.status = "exhausted"
+        assert client.post(bazaar.url(), json={"n": 2}).status_code == 200
+    assert [(row.route, row.service) for row in buyer.payments()] == [("token", SERVICE)] * 2
+    assert len(bazaar.moved) == 2 and counted(buyer) == 2 * USD
+    assert_sound(buyer, bazaar)
+
+
+@pytest.mark.parametrize("colour", PAIR)
+@pytest.mark.parametrize("status", [200, 404])
+def test_what_a_bought_token_leads_to(bazaar: Bazaar, colour: str, status: int) -> None:
+    """Contract 2: a 2xx behind its redirect is the delivery, anything else leaves it open."""
+    bazaar.paid_at = "creation"
+    bazaar.before["redeem"] = lambda hit: Reply(status=303, headers=[("Location", "/goods")])
+    bazaar.before["lost"] = lambda hit: Reply(status=status, body=b"goods")
+    buyer = payer(bazaar)
+    answer = call(colour, buyer, bazaar.url(), client={"follow_redirects": True})
+    receipt = receipt_of(answer)
+    assert answer.status_code == status and receipt is not None and receipt.usd == USD
+    assert [row.open for row in buyer.payments()] == [status != 200]
+    assert buyer.ledger.held_tokens(now_us=0) == frozenset()
+    assert_sound(buyer, bazaar)
+
+
+@pytest.mark.parametrize("colour", PAIR)
+def test_a_held_token_whose_answer_breaks_off(bazaar: Bazaar, colour: str) -> None:
+    """It does not open the purchase that bought it, which another call was delivered by."""
+    buyer = rich(bazaar)
+    bazaar.after["redeem"] = lambda hit, reply: Reply(body=b"half of it", length=100, cut=10)
+    with pytest.raises(httpx.HTTPError) as caught:
+        call(colour, buyer, bazaar.url())
+    (row,) = buyer.payments()
+    assert any(row.payment_id in note for note in caught.value.__notes__)
+    assert not row.open
+    assert_sound(buyer, bazaar)
 
 
 def test_prefer_may_leave_held_tokens_out(bazaar: Bazaar) -> None:

@@ -1,4 +1,4 @@
-"""Two layers that pay in one client: one call is paid for once, by the layer that is nearest to the wire."""
+"""Two layers that pay in one client: one call is paid for once, by one of them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.seller import Reply, offer, v2_header
-from tests.transport.kit import Rig, kinds
+from tests.support.seller import Reply, offer, served, v2_header
+from tests.transport.kit import URL, Rig, kinds
 from x402_mask import Cap, CapExceeded, receipt_of
 
 LAYERS = (
@@ -30,11 +30,25 @@ def layered(rig: Rig, layers: str, **options: Any) -> Any:
         client = own(rig.payer, **kwargs)
         return rig.mask.attach(client, rig.payer) if outer == "attach" else client
     below = rig.wrap(rig.payer, rig.wire)
-    if outer == "transport":
+    if outer in ("transport", "wrapped"):
+        below = between(rig, below) if outer == "wrapped" else below
         return rig.plain(transport=rig.wrap(rig.payer, below), **options)
     if outer == "auth":
         return rig.plain(transport=below, auth=rig.mask.PaymentAuth(rig.payer), **options)
     return rig.mask.attach(rig.plain(transport=below, **options), rig.payer)
+
+
+def between(rig: Rig, below: Any) -> Any:
+    """A transport of the user's own around another."""
+
+    class Between(rig.lib.BaseTransport, rig.lib.AsyncBaseTransport):  # type: ignore[misc]
+        def handle_request(self, request: Any) -> Any:
+            return below.handle_request(request)
+
+        async def handle_async_request(self, request: Any) -> Any:
+            return await below.handle_async_request(request)
+
+    return Between()
 
 
 def every_layering() -> Any:
@@ -73,6 +87,65 @@ async def test_two_layers_pay_once_across_a_redirect(rig: Rig, layers: str) -> N
     rig.client = layered(rig, layers, follow_redirects=True)
     assert (await rig.get()).status_code == 402
     assert len(rig.proofs) == 1 and rig.states() == ["held"]
+    await rig.shut(rig.client)
+
+
+@every_layering()
+async def test_two_layers_pay_once_though_the_caller_follows_the_redirect(
+    rig: Rig, layers: str
+) -> None:
+    """By hand, with what the answer names."""
+    rig.sells(paid=served(b"", status=307, headers=[("Location", "/next")]))
+    rig.on("/next", v2_header(offer()))
+    rig.client = layered(rig, layers)
+    response = await rig.get()
+    assert (await rig.send(response.next_request)).status_code == 402
+    assert len(rig.proofs) == 1 and rig.states() == ["settled"]
+    await rig.shut(rig.client)
+
+
+@every_layering()
+async def test_the_same_request_sent_again_is_a_new_call(rig: Rig, layers: str) -> None:
+    """Two layers know it as well as one does."""
+    rig.sells()
+    rig.client = layered(rig, layers)
+    request = rig.client.build_request("GET", URL)
+    ids = {rig.paid(await rig.send(request)).payment_id for _ in range(2)}
+    assert len(ids) == 2
+    await rig.shut(rig.client)
+
+
+@every_layering()
+async def test_what_is_paid_for_at_once_is_paid_once(rig: Rig, layers: str) -> None:
+    """``preempt``: the outer layer's proof passes the other, and stays behind at a redirect."""
+    rig.payer = rig.make_payer(preempt=True)
+    rig.sells()
+    rig.client = layered(rig, layers, follow_redirects=True)
+    rig.paid(await rig.get())
+    rig.sells(paid=served(b"", status=303, headers=[("Location", "/goods")]))
+    rig.on("/goods", Reply(body=b"goods"))
+    assert rig.paid(await rig.get()) is not None
+    assert len(set(rig.proofs)) == 2
+    if not layers.startswith("auth"):  # which cannot take a proof off a redirect
+        assert len(rig.proofs) == 2
+    await rig.shut(rig.client)
+
+
+@kinds("client", colours=["sync", "asyncio"])
+async def test_an_answer_that_is_handed_out_twice(rig: Rig) -> None:
+    """By a fake, say: the marks of its first call are not those of a layer below."""
+    rig.sells()
+    shared = rig.lib.Response(200, content=b"goods")
+
+    def answer(request: Any) -> Any:
+        return (
+            shared if "payment-signature" in request.headers else rig.answered(rig.arrived(request))
+        )
+
+    own = rig.mask.Client if rig.kind.sync else rig.mask.AsyncClient
+    rig.client = own(rig.payer, transport=rig.lib.MockTransport(answer))
+    ids = {receipt_of(await rig.get()).payment_id for _ in range(3)}  # type: ignore[union-attr]
+    assert len(ids) == 3 and [row.open for row in rig.payer.payments()] == [False] * 3
     await rig.shut(rig.client)
 
 

@@ -217,3 +217,14 @@ async def test_a_preempted_proof_that_is_rejected_is_handed_back(rig: Rig) -> No
         assert b"".join(await rig.chunks(response, "raw")) == b"dearer now"
     assert len(rig.legs) == 3 and len(set(rig.proofs)) == 2 and rig.all_closed()
     assert rig.states() == ["held", "settled"]
+
+
+@kinds("client", "attach")
+async def test_a_transaction_that_was_told_stays_known(rig: Rig) -> None:
+    """Settled and not delivered; shown again, the seller only says that it will not take it."""
+    answers = iter([served(b"", status=500), v2_header(offer())])
+    rig.sells(paid=lambda leg: play(next(answers), leg))
+    first, again = receipt_of(await rig.get()), receipt_of(await rig.get())
+    assert first is not None and first.outcome == "settled" and first.transaction is not None
+    assert again is not None and again.transaction == first.transaction
+    assert rig.states() == ["settled"] and len(set(rig.proofs)) == 1

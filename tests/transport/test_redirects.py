@@ -113,6 +113,9 @@ async def test_what_a_paid_redirect_leads_to_is_the_delivery(rig: Rig) -> None:
     first = rig.paid(await rig.post(json={"a": 1}))
     second = rig.paid(await rig.post(json={"a": 1}))
     assert first.payment_id != second.payment_id and len(set(rig.proofs)) == 2
+    told = [(row.payment_id, row.transaction) for row in rig.payer.payments()]
+    assert told == [(one.payment_id, one.transaction) for one in (second, first)]
+    assert first.transaction is not None
     assert [event.kind for event in rig.events].count("settled") == 2
     assert verify(rig.payer.ledger).ok
 
@@ -127,6 +130,22 @@ async def test_a_paid_redirect_that_leads_to_no_2xx_leaves_it_open(rig: Rig, sta
         assert (await rig.post(json={"a": 1})).status_code == status
     assert len(set(rig.proofs)) == 1 and len(rig.proofs) == 2
     assert [(p.state, p.open) for p in rig.payer.payments()] == [("settled", True)]
+
+
+@kinds()
+async def test_a_failure_behind_a_paid_redirect_names_the_payment(rig: Rig) -> None:
+    """Contract 2.5."""
+
+    def fail(leg: Leg) -> Reply:
+        raise rig.lib.ReadTimeout("slow")
+
+    rig.sells(paid=served(b"", status=303, headers=[("Location", "/goods")]))
+    rig.on("/goods", fail)
+    rig.client = rig.make_client(follow_redirects=True)
+    with pytest.raises(rig.lib.ReadTimeout) as caught:
+        await rig.post(json={"a": 1})
+    (row,) = rig.payer.payments()
+    assert any(row.payment_id in note for note in caught.value.__notes__) and row.open
 
 
 @kinds(*SAFE)

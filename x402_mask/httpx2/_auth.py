@@ -32,6 +32,9 @@ class PaymentAuth(httpx2.Auth):
     Args:
         payer: decides and pays.
         inner: another auth that is applied as well, outside the payment.
+
+    Raises:
+        TypeError: *payer* is no payer, or needs an async client and this one is sync.
     """
 
     def __init__(self, payer: Payer, inner: httpx2.Auth | None = None) -> None:
@@ -72,18 +75,19 @@ class PaymentAuth(httpx2.Auth):
             return (yield request)
         session = SyncSession(self.payer, request)
         deferred = session.slot.deferred = []
-        sent, response = session.start(), None
-        while sent is not None:
-            try:
-                response = yield sent
-            except BaseException as exc:
-                if sent is not request:
-                    _bare(sent)
-                # httpx2 closes the flow: the real exception is the context of the GeneratorExit
-                session.failed(exc.__context__ or exc)
-                raise
-            asked = _scrub(response, sent, request, session.errand)
-            sent = session.received(response, asked)
+        with session.slot.carried():
+            sent, response = session.start(), None
+            while sent is not None:
+                try:
+                    response = yield sent
+                except BaseException as exc:
+                    if sent is not request:
+                        _bare(sent)
+                    # httpx2 closes the flow: the real exception is the context of the GeneratorExit
+                    session.failed(exc.__context__ or exc)
+                    raise
+                asked = _scrub(response, sent, request, session.errand)
+                sent = session.received(response, asked)
         assert response is not None
         assert session.response is not None
         _become(response, session.response)
@@ -112,17 +116,18 @@ class PaymentAuth(httpx2.Auth):
                     continue
                 session = AsyncSession(self.payer, wanted)
                 deferred = session.slot.deferred = []
-                sent, response = await session.start(), None
-                while sent is not None:
-                    try:
-                        response = yield sent
-                    except BaseException as exc:
-                        if sent is not wanted:
-                            _bare(sent)
-                        await session.failed(exc)
-                        raise
-                    asked = _scrub(response, sent, wanted, session.errand)
-                    sent = await session.received(response, asked)
+                with session.slot.carried():
+                    sent, response = await session.start(), None
+                    while sent is not None:
+                        try:
+                            response = yield sent
+                        except BaseException as exc:
+                            if sent is not wanted:
+                                _bare(sent)
+                            await session.failed(exc)
+                            raise
+                        asked = _scrub(response, sent, wanted, session.errand)
+                        sent = await session.received(response, asked)
                 assert response is not None
                 assert session.response is not None
                 _become(response, session.response)
@@ -219,7 +224,7 @@ def attach(client: _AnyClient, payer: Payer) -> _AnyClient:
 
     Raises:
         TypeError: not a client of this family, or the payer needs an async client.
-        ValueError: the client pays by another payer.
+        ValueError: the client pays by another payer, as far as its public parts tell.
     """
     _check_client(client)
     check_payer(payer)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,13 +27,13 @@ from x402_mask._effects import (
     Reply,
 )
 from x402_mask._services import origin_of
-from x402_mask._terms import Call, Trip, Verdict
+from x402_mask._terms import Call, Trip, Verdict, operation_key
 from x402_mask._wire import PROOF_HEADERS, REQUIRED_HEADER, SETTLEMENT_HEADERS
 from x402_mask.errors import PaymentError
 from x402_mask.httpx2._streams import AsyncRewound, AsyncWatched, Rewound, Watched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterator
 
     from x402_mask._effects import Effect
     from x402_mask._payer import Payer
@@ -43,6 +45,8 @@ _ERRAND_HEADERS = (*_READ_HEADERS, "retry-after")
 _PROOFS = frozenset(name.lower() for name in PROOF_HEADERS)
 
 SLOT = "x402_mask_trip"
+_carried: ContextVar[Slot | None] = ContextVar("x402_mask_carried", default=None)
+"""The call that a layer further out is making: what it sends, a layer below does not begin anew."""
 _OURS = frozenset({"x402_mask", "x402_mask_refusal"})
 
 
@@ -68,12 +72,12 @@ class Slot:
     def of(cls, request: httpx2.Request) -> Slot:
         """The slot of the call that *request* belongs to.
 
-        A redirect is a new request that carries the slot on.  The same request sent again, or one
-        made with the extensions of a call that is over, is a new call, which the ledger, not this
-        slot, keeps from paying twice.
+        A redirect is a new request that carries the slot on, and so does what an outer layer sends.
+        The same request sent again, or one made with the extensions of a call that is over, is a
+        new call, which the ledger, not this slot, keeps from paying twice.
         """
         slot = request.extensions.get(SLOT)
-        if isinstance(slot, cls) and not slot.over and not slot.knows(request):
+        if isinstance(slot, cls) and not slot.over and (slot.is_carried or not slot.knows(request)):
             slot.requests.append(weakref.ref(request))
             return slot
         slot = cls(request)
@@ -86,6 +90,21 @@ class Slot:
         if self._trip is None:
             self._trip = Trip(origin=_origin_of(self._url), url=str(self._url))
         return self._trip
+
+    @property
+    def is_carried(self) -> bool:
+        """Whether a layer further out is at this call, here and now."""
+        return _carried.get() is self
+
+    @contextmanager
+    def carried(self) -> Iterator[None]:
+        """While a layer is at this call."""
+        before = _carried.get()
+        _carried.set(self)
+        try:
+            yield
+        finally:
+            _carried.set(before)
 
     def knows(self, request: httpx2.Request) -> bool:
         """Whether *request* was already sent in this call."""
@@ -113,6 +132,8 @@ class _Session:
         self.payer = payer
         self.request = request
         self.slot = Slot.of(request)
+        self.is_nested = self.slot.is_carried
+        self.has_proven = False
         self.response: httpx2.Response | None = None
         self.gathered: Gathered | None = None
         self.errand: httpx2.Request | None = None
@@ -164,6 +185,7 @@ class _Session:
         if self.cookies is not None:
             _carry_cookies(self.cookies, retry)
         self.slot.retry, self.slot.proof = weakref.ref(retry), proof
+        self.has_proven = True
         self.slot.requests.append(self.slot.retry)
         return retry
 
@@ -271,12 +293,28 @@ class _Session:
         if receipt is not None:
             delivered = verdict.delivered and receipt.route != "held-token"
             self.watch(self.response, receipt.payment_id, delivered=delivered)
-        self.slot.over = not self.response.has_redirect_location
+        self.leave(self.response)
         if verdict.receipt is not None:
             self.response.extensions["x402_mask"] = verdict.receipt
         if verdict.refusal is not None:
             self.response.extensions["x402_mask_refusal"] = verdict.refusal
             verdict.refusal.response = self.response
+
+    def leave(self, response: httpx2.Response) -> None:
+        """The call ends with *response*, unless that leads on or an outer layer is at it."""
+        if not self.is_nested:
+            self.slot.over = not response.has_redirect_location
+
+    def is_handled(self, response: httpx2.Response) -> bool:
+        """Whether a layer below paid for this call, or refused to: then this one does not."""
+        asked = self.errand is None and not self.has_proven
+        return asked and not _OURS.isdisjoint(response.extensions.keys())
+
+    def step_aside(self, response: httpx2.Response) -> None:
+        """Hand back what a layer below has handled."""
+        self.flow.close()
+        self.response = response
+        self.leave(response)
 
     def detached(self) -> httpx2.Response:
         """The 402 with as much of its body as was read, free of its connection.
@@ -308,9 +346,8 @@ class SyncSession(_Session):
 
     def received(self, response: httpx2.Response, request: httpx2.Request) -> httpx2.Request | None:
         """The next request to send, or ``None`` when ``self.response`` is the answer."""
-        if self.errand is None and is_handled(response):
-            self.failed(Abandoned())
-            self.response = response
+        if self.is_handled(response):
+            self.step_aside(response)
             return None
         if self.errand is None:
             return self._pump(lambda: self.flow.send(self.reply(response, request)))
@@ -459,9 +496,8 @@ class AsyncSession(_Session):
         self, response: httpx2.Response, request: httpx2.Request
     ) -> httpx2.Request | None:
         """The next request to send, or ``None`` when ``self.response`` is the answer."""
-        if self.errand is None and is_handled(response):
-            await self.failed(Abandoned())
-            self.response = response
+        if self.is_handled(response):
+            self.step_aside(response)
             return None
         if self.errand is None:
             return await self._pump(lambda: self.flow.send(self.reply(response, request)))
@@ -613,11 +649,6 @@ def broken_off(payment_id: str) -> str:
     return f"x402_mask: the answer to payment {payment_id} broke off"
 
 
-def is_handled(response: httpx2.Response) -> bool:
-    """Whether a layer below paid for this call, or refused to: no other may pay for it."""
-    return not _OURS.isdisjoint(response.extensions.keys())
-
-
 def _lists(response: httpx2.Response, names: tuple[str, ...]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name, value in response.headers.multi_items():  # in lower case
@@ -637,6 +668,12 @@ def _in_memory(request: httpx2.Request) -> bool:
 def origin(request: httpx2.Request) -> str:
     """The origin that is asked; empty where it is not http(s), which the transport may refuse."""
     return _origin_of(request.url)
+
+
+def is_errand(request: httpx2.Request) -> bool:
+    """Whether this is an errand of an outer layer, or where one was redirected to: its own."""
+    slot = request.extensions.get(SLOT)
+    return isinstance(slot, Slot) and slot.is_carried and slot.on_errand
 
 
 def _origin_of(url: httpx2.URL) -> str:
@@ -677,11 +714,7 @@ def _options(options: object) -> tuple[str | None, bool]:
         return None, False
     if not isinstance(options, dict) or not options.keys() <= {"operation", "pay"}:
         raise TypeError('extensions={"x402_mask": {"operation": ..., "pay": ...}} and nothing else')
-    key, pay = options.get("operation"), options.get("pay", True)
-    if key is not None and not isinstance(key, str):
-        raise TypeError('extensions={"x402_mask": {"operation": ...}} is a str')
-    if key == "":
-        raise ValueError('extensions={"x402_mask": {"operation": ...}} is empty')
+    pay = options.get("pay", True)
     if not isinstance(pay, bool):
         raise TypeError('extensions={"x402_mask": {"pay": ...}} is a bool')
-    return key, not pay
+    return operation_key(options.get("operation")), not pay

@@ -8,7 +8,7 @@ import httpx2
 
 from x402_mask._drive import FAMILIES
 from x402_mask._payer import Payer
-from x402_mask.httpx2._session import SLOT, AsyncSession, Slot, SyncSession, origin
+from x402_mask.httpx2._session import SLOT, AsyncSession, Slot, SyncSession, is_errand, origin
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -52,18 +52,19 @@ class PaymentTransport(httpx2.BaseTransport):
 
     def _converse(self, request: httpx2.Request, response: httpx2.Response | None) -> httpx2.Response:
         """Go on from the first *response*, or from the start."""
-        if not origin(request):
+        if not origin(request) or is_errand(request):
             return response or self.inner.handle_request(request)
         session = SyncSession(self.payer, request)
-        session.slot.shed(request)
-        sent = session.start()
-        while sent is not None:
-            try:
-                answer = self.inner.handle_request(sent) if response is None else response
-            except BaseException as exc:
-                session.failed(exc)
-                raise
-            sent, response = session.received(answer, session.asked(sent, request)), None
+        with session.slot.carried():
+            session.slot.shed(request)
+            sent = session.start()
+            while sent is not None:
+                try:
+                    answer = response or self.inner.handle_request(sent)
+                except BaseException as exc:
+                    session.failed(exc)
+                    raise
+                sent, response = session.received(answer, session.asked(sent, request)), None
         assert session.response is not None
         return session.response
 
@@ -119,21 +120,20 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
         self, request: httpx2.Request, response: httpx2.Response | None
     ) -> httpx2.Response:
         """Go on from the first *response*, or from the start."""
-        if not origin(request):
+        if not origin(request) or is_errand(request):
             return response or await self.inner.handle_async_request(request)
         session = AsyncSession(self.payer, request)
-        session.slot.shed(request)
-        sent = await session.start()
-        while sent is not None:
-            try:
-                answer = (
-                    await self.inner.handle_async_request(sent) if response is None else response
-                )
-            except BaseException as exc:
-                await session.failed(exc)
-                raise
-            asked = session.asked(sent, request)
-            sent, response = await session.received(answer, asked), None
+        with session.slot.carried():
+            session.slot.shed(request)
+            sent = await session.start()
+            while sent is not None:
+                try:
+                    answer = response or await self.inner.handle_async_request(sent)
+                except BaseException as exc:
+                    await session.failed(exc)
+                    raise
+                asked = session.asked(sent, request)
+                sent, response = await session.received(answer, asked), None
         assert session.response is not None
         return session.response
 

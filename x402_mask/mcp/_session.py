@@ -27,7 +27,7 @@ from x402_mask._effects import (
 )
 from x402_mask._models import Receipt
 from x402_mask._services import origin_of, tool_url
-from x402_mask._terms import Call, Trip
+from x402_mask._terms import Call, Trip, operation_key
 from x402_mask._wire import TOKEN_HEADER
 from x402_mask.errors import PaymentError
 from x402_mask.mcp._answers import (
@@ -152,8 +152,7 @@ class PaidSession:
             PaymentError: it may not be paid, or could not be; ``.response`` is the tool's answer.
             mcp.MCPError: as the session raises it; after a payment with a note that names it.
         """
-        if operation is not None and not isinstance(operation, str):
-            raise TypeError("operation is a str")
+        key = operation_key(operation)
         extra = {"input_responses": input_responses, "request_state": request_state}
 
         async def send(proof: Proof | None) -> Result:
@@ -163,7 +162,7 @@ class PaidSession:
         url = tool_url(self._place, name)
         has_proof = PAYMENT_META in (meta or {}) or TOKEN_ARGUMENT in (arguments or {})
         call = Call(
-            method="tools/call", url=url, trip=Trip(origin=self.origin, url=url), key=operation,
+            method="tools/call", url=url, trip=Trip(origin=self.origin, url=url), key=key,
             wait_s=read_timeout_seconds, has_proof=has_proof,
         )  # fmt: skip
         result = await _ToolCall(self.payer, call, name, arguments, send).run()
