@@ -105,18 +105,19 @@ def authorize(
 
 
 def seller_clock(now: float, date: float | None, *, strict: bool) -> float:
-    """The time to stamp by: ours, corrected towards the seller's ``Date`` within five minutes.
+    """The time to stamp by: ours, or the seller's ``Date`` where that is later, by five minutes.
+
+    One that is earlier moves nothing.  Whether a proof has expired is judged by our clock: stamped
+    by an earlier one it were dead to us, and signed anew, while it can still be settled.
 
     Raises:
         OfferRefused: *strict*, and the clocks are further apart than that.
     """
-    if date is None:
-        return now
-    skew = date - now
-    if abs(skew) <= SKEW_IGNORED_S:
-        return now
-    if abs(skew) <= SKEW_MAX_S:
+    skew = 0.0 if date is None else date - now
+    if date is not None and SKEW_IGNORED_S < skew <= SKEW_MAX_S:
         return date
+    if abs(skew) <= SKEW_MAX_S:
+        return now
     if strict:
         raise OfferRefused(
             f"this machine's clock is {skew:+.0f} s from the seller's; set the clock",

@@ -25,7 +25,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     differs by plug point names its kinds itself.
     """
     named = any(
-        "kind" in mark.args[0].split(",")
+        "kind" in (mark.args[0].split(",") if isinstance(mark.args[0], str) else mark.args[0])
         for mark in metafunc.definition.iter_markers("parametrize")
     )
     if "kind" in metafunc.fixturenames and not named:

@@ -196,6 +196,24 @@ def test_a_clock_two_minutes_ahead_does_not_lengthen_the_life(world: World, kind
     assert 6 < life(world) <= 180 + SLACK_S
 
 
+@pytest.mark.parametrize(("own", "seller_s"), [(120, 0), (290, 0), (0, -120), (0, -299), (-120, 0)])
+def test_a_proof_lives_by_the_clock_that_it_is_stamped_by(
+    world: World, kind: Kind, own: float, seller_s: float
+) -> None:
+    """Invariant 2: else it were dead to us, and signed anew, while it can still be settled."""
+    seller = world.seller()
+    challenge = dated(v2_header(offer("1000", maxTimeoutSeconds=60)), seller_s)
+    url = seller.on("/paid", paywall(challenge, Reply(status=503)))
+    clock = Clock(ahead=own)
+    buyer = world.buyer(kind, world.payer(clock=clock))
+    for _ in range(3):
+        assert buyer.get(url).status_code == 503
+    assert len(seller.authorizations()) == 1
+    clock.ahead += 95 if own >= 0 else 215  # by our clock it may have been stamped 120 s later
+    assert buyer.get(url).status_code == 503
+    assert len(seller.authorizations()) == 2
+
+
 @pytest.mark.parametrize("ahead", [-315_360_000, -3600, -90, 90, 3600, 315_360_000])
 def test_a_date_that_lies_never_lengthens_the_life_beyond_the_cap(
     world: World, kind: Kind, ahead: int
