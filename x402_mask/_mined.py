@@ -7,7 +7,7 @@ confirmed block that all endpoints agree on, and only it may free money:
 * **paid**: one of the stored transactions succeeded *and* the token's only ``Transfer`` from the
   payer in it is exactly the amount, to the payee (a success status alone proves nothing);
 * **reverted**: one of them failed, and so used the nonce up: none of the others can be mined;
-* **displaced**: the nonce is used, but by none of them, and no transaction at that nonce paid;
+* **displaced**: the nonce is used, but by none of them, nor by another that moved the same;
 * everything else is :class:`~x402_mask._chain.Unknown`.
 
 Receipts, the account's nonce and the token's events must tell the same story.
@@ -160,16 +160,16 @@ async def _displaced(view: View, stored: StoredTransfer, top: Header) -> Verdict
     """No stored transaction has a receipt: then no event may be of one that has this nonce.
 
     A wallet program that "sped up" the transfer made another transaction with the same nonce and
-    the same effect: that one paid.
+    the same effect: that one paid.  One with another effect did not, and ours can never be mined.
     """
     first = stored.attempts[0].first_block
     await _check_memory(view, first, top.number)
     for log in await _payments(view, stored.terms, first, top.number):
         if await _is_at_nonce(view, log.transaction, stored):
             receipt = await view.confirmed_receipt(log, top)
-            if not _pays(receipt, stored.terms):
-                return Unknown(reason=mismatch(stored, log.transaction))
-            return Paid(transaction=log.transaction, block=log.block)
+            if _pays(receipt, stored.terms):
+                return Paid(transaction=log.transaction, block=log.block)
+            break  # another payment to the same payee, of another program or ledger
     if await _receipt(view, stored) is not None:
         raise view.fault("contradiction: a receipt that was absent a moment ago")
     return Displaced(block=top.number)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
 import weakref
@@ -31,6 +32,7 @@ from x402_mask._ledger import (
 )
 from x402_mask._rows import Busy
 from x402_mask._vault import Vault, data_path, load_key
+from x402_mask._wire import shown
 from x402_mask.errors import LedgerError
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
     from x402_mask._rows import Breaker, Db, Proof, Reservation, Reserved, Twin
 
 log = logging.getLogger("x402_mask")
+
+_VERSION: Final = re.compile("[1-9][0-9]{0,8}")
 
 LEASE_S: Final = 20.0
 """A process that has not renewed its lease for so long is dead to the others."""
@@ -239,10 +243,12 @@ class PostgresLedger(Ledger):
         found = dict(
             db.all("SELECT name, value FROM x402_mask.meta WHERE name IN ('schema','key')")
         )
-        version = int(found.get("schema", 0))
-        if version > SCHEMA_VERSION:
+        version = found.get("schema", "")
+        if not _VERSION.fullmatch(version):
+            raise LedgerError(f"the schema {shown(version)!r} is not a ledger of x402_mask")
+        if int(version) > SCHEMA_VERSION:
             raise newer_schema("the ledger's database", version)
-        if 0 < version < SCHEMA_VERSION:
+        if int(version) < SCHEMA_VERSION:
             raw.execute(_begin_writing(deadline), prepare=False)
             self._make_tables(db)
             _set_meta(db, "schema", str(SCHEMA_VERSION))

@@ -516,6 +516,18 @@ def test_a_ledger_that_is_dropped_leaves_no_thread_and_no_connection(
 # --- tables and keys ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("named", ["x", "", "0", None])
+def test_a_ledger_that_names_no_schema_is_refused(dsn: str, admin: Any, named: Any) -> None:
+    """In words, and by an error that a paid call may raise."""
+    PostgresLedger(dsn, key=KEY).payments()
+    if named is None:
+        admin.execute("DELETE FROM meta WHERE name='schema'")
+    else:
+        admin.execute("UPDATE meta SET value=%s WHERE name='schema'", [named])
+    said = str(refusal(PostgresLedger(dsn, key=KEY), want()))
+    assert "is not a ledger of x402_mask" in said
+
+
 def test_an_older_program_refuses_a_newer_ledger(dsn: str, admin: Any) -> None:
     PostgresLedger(dsn, key=KEY).payments()
     admin.execute(f"UPDATE meta SET value='{SCHEMA_VERSION + 1}' WHERE name='schema'")

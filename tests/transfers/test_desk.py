@@ -537,13 +537,18 @@ def test_a_wallet_program_that_sped_it_up_paid(chain: Chain, buyer: BuyerFor) ->
 
 
 def test_another_program_paid_something_else(chain: Chain, buyer: BuyerFor) -> None:
+    """To the same payee, at our nonce: ours can never be mined, and the address is free."""
     b = buyer()
     sent = b.hold()
     call = chain.usdc.encode_abi("transfer", args=[b.pay_to, PRICE - 1])
     send_other(b, sent.nonce, to=USDC, data=call)
+    assert b.desk.carry(sent.terms.payment_id, 0).state == "pending"
     chain.mine(MARGIN)
-    verdict = b.desk.evidence(b.stored(sent.terms.payment_id))
-    assert isinstance(verdict, Unknown) and "PAYMENT MISMATCH" in verdict.reason
+    assert isinstance(b.desk.evidence(b.stored(sent.terms.payment_id)), Displaced)
+    assert b.desk.carry(sent.terms.payment_id, 0).state == "displaced"
+    again = b.hold()
+    assert b.desk.carry(again.terms.payment_id, 10).state == "mined"
+    assert b.paid() == [PRICE - 1, PRICE]
 
 
 def test_earlier_payments_to_the_same_payee_are_not_taken_for_it(
