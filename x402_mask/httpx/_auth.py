@@ -285,15 +285,10 @@ def _async_guard(client: httpx.AsyncClient) -> Callable[[httpx.Request], Any]:
 
 
 def _strip(request: httpx.Request) -> None:
-    """Take our proof off redirects, and anybody's proof off other origins."""
+    """Take proofs off a request that must not carry them, before each hop."""
     slot = request.extensions.get(SLOT)
     if not isinstance(slot, Slot):
         slot = request.extensions[SLOT] = Slot(request)
-    retry = slot.retry() if slot.retry is not None else None
-    if slot.proof is not None and retry is not request:
-        name, value = slot.proof
-        if request.headers.get(name) == value:
-            del request.headers[name]
     slot.shed(request)
 
 

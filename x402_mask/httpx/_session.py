@@ -116,7 +116,11 @@ class Slot:
         return self.errand is not None and self.errand is self.retry
 
     def shed(self, request: httpx.Request) -> None:
-        """Take every proof off a request that leaves the origin the caller named."""
+        """Take our proof off redirects, and anybody's off what leaves the origin that was named."""
+        if self.proof is not None and not (self.retry is not None and self.retry() is request):
+            name, value = self.proof
+            if request.headers.get(name) == value:
+                del request.headers[name]
         if self.on_errand and self.errand is not None and self.errand() is not request:
             for name in (*self.private, "authorization", "cookie"):
                 request.headers.pop(name, None)
@@ -133,6 +137,7 @@ class _Session:
         self.request = request
         self.slot = Slot.of(request)
         self.is_nested = self.slot.is_carried
+        self.slot.shed(request)
         self.has_proven = False
         self.response: httpx.Response | None = None
         self.gathered: Gathered | None = None

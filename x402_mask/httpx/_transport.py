@@ -56,7 +56,6 @@ class PaymentTransport(httpx.BaseTransport):
             return response or self.inner.handle_request(request)
         session = SyncSession(self.payer, request)
         with session.slot.carried():
-            session.slot.shed(request)
             sent = session.start()
             while sent is not None:
                 try:
@@ -124,7 +123,6 @@ class AsyncPaymentTransport(httpx.AsyncBaseTransport):
             return response or await self.inner.handle_async_request(request)
         session = AsyncSession(self.payer, request)
         with session.slot.carried():
-            session.slot.shed(request)
             sent = await session.start()
             while sent is not None:
                 try:
