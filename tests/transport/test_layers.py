@@ -188,3 +188,27 @@ async def test_transports_of_two_payers_do_not_mix(rig: Rig) -> None:
     for layer in (rig.wrap, lambda payer, inner: own(payer, transport=inner)):
         with pytest.raises(ValueError, match="another payer"):
             layer(rig.make_payer(), below)
+
+
+@kinds("transport", colours=["sync"])
+async def test_a_flow_that_is_dropped_ends_nobody_elses_call(rig: Rig) -> None:
+    """Whenever it is collected: here while another call's proof is under way."""
+    rig.sells()
+    flow = rig.mask.PaymentAuth(rig.payer).sync_auth_flow(rig.lib.Request("GET", URL))
+    next(flow)
+    dropped = [flow]
+    del flow
+
+    class Between(rig.lib.BaseTransport):  # type: ignore[misc]
+        def handle_request(self, request: Any) -> Any:
+            if request.url.path == "/next":
+                dropped.clear()  # its last reference
+            return below.handle_request(request)
+
+    below = rig.wrap(rig.payer, rig.wire)
+    rig.sells(paid=served(b"", status=307, headers=[("Location", "/next")]))
+    rig.on("/next", v2_header(offer()))
+    rig.client = rig.plain(transport=rig.wrap(rig.payer, Between()), follow_redirects=True)
+    assert (await rig.get(extensions={"x402_mask": {}})).status_code == 402
+    assert len(rig.proofs) == 1 and rig.states() == ["settled"]
+    await rig.shut(rig.client)

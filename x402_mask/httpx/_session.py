@@ -39,15 +39,12 @@ if TYPE_CHECKING:
     from x402_mask._payer import Payer
 
 _READ_HEADERS = (REQUIRED_HEADER, *SETTLEMENT_HEADERS)
-
 _ERRAND_HEADERS = (*_READ_HEADERS, "retry-after")
-
 _PROOFS = frozenset(name.lower() for name in PROOF_HEADERS)
-
 SLOT = "x402_mask_trip"
+_OURS = frozenset({"x402_mask", "x402_mask_refusal"})
 _carried: ContextVar[Slot | None] = ContextVar("x402_mask_carried", default=None)
 """The call that a layer further out is making: what it sends, a layer below does not begin anew."""
-_OURS = frozenset({"x402_mask", "x402_mask_refusal"})
 
 
 class Slot:
@@ -104,7 +101,8 @@ class Slot:
         try:
             yield
         finally:
-            _carried.set(before)
+            if _carried.get() is self:  # a flow that was dropped ends anywhere, in anybody's call
+                _carried.set(before)
 
     def knows(self, request: httpx.Request) -> bool:
         """Whether *request* was already sent in this call."""
