@@ -33,8 +33,9 @@ from x402_mask._rows import (
     View,
     new_payment_id,
 )
-from x402_mask._tokenbook import MARKET_TABLES, TokenBook, usable_token
-from x402_mask._transfers import TRANSFER_TABLES, TransferBook
+from x402_mask._schema import meta, set_meta
+from x402_mask._tokenbook import TokenBook, usable_token
+from x402_mask._transfers import TransferBook
 from x402_mask._vault import digest
 from x402_mask._windows import SECOND, applying, as_datetime
 from x402_mask.errors import LedgerError, OfferRefused, Paused, PaymentRefused
@@ -47,42 +48,7 @@ if TYPE_CHECKING:
     from x402_mask._rows import Breaker, Db
     from x402_mask._windows import Limit
 
-SCHEMA_VERSION: Final = 2
-"""1: payments.  2: marketplace payments, tokens and on-chain transfers besides."""
-
 _TEXT_MAX: Final = 1000
-
-TABLES: Final = (
-    """
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL){plain};
-CREATE TABLE IF NOT EXISTS payments (
-  seq {serial}, id TEXT NOT NULL UNIQUE, at BIGINT NOT NULL, updated BIGINT NOT NULL,
-  state TEXT NOT NULL, service TEXT NOT NULL, origin TEXT NOT NULL, route TEXT NOT NULL,
-  micro BIGINT NOT NULL, amount TEXT NOT NULL, asset TEXT, network TEXT, payer TEXT, pay_to TEXT,
-  operation TEXT NOT NULL, delivered INTEGER NOT NULL DEFAULT 0, flight TEXT,
-  nonce TEXT, valid_before BIGINT, header TEXT, proof {blob}, proof_digest TEXT,
-  outcome TEXT, trans TEXT, seen INTEGER NOT NULL DEFAULT 0, note TEXT NOT NULL DEFAULT '');
-CREATE INDEX IF NOT EXISTS payments_open ON payments (operation) WHERE delivered = 0;
-CREATE INDEX IF NOT EXISTS payments_reserved ON payments (flight) WHERE state = 'reserved';
-CREATE INDEX IF NOT EXISTS payments_held ON payments (seq) WHERE state = 'held';
-CREATE INDEX IF NOT EXISTS payments_counted ON payments (at, service, state, micro);
-CREATE TABLE IF NOT EXISTS meters (
-  scope TEXT NOT NULL, unit TEXT NOT NULL, PRIMARY KEY (scope, unit)){plain};
-CREATE TABLE IF NOT EXISTS counters (
-  scope TEXT NOT NULL, unit TEXT NOT NULL, bucket BIGINT NOT NULL,
-  settled BIGINT NOT NULL, held BIGINT NOT NULL, PRIMARY KEY (scope, unit, bucket)){plain};
-CREATE TABLE IF NOT EXISTS payees (
-  service TEXT NOT NULL, payee TEXT NOT NULL, trusted INTEGER NOT NULL, at BIGINT NOT NULL,
-  PRIMARY KEY (service, payee));
-CREATE TABLE IF NOT EXISTS breakers (
-  origin TEXT PRIMARY KEY, failures INTEGER NOT NULL, until BIGINT NOT NULL);
-CREATE TABLE IF NOT EXISTS history (
-  seq {key}, at BIGINT NOT NULL, payment TEXT, kind TEXT NOT NULL,
-  data TEXT NOT NULL, mac {blob} NOT NULL);
-"""
-    + MARKET_TABLES
-    + TRANSFER_TABLES
-)
 
 _NO_PROOF: Final[Mapping[str, object]] = dict.fromkeys(
     ("header", "proof", "proof_digest", "nonce", "valid_before")
@@ -391,7 +357,7 @@ class Ledger(TokenBook, TransferBook):
     def set_paused(self, paused: bool, *, now_us: int, wait_s: float = WAIT_S) -> None:  # noqa: FBT001
         """Pause or resume every process on this ledger, durably."""
         with self._transaction(wait_s, durable=True) as db:
-            _set_meta(db, "paused", "1" if paused else "")
+            set_meta(db, "paused", "1" if paused else "")
             self._write(db, now_us, None, "paused" if paused else "resumed", {})
 
     def is_paused(self, *, wait_s: float = WAIT_S) -> bool:
@@ -466,7 +432,7 @@ class Ledger(TokenBook, TransferBook):
         return known[row.flight]
 
     def _is_paused(self, db: Db) -> bool:
-        return bool(_meta(db, "paused"))
+        return bool(meta(db, "paused"))
 
     def _undelivered(self, db: Db, operation: str) -> list[Row]:
         sql = (
@@ -778,14 +744,6 @@ def owned(lock: Any) -> bool:
     return bool(lock._is_owned())  # noqa: SLF001
 
 
-def newer_schema(name: str, version: object) -> LedgerError:
-    """Refusal to touch what a newer program wrote."""
-    return LedgerError(
-        f"{name} was written by a newer x402_mask (schema {version}, this program knows"
-        f" {SCHEMA_VERSION}); upgrade this program"
-    )
-
-
 # --- pieces that need only a transaction ----------------------------------------------------------
 
 
@@ -807,16 +765,6 @@ def _described(proof: Proof | None) -> dict[str, Any]:
     }
 
 
-def _meta(db: Db, name: str) -> str | None:
-    found = db.one("SELECT value FROM meta WHERE name=?", name)
-    return None if found is None else str(found[0])
-
-
-def _set_meta(db: Db, name: str, value: str) -> None:
-    sql = "INSERT INTO meta (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value=?"
-    db.run(sql, name, value, value)
-
-
 def _payees(db: Db, service: str) -> dict[str, bool]:
     found = db.all("SELECT payee, trusted FROM payees WHERE service=?", service)
     return {payee: bool(trusted) for payee, trusted in found}
@@ -824,8 +772,8 @@ def _payees(db: Db, service: str) -> dict[str, bool]:
 
 def _put_payee(db: Db, service: str, payee: str, now_us: int, *, trusted: bool) -> None:
     db.run(
-        "INSERT INTO payees (service, payee, trusted, at) VALUES (?, ?, ?, ?)"
-        " ON CONFLICT (service, payee) DO UPDATE SET trusted=?",
+        "INSERT INTO payees (origin, service, payee, trusted, at) VALUES ('', ?, ?, ?, ?)"
+        " ON CONFLICT (origin, service, payee) DO UPDATE SET trusted=?",
         service,
         payee,
         int(trusted),

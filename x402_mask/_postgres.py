@@ -13,24 +13,16 @@ import threading
 import time
 import weakref
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, ClassVar, Final, NoReturn
 
 from x402_mask._book import WAIT_S
 from x402_mask._head import HeadFile
 from x402_mask._lease import boot_id, is_alive, new_owner
-from x402_mask._ledger import (
-    SCHEMA_VERSION,
-    TABLES,
-    Ledger,
-    _meta,
-    _set_meta,
-    contended,
-    newer_schema,
-    owned,
-    reentered,
-)
+from x402_mask._ledger import Ledger, contended, owned, reentered
 from x402_mask._rows import Busy
+from x402_mask._schema import SCHEMA_VERSION, TABLES, make_tables, meta, newer_schema, set_meta
 from x402_mask._vault import Vault, data_path, load_key
 from x402_mask._wire import shown
 from x402_mask.errors import LedgerError
@@ -251,7 +243,7 @@ class PostgresLedger(Ledger):
         if int(version) < SCHEMA_VERSION:
             raw.execute(_begin_writing(deadline), prepare=False)
             self._make_tables(db)
-            _set_meta(db, "schema", str(SCHEMA_VERSION))
+            set_meta(db, "schema", str(SCHEMA_VERSION))
             raw.execute(b"COMMIT", prepare=False)
         self._key = self._checked_key(found.get("key"))
         self._meters.clear()  # the database may be another one by now
@@ -261,12 +253,10 @@ class PostgresLedger(Ledger):
             self._refuse_to_forget()
         if db.one("SELECT to_regnamespace('x402_mask')") == (None,):
             db.run("CREATE SCHEMA x402_mask")
-        for statement in _SCHEMA.split(";"):
-            if statement.strip():
-                db.run(statement)
-        if _meta(db, "key") is None:
-            _set_meta(db, "schema", str(SCHEMA_VERSION))
-            _set_meta(db, "key", self._new_key().key_id)
+        make_tables(db, _SCHEMA, partial(_columns, db))
+        if meta(db, "key") is None:
+            set_meta(db, "schema", str(SCHEMA_VERSION))
+            set_meta(db, "key", self._new_key().key_id)
 
     def _refuse_to_forget(self) -> None:
         known = self._head.read()
@@ -446,6 +436,15 @@ class _Heart:
         except LedgerError as exc:
             log.warning("the lease on the ledger could not be renewed: %s", exc)
         return True
+
+
+def _columns(db: Db, table: str) -> set[str]:
+    """The names of a table's columns; none where there is no such table."""
+    sql = (
+        "SELECT attname FROM pg_attribute WHERE attrelid=to_regclass(?) AND attnum>0"
+        " AND NOT attisdropped"
+    )
+    return {name for (name,) in db.all(sql, f"x402_mask.{table}")}
 
 
 def _begin_writing(deadline: float) -> bytes:

@@ -16,18 +16,9 @@ from x402_mask import _checkpoints
 from x402_mask._book import WAIT_S
 from x402_mask._head import HeadFile
 from x402_mask._lease import is_alive, new_owner
-from x402_mask._ledger import (
-    SCHEMA_VERSION,
-    TABLES,
-    Ledger,
-    _meta,
-    _set_meta,
-    contended,
-    newer_schema,
-    owned,
-    reentered,
-)
+from x402_mask._ledger import Ledger, contended, owned, reentered
 from x402_mask._rows import Busy, Db
+from x402_mask._schema import SCHEMA_VERSION, TABLES, make_tables, meta, newer_schema, set_meta
 from x402_mask._vault import Vault, data_path, load_key, sync_directory
 from x402_mask.errors import LedgerError
 
@@ -68,6 +59,10 @@ class _Connection:
 
     def run(self, sql: str, *params: object) -> int:
         return self.raw.execute(sql, params).rowcount
+
+    def columns(self, table: str) -> set[str]:
+        """The names of a table's columns; none where there is no such table."""
+        return {name for (name,) in self.all("SELECT name FROM pragma_table_info(?)", table)}
 
 
 class _SQL(Ledger):
@@ -313,13 +308,12 @@ class SQLiteLedger(_SQL):
             self._refuse_to_forget()
             if db.one("SELECT 1 FROM sqlite_master LIMIT 1") is not None:
                 raise LedgerError(f"{self.path.name} is not a ledger of x402_mask")
-        for statement in _SCHEMA.split(";"):
-            db.raw.execute(statement)
+        make_tables(db, _SCHEMA, db.columns)
         db.raw.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-        if _meta(db, "key") is None:
+        if meta(db, "key") is None:
             key = load_key(self.key_path, create=True)
             assert key is not None
-            _set_meta(db, "key", Vault(key).key_id)
+            set_meta(db, "key", Vault(key).key_id)
 
     def _refuse_to_forget(self) -> None:
         """Only the owner may swap a ledger for an empty one: that is a whole new budget."""
@@ -332,7 +326,7 @@ class SQLiteLedger(_SQL):
             )
 
     def _checked_key(self, db: _Connection) -> Vault:
-        made_with = _meta(db, "key")
+        made_with = meta(db, "key")
         if made_with is None:
             raise LedgerError(f"{self.path.name} is not a ledger of x402_mask")
         key = load_key(self.key_path, create=False)
@@ -426,8 +420,9 @@ class MemoryLedger(_SQL):
         raw = sqlite3.connect(
             ":memory:", isolation_level=None, check_same_thread=False, cached_statements=256
         )
-        raw.executescript(_SCHEMA)
-        return _Connection(raw)
+        db = _Connection(raw)
+        make_tables(db, _SCHEMA, db.columns)
+        return db
 
     def _after_fork(self) -> None:
         raise LedgerError("a MemoryLedger cannot be used after a fork; use a SQLiteLedger")

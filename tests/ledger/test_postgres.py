@@ -39,8 +39,8 @@ from x402_mask import Cap, LedgerError, PostgresLedger
 from x402_mask._audit import verify
 from x402_mask._drive import AsyncPerformer
 from x402_mask._effects import Record
-from x402_mask._ledger import SCHEMA_VERSION
 from x402_mask._rows import Twin
+from x402_mask._schema import SCHEMA_VERSION
 
 psycopg = pytest.importorskip("psycopg")
 

@@ -11,7 +11,7 @@ import pytest
 from tests.ledger.kit import NOW, ORIGIN, SECOND, SERVICE, WIDE, Store, end, proof, reserved, used
 from x402_mask import LedgerError, SQLiteLedger
 from x402_mask._audit import verify
-from x402_mask._ledger import SCHEMA_VERSION, Ledger
+from x402_mask._ledger import Ledger
 from x402_mask._rows import Twin
 from x402_mask._tokenbook import UNLIMITED, Asked, Bought
 
@@ -390,81 +390,6 @@ def test_token_steps_are_in_the_history(ledger: Ledger) -> None:
              "token_dropped"]  # fmt: skip
     assert [row["kind"] for row in rows] == kinds
     assert TOKEN not in str(rows)
-
-
-# --- schema ---------------------------------------------------------------------------------------
-
-
-def as_before(store: Store) -> None:
-    """Make a ledger what the first schema had."""
-    for table in ("tokens", "purchases"):
-        store.sql(f"DROP TABLE {table}")
-    if store.kind == "sqlite":
-        store.sql("PRAGMA user_version=1")
-    else:
-        store.sql("UPDATE meta SET value='1' WHERE name='schema'")
-
-
-def version_of(store: Store) -> int:
-    """Which schema a ledger says it has."""
-    if store.kind == "sqlite":
-        return int(store.sql("PRAGMA user_version")[0][0])
-    return int(store.sql("SELECT value FROM meta WHERE name='schema'")[0][0])
-
-
-def test_a_ledger_of_the_first_schema_is_migrated(shared: Store) -> None:
-    """Payments and history stay; tokens can be bought then."""
-    assert SCHEMA_VERSION == 2
-    old = reserved(shared.ledger)
-    shared.ledger.hold(old.id, proof(), now_us=NOW)
-    shared.ledger.finish(old.id, end(), now_us=NOW)
-    shared.ledger.close()
-    as_before(shared)
-    assert version_of(shared) == 1
-    ledger = shared.again()
-    assert used(ledger, WIDE) == 1000
-    assert version_of(shared) == 2
-    with_token(ledger, calls=2)
-    assert ledger.take_token(ORIGIN, SERVICE, now_us=NOW) is not None
-    assert used(ledger, WIDE) == 2000 and verify(ledger).ok
-    assert len(shared.again().payments()) == 2
-
-
-def test_an_older_program_refuses_the_second_schema(
-    shared: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from x402_mask import _ledger, _postgres, _sqlite
-
-    with_token(shared.ledger)
-    shared.ledger.close()
-    for module in (_ledger, _postgres, _sqlite):
-        monkeypatch.setattr(module, "SCHEMA_VERSION", 1)
-    with pytest.raises(LedgerError, match="newer x402_mask"):
-        shared.again().payments()
-
-
-def test_two_programs_migrate_at_once(shared: Store) -> None:
-    """Both open a ledger of the first schema: one migrates, both go on."""
-    import threading
-
-    reserved(shared.ledger)
-    shared.ledger.close()
-    as_before(shared)
-    ledgers, failures = [shared.again() for _ in range(4)], []
-
-    def use(ledger: Ledger) -> None:
-        try:
-            with_token(ledger)
-        except BaseException as failure:
-            failures.append(failure)
-
-    threads = [threading.Thread(target=use, args=(ledger,)) for ledger in ledgers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert not failures, failures
-    assert len(shared.ledger.payments()) == 5 and verify(shared.ledger).ok
 
 
 def test_the_token_is_not_in_the_files(tmp_path: Any) -> None:

@@ -30,7 +30,8 @@ from tests.ledger.kit import (
 )
 from x402_mask import LedgerError, SQLiteLedger
 from x402_mask._audit import verify
-from x402_mask._ledger import SCHEMA_VERSION, Ledger
+from x402_mask._ledger import Ledger
+from x402_mask._schema import SCHEMA_VERSION
 
 
 @pytest.fixture

@@ -1,0 +1,129 @@
+"""Ledgers of older programs are brought up to date, and newer ones are refused."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from tests.ledger.kit import NOW, ORIGIN, SERVICE, WIDE, Store, end, proof, reserved, used
+from tests.ledger.test_tokens import with_token
+from x402_mask import LedgerError
+from x402_mask._audit import verify
+from x402_mask._ledger import Ledger
+from x402_mask._schema import SCHEMA_VERSION
+
+OLDER = range(1, SCHEMA_VERSION)
+PAYEE = "0x" + "ab" * 20
+
+SECOND_PAYEES = (
+    "CREATE TABLE payees (service TEXT NOT NULL, payee TEXT NOT NULL, trusted INTEGER NOT NULL,"
+    " at BIGINT NOT NULL, PRIMARY KEY (service, payee))"
+)
+
+
+def as_before(store: Store, version: int) -> None:
+    """Make a ledger what an older schema had; its payees are those of every origin."""
+    for column in ("also", "again"):
+        store.sql(f"ALTER TABLE payments DROP COLUMN {column}")
+    pins = store.sql("SELECT service, payee, trusted, at FROM payees")
+    for statement in ("DROP TABLE payees", SECOND_PAYEES, "DROP TABLE denials"):
+        store.sql(statement)
+    for service, payee, trusted, at in pins:
+        store.sql(f"INSERT INTO payees VALUES ('{service}', '{payee}', {trusted}, {at})")
+    store.sql("DELETE FROM meta WHERE name='id'")
+    for table in ("tokens", "purchases", "transfers") if version == 1 else ():
+        store.sql(f"DROP TABLE {table}")
+    if store.kind == "sqlite":
+        store.sql(f"PRAGMA user_version={version}")
+    else:
+        store.sql(f"UPDATE meta SET value='{version}' WHERE name='schema'")
+
+
+def version_of(store: Store) -> int:
+    """Which schema a ledger says it has."""
+    if store.kind == "sqlite":
+        return int(store.sql("PRAGMA user_version")[0][0])
+    return int(store.sql("SELECT value FROM meta WHERE name='schema'")[0][0])
+
+
+@pytest.mark.parametrize("version", OLDER)
+def test_a_ledger_of_an_older_schema_is_migrated(shared: Store, version: int) -> None:
+    """Payments, history and pins stay; what came later can be done then."""
+    old = reserved(shared.ledger)
+    shared.ledger.hold(old.id, proof(), now_us=NOW)
+    shared.ledger.finish(old.id, end(), now_us=NOW)
+    shared.ledger.accept_payee(SERVICE, PAYEE, now_us=NOW)
+    pins = shared.ledger.payees()
+    shared.ledger.close()
+    as_before(shared, version)
+    assert version_of(shared) == version
+    ledger = shared.again()
+    assert used(ledger, WIDE) == 1000
+    assert version_of(shared) == SCHEMA_VERSION
+    assert ledger.payees() == pins
+    with_token(ledger, calls=2)
+    assert ledger.take_token(ORIGIN, SERVICE, now_us=NOW) is not None
+    assert used(ledger, WIDE) == 2000 and verify(ledger).ok
+    assert len(shared.again().payments()) == 2
+
+
+def test_a_migrated_ledger_has_the_tables_of_a_new_one(shared: Store) -> None:
+    """Column for column, in the same order, and an id of its own."""
+
+    def described() -> object:
+        tables = ("payments", "payees", "denials", "purchases", "tokens", "transfers", "meta")
+        ask = (
+            "SELECT name FROM pragma_table_info('{}')"
+            if shared.kind == "sqlite"
+            else (
+                "SELECT column_name FROM information_schema.columns WHERE table_name='{}'"
+                " AND table_schema='x402_mask' ORDER BY ordinal_position"
+            )
+        )
+        return [shared.sql(ask.format(table)) for table in tables]
+
+    reserved(shared.ledger)
+    new, ids = described(), "SELECT value FROM meta WHERE name='id'"
+    first = shared.sql(ids)
+    shared.ledger.close()
+    as_before(shared, 1)
+    reserved(shared.again())
+    assert described() == new
+    assert len(shared.sql(ids)) == 1 and shared.sql(ids) != first
+
+
+def test_an_older_program_refuses_a_newer_schema(
+    shared: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from x402_mask import _postgres, _schema, _sqlite
+
+    with_token(shared.ledger)
+    shared.ledger.close()
+    for module in (_schema, _postgres, _sqlite):
+        monkeypatch.setattr(module, "SCHEMA_VERSION", 1)
+    with pytest.raises(LedgerError, match="newer x402_mask"):
+        shared.again().payments()
+
+
+@pytest.mark.parametrize("version", OLDER)
+def test_programs_migrate_at_once(shared: Store, version: int) -> None:
+    """Several open a ledger of an older schema: one migrates, all go on."""
+    reserved(shared.ledger)
+    shared.ledger.close()
+    as_before(shared, version)
+    ledgers, failures = [shared.again() for _ in range(4)], []
+
+    def use(ledger: Ledger) -> None:
+        try:
+            with_token(ledger)
+        except BaseException as failure:
+            failures.append(failure)
+
+    threads = [threading.Thread(target=use, args=(ledger,)) for ledger in ledgers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not failures, failures
+    assert len(shared.ledger.payments()) == 5 and verify(shared.ledger).ok
