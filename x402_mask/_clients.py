@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
 from x402_mask._payer import Payer
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
+    from types import ModuleType
+
+_FAMILIES = ("httpx", "httpx2")
+"""The HTTP libraries that are served; their objects do not mix."""
 
 
 class SyncClient(Protocol):
@@ -34,6 +39,22 @@ def is_async(client: object) -> bool:
     if not callable(getattr(client, "build_request", None)):
         raise TypeError(f"takes an httpx or httpx2 client, not {type(client).__name__}")
     return hasattr(client, "aclose")
+
+
+def is_foreign(transport: object, own: ModuleType) -> bool:
+    """Whether *transport* is of another family than *own*, by what it is, not by its name.
+
+    SDKs write their own name into ``__module__`` of classes that they re-export, and
+    ``httpx2.alias_httpx()`` makes one family of two.
+    """
+    others = [found for name in _FAMILIES if (found := sys.modules.get(name)) not in (None, own)]
+    return any(_is_transport(transport, other) for other in others) and not _is_transport(
+        transport, own
+    )
+
+
+def _is_transport(transport: object, family: Any) -> bool:
+    return isinstance(transport, (family.BaseTransport, family.AsyncBaseTransport))
 
 
 def payer_of(client: object) -> Payer | None:

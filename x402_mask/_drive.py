@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FAMILIES = frozenset({"httpx", "httpx2"})
-"""The HTTP libraries that are served; their objects do not mix."""
-
 _WRITERS = 8
 """Threads that may wait for the ledger at once, per event loop."""
 

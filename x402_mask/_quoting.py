@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,14 +23,13 @@ async def aquote(payer: Payer, asked: Any) -> Quote | None:
 
 
 def _family(asked: Any) -> Any:
-    import httpx  # noqa: PLC0415
-
     from x402_mask.httpx import _quote as ours  # noqa: PLC0415
 
-    if isinstance(asked, (httpx.Request, httpx.Response)):
+    if isinstance(asked, ours.ASKED):
         return ours
-    if type(asked).__module__.partition(".")[0] == "httpx2":
+    if "httpx2" in sys.modules:  # else nothing can be of that family
         from x402_mask.httpx2 import _quote as theirs  # noqa: PLC0415
 
-        return theirs
+        if isinstance(asked, theirs.ASKED):
+            return theirs
     raise TypeError(f"quote() takes an httpx request or response, not {type(asked).__name__}")

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import secrets
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, runtime_checkable
 
@@ -220,7 +221,10 @@ def as_signer(wallet: object) -> Signer:
     """
     if isinstance(wallet, Wallet):
         return wallet
-    if type(wallet).__module__.startswith("eth_account.") and hasattr(wallet, "key"):
+    accounts = sys.modules.get(
+        "eth_account.signers.local"
+    )  # where there is an account, there it is
+    if accounts is not None and type(wallet) is accounts.LocalAccount:
         return Wallet.from_key(bytes(getattr(wallet, "key")))  # noqa: B009  # no stubs to check
     address = getattr(wallet, "address", None)
     if not callable(getattr(wallet, "sign_typed_data", None)) or not isinstance(address, str):

@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import httpx2
 import pytest
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
 
 import x402_mask
 import x402_mask.httpx2
@@ -63,6 +65,31 @@ def test_the_families_do_not_mix(lib: str) -> None:
     for client in (other.Client(), other.AsyncClient()):
         with pytest.raises(TypeError, match=f"{lib} client"):
             mask.attach(client, payer)
+
+
+@pytest.mark.parametrize("stamped", [("httpx",), ("httpx2",), ("httpx", "httpx2")], ids="-".join)
+@pytest.mark.parametrize("lib", LIBS)
+def test_a_class_is_what_it_is_whatever_an_sdk_calls_it(
+    lib: str, stamped: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SDKs write their own name into ``__module__`` of all that they re-export."""
+    for name in stamped:
+        for kind in vars(FAMILY[name]).values():
+            if isinstance(kind, type):
+                monkeypatch.setattr(kind, "__module__", "some_sdk")
+    monkeypatch.setattr(LocalAccount, "__module__", "some_sdk")
+    mask, own, other = mask_of(lib), FAMILY[lib], OTHER_FAMILY[lib]
+    payer = payer_for(wallet=Account.from_key("11" * 32))
+    assert isinstance(payer.signer, Wallet)
+    for make in (mask.Client, mask.AsyncClient, mask.PaymentTransport, mask.AsyncPaymentTransport):
+        make(payer)
+    mask.PaymentTransport(payer, own.MockTransport(lambda request: None))
+    mask.attach(own.Client(), payer)
+    for family in (own, other):
+        answer = family.Response(200, request=family.Request("GET", SHOP))
+        assert payer.quote(answer) is None
+    with pytest.raises(TypeError, match=f"transport of {lib} "):
+        mask.PaymentTransport(payer, other.HTTPTransport())
 
 
 @pytest.mark.parametrize("lib", LIBS)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
-from x402_mask._drive import FAMILIES
+from x402_mask._clients import is_foreign
 from x402_mask._payer import Payer
 from x402_mask.httpx._session import SLOT, AsyncSession, Slot, SyncSession, is_errand, origin
 
@@ -157,9 +157,7 @@ def _checked(payer: Payer, inner: Any, method: str) -> Any:
 
     Of a transport that pays already the one that it wraps: two layers are one.
     """
-    families = {kind.__module__.partition(".")[0] for kind in type(inner).__mro__}
-    ours = httpx.BaseTransport.__module__.partition(".")[0]
-    if not callable(getattr(inner, method, None)) or families & (FAMILIES - {ours}):
+    if not callable(getattr(inner, method, None)) or is_foreign(inner, httpx):
         raise TypeError(
             f"{type(inner).__name__} is not a transport of {httpx.__name__} with {method}()"
         )

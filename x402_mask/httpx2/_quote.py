@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from x402_mask._models import Quote
     from x402_mask._payer import Payer
 
+ASKED = (httpx2.Request, httpx2.Response)
+"""What may be quoted."""
+
 
 def quote(payer: Payer, asked: httpx2.Request | httpx2.Response) -> Quote | None:
     """``Payer.quote`` for this family."""
