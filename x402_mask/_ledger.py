@@ -637,7 +637,8 @@ class Ledger(TokenBook, TransferBook):
         self, db: Db, now_us: int, payment_id: str | None, kind: str, data: Mapping[str, Any]
     ) -> None:
         """Append to the history, chained to the row before."""
-        last = db.one("SELECT seq, mac FROM history ORDER BY seq DESC LIMIT 1") or (0, b"")
+        last = db.last or db.one("SELECT seq, mac FROM history ORDER BY seq DESC LIMIT 1")
+        last = last or (0, b"")
         seq, text = last[0] + 1, _json.dumps(data)
         mac = self._vault().link(bytes(last[1]), _record(seq, now_us, payment_id, kind, text))
         db.run(
@@ -649,6 +650,7 @@ class Ledger(TokenBook, TransferBook):
             text,
             mac,
         )
+        db.last = (seq, mac)
         self._moved_head(seq, mac)
 
     def _moved_head(self, seq: int, mac: bytes) -> None:  # optional for backends

@@ -1,5 +1,10 @@
 """Connections to PostgreSQL: bounded in number and in time, and silent about their DSN.
 
+A connection may be to a pooler that lends a server's connection for one transaction and then gives
+it to somebody else, so nothing of a session is used: no prepared statement (their names would be
+another client's), no setting and no lock that outlives its transaction, no pipeline.  Each
+statement is one round trip.
+
 The only module that imports psycopg; :mod:`x402_mask._postgres` loads it when a ledger is made.
 """
 
@@ -58,6 +63,9 @@ _ADVICE: Final = {
     "53300": "the server takes no more connections",
 }
 
+_VERBS: Final = frozenset({b"SELECT", b"INSERT", b"UPDATE", b"DELETE", b"COMMIT"})
+"""Statements that the server answers with their own word: another word is another answer."""
+
 _READ: Final = getattr(select, "POLLIN", 1)
 _WRITE: Final = getattr(select, "POLLOUT", 4)
 _EVENTS: Final = {Wait.R: _READ, Wait.W: _WRITE, Wait.RW: _READ | _WRITE}
@@ -70,6 +78,33 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     """A connection that gives up on a server that does not answer."""
 
     answer_s: float = ANSWER_S
+    clock_us: int | None = None
+    """What the server's clock said when the open transaction began."""
+
+    def begin(self, opening: bytes) -> None:
+        """Execute the statements *opening*, of which the last asks for the server's clock."""
+        cursor = self.ask(opening)
+        while cursor.nextset():
+            pass
+        found = cursor.fetchone()
+        self.clock_us = None if found is None else int(found[0])
+
+    def ask(self, sql: bytes, params: tuple[object, ...] = ()) -> psycopg.Cursor[tuple[Any, ...]]:
+        """Execute one statement, or several without *params*; a cursor with its answer.
+
+        Raises:
+            LedgerError: the answer is another statement's. The connection is closed: whatever comes
+                from it next would be as wrong.
+        """
+        cursor = self.execute(sql, params or None, prepare=False)
+        verb = sql[: sql.find(b" ")] if b" " in sql else sql
+        if verb in _VERBS and (cursor.statusmessage or "").encode().partition(b" ")[0] != verb:
+            self.close()
+            raise LedgerError(
+                "the ledger's database gave the answer to another statement; nothing was sent."
+                " A pooler before it must be in transaction or session mode"
+            )
+        return cursor
 
     def wait(self, gen: PQGen[Any], *args: Any, **kwargs: Any) -> Any:
         """Drive *gen* until it is done, at most ``answer_s`` seconds."""
@@ -142,22 +177,28 @@ class Turn:
 class Db:
     """A :class:`x402_mask._ledger.Db` over one connection, with SQL as SQLite writes it."""
 
-    __slots__ = ("raw",)
+    __slots__ = ("last", "raw")
 
     def __init__(self, raw: Connection) -> None:
         self.raw = raw
+        self.last: tuple[int, bytes] | None = None
+
+    @property
+    def clock_us(self) -> int | None:
+        """What the server's clock said when the transaction began, microseconds."""
+        return self.raw.clock_us
 
     def one(self, sql: str, *params: object) -> tuple[Any, ...] | None:
         """The first row, or ``None``."""
-        return self.raw.execute(_translated(sql), params).fetchone()
+        return self.raw.ask(_translated(sql), params).fetchone()
 
     def all(self, sql: str, *params: object) -> list[tuple[Any, ...]]:
         """Every row."""
-        return self.raw.execute(_translated(sql), params).fetchall()
+        return self.raw.ask(_translated(sql), params).fetchall()
 
     def run(self, sql: str, *params: object) -> int:
         """Execute, and tell how many rows changed."""
-        return self.raw.execute(_translated(sql), params).rowcount
+        return self.raw.ask(_translated(sql), params).rowcount
 
 
 @lru_cache(maxsize=256)
@@ -224,7 +265,7 @@ class Pool:
             raw, fresh = self._some(deadline)
             try:
                 raw.answer_s = min(ANSWER_S, max(0.0, deadline - time.monotonic()) + 2)
-                raw.execute(opening, prepare=False)
+                raw.begin(opening)
             except BaseException as failure:
                 roll_back(raw)
                 self._take_back(raw)
@@ -242,28 +283,40 @@ class Pool:
             return self._connected(deadline), True
 
     def _connected(self, deadline: float) -> Connection:
-        """A new connection; a server that was reached before may be starting again: wait for it."""
+        """A new connection; a server that was reached before may be starting again: wait for it.
+
+        A pooler takes connections for a server that it does not reach: the first statements tell.
+        """
         while True:
             raw, failure, patient = None, None, False
             try:
-                raw = Connection.connect(self._conninfo(), autocommit=True)
+                raw = Connection.connect(self._conninfo(), autocommit=True, prepare_threshold=None)
+                self._check(raw, deadline)
             except psycopg.Error as exc:
-                failure, patient = self.explained(exc), self._reached or exc.sqlstate in _NOT_YET
+                failure = self.explained(exc)
+                lost = raw is None or is_lost(raw, exc)
+                patient = lost and (self._reached or exc.sqlstate in _NOT_YET)
+            if failure is None:
+                assert raw is not None
+                self._reached = True
+                return raw
             if raw is not None:
-                break
-            assert failure is not None
+                raw.close()
             if not patient or time.monotonic() + _PAUSE_S >= deadline:
                 raise failure  # outside of the handler: the cause would show the DSN
             time.sleep(_PAUSE_S)
+
+    def _check(self, raw: Connection, deadline: float) -> None:
+        """What is done once with every new connection."""
         try:
             raw.answer_s = ANSWER_S
             with self._opening:
                 self._prepare(raw, deadline)
+        except psycopg.Error:
+            raise  # whether the connection was lost is still to be told
         except BaseException:
             raw.close()
             raise
-        self._reached = True
-        return raw
 
     def explained(self, failure: psycopg.Error) -> LedgerError:
         """What failed and what to do, without the DSN."""

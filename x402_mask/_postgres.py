@@ -72,7 +72,8 @@ class PostgresLedger(Ledger):
 
     Whether another host's call is still in flight is known by a lease of 20 s on the database's
     clock, renewed every 5 s.  Every commit is synchronous: what was acknowledged survives the
-    server.  Needs the extra ``x402-mask[postgres]``.
+    server.  Nothing of a session outlives its transaction, so a pooler in transaction mode may be
+    between.  Needs the extra ``x402-mask[postgres]``.
 
     Args:
         dsn: a connection string or URL; never shown in a repr, an error or a log.
@@ -156,7 +157,7 @@ class PostgresLedger(Ledger):
                     if write:
                         self._commit(raw, wait_s)
                     else:
-                        raw.execute(b"COMMIT", prepare=False)
+                        raw.ask(b"COMMIT")
                 except BaseException:
                     _pg.roll_back(raw)
                     raise
@@ -229,9 +230,9 @@ class PostgresLedger(Ledger):
         """Make or check the tables; refuse a newer program's, or another key's."""
         db = _pg.Db(raw)
         if db.one("SELECT to_regclass('x402_mask.meta')") == (None,):
-            raw.execute(_begin_writing(deadline), prepare=False)
+            raw.begin(_begin_writing(deadline))
             self._make_tables(db)
-            raw.execute(b"COMMIT", prepare=False)
+            raw.ask(b"COMMIT")
         found = dict(
             db.all("SELECT name, value FROM x402_mask.meta WHERE name IN ('schema','key')")
         )
@@ -241,10 +242,10 @@ class PostgresLedger(Ledger):
         if int(version) > SCHEMA_VERSION:
             raise newer_schema("the ledger's database", version)
         if int(version) < SCHEMA_VERSION:
-            raw.execute(_begin_writing(deadline), prepare=False)
+            raw.begin(_begin_writing(deadline))
             self._make_tables(db)
             set_meta(db, "schema", str(SCHEMA_VERSION))
-            raw.execute(b"COMMIT", prepare=False)
+            raw.ask(b"COMMIT")
         self._key = self._checked_key(found.get("key"))
         self._meters.clear()  # the database may be another one by now
 
@@ -351,7 +352,7 @@ class PostgresLedger(Ledger):
                     self._me(),
                     LEASE_S,
                 )
-                raw.execute(b"COMMIT", prepare=False)
+                raw.ask(b"COMMIT")
         except _pg.Error as exc:
             raise self._explained(exc, wait_s) from None
 
@@ -459,18 +460,20 @@ def _begin_writing(deadline: float) -> bytes:
         "SET LOCAL synchronous_commit TO on;"
         f"SET LOCAL idle_in_transaction_session_timeout TO {_IDLE_MS};"
         f"SET LOCAL lock_timeout TO {patience_ms};"
-        f"SELECT pg_advisory_xact_lock({_LOCK})"
+        f"SELECT pg_advisory_xact_lock({_LOCK});{_CLOCK}"
     ).encode()
 
 
+_CLOCK: Final = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 _READING: Final = (
-    b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;SET LOCAL search_path TO x402_mask, pg_temp"
-)
+    "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;SET LOCAL search_path TO x402_mask, pg_temp;"
+    + _CLOCK
+).encode()
 _RENEWING: Final = (
-    b"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
-    b"SET LOCAL search_path TO x402_mask, pg_temp;"
-    b"SET LOCAL synchronous_commit TO off"  # a lease lost with the server only ends sooner
-)
+    "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
+    "SET LOCAL search_path TO x402_mask, pg_temp;"
+    "SET LOCAL synchronous_commit TO off;" + _CLOCK  # a lease lost with the server only ends sooner
+).encode()
 
 
 def _read_key(key: bytes | str) -> bytes:

@@ -43,6 +43,16 @@ class Busy(Exception):  # a signal between driver and ledger, never an error
 class Db(Protocol):
     """One open transaction."""
 
+    last: tuple[int, bytes] | None
+    """The row of history that this transaction appended last: its number and its link."""
+
+    @property
+    def clock_us(self) -> int | None:
+        """What the database's own clock said when the transaction began, microseconds.
+
+        ``None`` where it is the clock of this host.
+        """
+
     def one(self, sql: str, *params: object) -> tuple[Any, ...] | None:
         """The first row, or ``None``."""
 

@@ -43,10 +43,12 @@ _PAUSE_MAX_S: Final = 0.05
 class _Connection:
     """A :class:`Db` over one sqlite3 connection."""
 
-    __slots__ = ("durable", "raw")
+    __slots__ = ("durable", "last", "raw")
+    clock_us: ClassVar[int | None] = None
 
     def __init__(self, raw: sqlite3.Connection) -> None:
         self.raw = raw
+        self.last: tuple[int, bytes] | None = None
         self.durable: bool | None = None
         """What ``synchronous`` was last set to: whether commits survive a power cut."""
 
@@ -153,6 +155,7 @@ class _SQL(Ledger):
     ) -> None:
         if db.raw.in_transaction:  # left by an interruption between two steps
             db.raw.execute("ROLLBACK")
+        db.last = None
         if write and db.durable is not durable:
             db.raw.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
             db.durable = durable

@@ -1,4 +1,4 @@
-"""A PostgreSQL server whose connection breaks in mid-commit, on either side of the commit."""
+"""A PostgreSQL server whose connection breaks at a commit, or at any other statement."""
 
 from __future__ import annotations
 
@@ -20,14 +20,18 @@ class Proxy:
 
     Attributes:
         cut: ``"before"`` loses the commit, ``"after"`` loses the answer to it; ``None`` neither.
+        at: cut the statement of this number instead, counted from 1 in :attr:`asked`.
+        asked: how many statements were sent since it was set to 0; a new connection is one, too.
         down: refuse new connections; set by a cut when ``stays_down``.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._server = str(folder / _NAME)
+    def __init__(self, folder: Path, name: str = _NAME) -> None:
+        self._server = str(folder / name)
         self._scratch = tempfile.TemporaryDirectory(prefix="x402-pg-cut-")
         self.folder = Path(self._scratch.name)
         self.cut: Cut | None = None
+        self.at: int | None = None
+        self.asked = 0
         self.stays_down = False
         self.down = False
         self.cuts = 0
@@ -62,7 +66,9 @@ class Proxy:
             while data := source.recv(65536):
                 if dead.is_set():
                     break  # the answer to the commit: it is done, and nobody hears of it
-                if asks and self.cut is not None and data.endswith(_COMMIT):
+                self.asked += asks
+                here = data.endswith(_COMMIT) if self.at is None else self.asked == self.at
+                if asks and self.cut is not None and here:
                     cut, self.cut = self.cut, None
                     self.cuts += 1
                     self.down = self.stays_down

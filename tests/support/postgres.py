@@ -118,6 +118,15 @@ class Postgres:
         return [*become, str(program), *args]
 
     @property
+    def owner(self) -> tuple[int, int]:
+        """The user and the group that the server runs as."""
+        return self._user, self._group
+
+    def as_owner(self, program: Path, *args: str) -> list[str]:
+        """The command that runs *program* as the server's user."""
+        return self._command(program, *args)
+
+    @property
     def data(self) -> Path:
         """The data directory."""
         return self.folder / "data"
