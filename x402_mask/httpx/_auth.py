@@ -11,7 +11,8 @@ import httpx
 
 from x402_mask._clients import payer_of
 from x402_mask._wire import PROOF_HEADERS
-from x402_mask.httpx._session import SLOT, AsyncSession, Slot, SyncSession, origin
+from x402_mask.httpx._session import AsyncSession, SyncSession
+from x402_mask.httpx._slot import SLOT, Slot, origin
 from x402_mask.httpx._transport import check_payer, check_sync
 
 if TYPE_CHECKING:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import httpx
@@ -26,14 +23,14 @@ from x402_mask._effects import (
     Record,
     Reply,
 )
-from x402_mask._services import origin_of
-from x402_mask._terms import Call, Trip, Verdict, operation_key
+from x402_mask._terms import Call, Verdict, operation_key
 from x402_mask._wire import PROOF_HEADERS, REQUIRED_HEADER, SETTLEMENT_HEADERS
 from x402_mask.errors import PaymentError
+from x402_mask.httpx._slot import Slot
 from x402_mask.httpx._streams import AsyncRewound, AsyncWatched, Rewound, Watched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator
 
     from x402_mask._effects import Effect
     from x402_mask._payer import Payer
@@ -41,90 +38,7 @@ if TYPE_CHECKING:
 _READ_HEADERS = (REQUIRED_HEADER, *SETTLEMENT_HEADERS)
 _ERRAND_HEADERS = (*_READ_HEADERS, "retry-after")
 _PROOFS = frozenset(name.lower() for name in PROOF_HEADERS)
-SLOT = "x402_mask_trip"
 _OURS = frozenset({"x402_mask", "x402_mask_refusal"})
-_carried: ContextVar[Slot | None] = ContextVar("x402_mask_carried", default=None)
-"""The call that a layer further out is making: what it sends, a layer below does not begin anew."""
-
-
-class Slot:
-    """What the requests of one call share: redirects copy extensions, but not what is in them."""
-
-    __slots__ = (
-        "_trip", "_url", "deferred", "errand", "over", "private", "proof", "requests", "retry",
-    )  # fmt: skip
-
-    def __init__(self, request: httpx.Request) -> None:
-        self._url = request.url
-        self._trip: Trip | None = None
-        self.requests = [weakref.ref(request)]
-        self.retry: weakref.ref[httpx.Request] | None = None
-        self.errand: weakref.ref[httpx.Request] | None = None
-        self.proof: tuple[str, str] | None = None
-        self.private: tuple[str, ...] = ()
-        self.over = False
-        self.deferred: list[tuple[Callable[[httpx.Response], Any], httpx.Response]] | None = None
-
-    @classmethod
-    def of(cls, request: httpx.Request) -> Slot:
-        """The slot of the call that *request* belongs to.
-
-        A redirect is a new request that carries the slot on, and so does what an outer layer sends.
-        The same request sent again, or one made with the extensions of a call that is over, is a
-        new call, which the ledger, not this slot, keeps from paying twice.
-        """
-        slot = request.extensions.get(SLOT)
-        if isinstance(slot, cls) and not slot.over and (slot.is_carried or not slot.knows(request)):
-            slot.requests.append(weakref.ref(request))
-            return slot
-        slot = cls(request)
-        request.extensions[SLOT] = slot
-        return slot
-
-    @property
-    def trip(self) -> Trip:
-        """What the hops share; made when somebody asks for money, which most calls never see."""
-        if self._trip is None:
-            self._trip = Trip(origin=_origin_of(self._url), url=str(self._url))
-        return self._trip
-
-    @property
-    def is_carried(self) -> bool:
-        """Whether a layer further out is at this call, here and now."""
-        return _carried.get() is self
-
-    @contextmanager
-    def carried(self) -> Iterator[None]:
-        """While a layer is at this call."""
-        before = _carried.get()
-        _carried.set(self)
-        try:
-            yield
-        finally:
-            if _carried.get() is self:  # a flow that was dropped ends anywhere, in anybody's call
-                _carried.set(before)
-
-    def knows(self, request: httpx.Request) -> bool:
-        """Whether *request* was already sent in this call."""
-        return any(known() is request for known in self.requests)
-
-    @property
-    def on_errand(self) -> bool:
-        """Whether what is sent, and answered, is an errand, or where one was redirected to."""
-        return self.errand is not None and self.errand is self.retry
-
-    def shed(self, request: httpx.Request) -> None:
-        """Take our proof off redirects, and anybody's off what leaves the origin that was named."""
-        if self.proof is not None and not (self.retry is not None and self.retry() is request):
-            name, value = self.proof
-            if request.headers.get(name) == value:
-                del request.headers[name]
-        if self.on_errand and self.errand is not None and self.errand() is not request:
-            for name in (*self.private, "authorization", "cookie"):
-                request.headers.pop(name, None)
-        if origin(request) != self.trip.origin:
-            for name in PROOF_HEADERS:
-                request.headers.pop(name, None)
 
 
 class _Session:
@@ -306,7 +220,7 @@ class _Session:
     def leave(self, response: httpx.Response) -> None:
         """The call ends with *response*, unless that leads on or an outer layer is at it."""
         if not self.is_nested:
-            self.slot.over = not response.has_redirect_location
+            self.slot.lead(self.request, response)
 
     def is_handled(self, response: httpx.Response) -> bool:
         """Whether a layer below paid for this call, or refused to: then this one does not."""
@@ -666,27 +580,6 @@ def _in_memory(request: httpx.Request) -> bool:
         request.read()  # on a redirect the body is there, and not yet "read"
         return True
     return False
-
-
-def origin(request: httpx.Request) -> str:
-    """The origin that is asked; empty where it is not http(s), which the transport may refuse."""
-    return _origin_of(request.url)
-
-
-def is_errand(request: httpx.Request) -> bool:
-    """Whether this is an errand of an outer layer, or where one was redirected to: its own."""
-    slot = request.extensions.get(SLOT)
-    return isinstance(slot, Slot) and slot.is_carried and slot.on_errand
-
-
-def _origin_of(url: httpx.URL) -> str:
-    try:
-        return _known_origin(f"{url.scheme}://{url.netloc.decode('ascii')}")
-    except ValueError:
-        return ""
-
-
-_known_origin = lru_cache(maxsize=256)(origin_of)
 
 
 def _url(request: httpx.Request) -> str:

@@ -11,7 +11,8 @@ import httpx2
 
 from x402_mask._clients import payer_of
 from x402_mask._wire import PROOF_HEADERS
-from x402_mask.httpx2._session import SLOT, AsyncSession, Slot, SyncSession, origin
+from x402_mask.httpx2._session import AsyncSession, SyncSession
+from x402_mask.httpx2._slot import SLOT, Slot, origin
 from x402_mask.httpx2._transport import check_payer, check_sync
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import httpx2
 
 from x402_mask._clients import is_foreign
 from x402_mask._payer import Payer
-from x402_mask.httpx2._session import SLOT, AsyncSession, Slot, SyncSession, is_errand, origin
+from x402_mask.httpx2._session import AsyncSession, SyncSession
+from x402_mask.httpx2._slot import SLOT, Slot, is_errand, origin
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -46,7 +47,8 @@ class PaymentTransport(httpx2.BaseTransport):
             response = self.inner.handle_request(request)
             if response.status_code != 402:
                 if response.has_redirect_location:  # the next hop belongs to this call
-                    request.extensions.setdefault(SLOT, Slot(request))
+                    slot = request.extensions[SLOT] = Slot(request)
+                    slot.lead(request, response)
                 return response
         return self._converse(request, response)
 
@@ -111,7 +113,8 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
             response = await self.inner.handle_async_request(request)
             if response.status_code != 402:
                 if response.has_redirect_location:  # the next hop belongs to this call
-                    request.extensions.setdefault(SLOT, Slot(request))
+                    slot = request.extensions[SLOT] = Slot(request)
+                    slot.lead(request, response)
                 return response
         return await self._converse(request, response)
 

@@ -1,0 +1,157 @@
+"""Made from ``x402_mask/httpx/_slot.py`` by ``make twins``: edit that."""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+
+from x402_mask._services import origin_of
+from x402_mask._terms import Trip
+from x402_mask._wire import PROOF_HEADERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SLOT = "x402_mask_trip"
+_carried: ContextVar[Slot | None] = ContextVar("x402_mask_carried", default=None)
+"""The call that a layer further out is making: what it sends, a layer below does not begin anew."""
+
+
+class Slot:
+    """What the requests of one call share: redirects copy extensions, but not what is in them."""
+
+    __slots__ = (
+        "_layers", "_leads_to", "_trip", "_url", "deferred", "errand", "private", "proof",
+        "requests", "retry",
+    )  # fmt: skip
+
+    def __init__(self, request: httpx2.Request) -> None:
+        self._url = request.url
+        self._trip: Trip | None = None
+        self._layers = 0
+        self._leads_to: tuple[str, httpx2.URL] | None = None
+        self.requests = [weakref.ref(request)]
+        self.retry: weakref.ref[httpx2.Request] | None = None
+        self.errand: weakref.ref[httpx2.Request] | None = None
+        self.proof: tuple[str, str] | None = None
+        self.private: tuple[str, ...] = ()
+        self.deferred: list[tuple[Callable[[httpx2.Response], Any], httpx2.Response]] | None = None
+
+    @classmethod
+    def of(cls, request: httpx2.Request) -> Slot:
+        """The slot of the call that *request* belongs to.
+
+        Only what a layer at this call sends goes on in it, and the request that a redirect led to,
+        once.  Any other, be it made with the extensions of a call, refused, failed or answered, is
+        a new call, which the ledger, not this slot, keeps from paying twice.
+        """
+        slot = request.extensions.get(SLOT)
+        if isinstance(slot, cls) and (slot.is_carried or slot.is_led_to(request)):
+            slot.requests.append(weakref.ref(request))
+            return slot
+        slot = cls(request)
+        request.extensions[SLOT] = slot
+        return slot
+
+    @property
+    def trip(self) -> Trip:
+        """What the hops share; made when somebody asks for money, which most calls never see."""
+        if self._trip is None:
+            self._trip = Trip(origin=_origin_of(self._url), url=str(self._url))
+        return self._trip
+
+    @property
+    def is_carried(self) -> bool:
+        """Whether a layer further out is at this call, here and now."""
+        return self._layers > 0 and _carried.get() is self
+
+    @contextmanager
+    def carried(self) -> Iterator[None]:
+        """While a layer is at this call."""
+        before = _carried.get()
+        _carried.set(self)
+        self._layers += 1
+        try:
+            yield
+        finally:
+            self._layers -= 1  # a task that was begun meanwhile may outlive the call
+            if _carried.get() is self:  # a flow that was dropped ends anywhere, in anybody's call
+                _carried.set(before)
+
+    def lead(self, request: httpx2.Request, response: httpx2.Response) -> None:
+        """The call is answered; where that is a redirect, one request goes on in it."""
+        self._leads_to = _target(request, response) if response.has_redirect_location else None
+
+    def is_led_to(self, request: httpx2.Request) -> bool:
+        """Whether *request* follows the redirect that answered this call, and is the first to."""
+        if self._leads_to is None or any(known() is request for known in self.requests):
+            return False
+        method, url = self._leads_to
+        if (request.method, _place(request.url)) != (method, _place(url)):
+            return False
+        self._leads_to = None
+        return True
+
+    @property
+    def on_errand(self) -> bool:
+        """Whether what is sent, and answered, is an errand, or where one was redirected to."""
+        return self.errand is not None and self.errand is self.retry
+
+    def shed(self, request: httpx2.Request) -> None:
+        """Take our proof off redirects, and anybody's off what leaves the origin that was named."""
+        if self.proof is not None and not (self.retry is not None and self.retry() is request):
+            name, value = self.proof
+            if request.headers.get(name) == value:
+                del request.headers[name]
+        if self.on_errand and self.errand is not None and self.errand() is not request:
+            for name in (*self.private, "authorization", "cookie"):
+                request.headers.pop(name, None)
+        if origin(request) != self.trip.origin:
+            for name in PROOF_HEADERS:
+                request.headers.pop(name, None)
+
+
+def origin(request: httpx2.Request) -> str:
+    """The origin that is asked; empty where it is not http(s), which the transport may refuse."""
+    return _origin_of(request.url)
+
+
+def is_errand(request: httpx2.Request) -> bool:
+    """Whether this is an errand of an outer layer, or where one was redirected to: its own."""
+    slot = request.extensions.get(SLOT)
+    return isinstance(slot, Slot) and slot.is_carried and slot.on_errand
+
+
+def _origin_of(url: httpx2.URL) -> str:
+    try:
+        return _known_origin(f"{url.scheme}://{url.netloc.decode('ascii')}")
+    except ValueError:
+        return ""
+
+
+_known_origin = lru_cache(maxsize=256)(origin_of)
+
+
+def _target(request: httpx2.Request, response: httpx2.Response) -> tuple[str, httpx2.URL] | None:
+    """Method and URL of the request that follows a redirect, as httpx2 makes it."""
+    try:
+        url = httpx2.URL(response.headers["location"])
+        if url.scheme and not url.host:
+            url = url.copy_with(host=request.url.host)
+        url = request.url.join(url)
+    except (httpx2.InvalidURL, ValueError):
+        return None  # httpx2 will not follow it
+    method, status = request.method, response.status_code
+    if (status in (302, 303) and method != "HEAD") or (status == 301 and method == "POST"):
+        method = "GET"
+    return method, url
+
+
+def _place(url: httpx2.URL) -> tuple[str, str, int | None, str]:
+    """What a hook of the caller's that adds to the query leaves alone."""
+    return url.scheme, url.host, url.port, url.path
