@@ -21,7 +21,7 @@ from x402_mask._money import usd
 from x402_mask._tokenbook import TERMS, token_label
 from x402_mask._transfers import transfer_label
 from x402_mask._vault import digest
-from x402_mask._windows import as_datetime, bucket
+from x402_mask._windows import as_datetime, bucket, keys_of
 from x402_mask.errors import LedgerError
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ _ASIDE: Final = frozenset(
     }
 )
 """Kinds of history that change nothing of the payment itself."""
-_COMPARED: Final = (*_FIXED, *_MOVING)
-_SHOWN: Final = ("id", *_COMPARED)
+_COMPARED: Final = (*_FIXED, *_MOVING, "also")
+_SHOWN: Final = ("id", *_FIXED, *_MOVING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +194,7 @@ class _Replay:
         row: dict[str, Any] = dict.fromkeys(_COMPARED)
         row |= {name: data[name] for name in _FIXED}
         row |= {"at": at, "updated": at, "state": "reserved", "delivered": 0, "seen": 0, "note": ""}
+        row["also"] = _json.dumps(data["also"]) if data.get("also") else None
         self.payments[payment] = row
         payee, service = data["pay_to"], data["service"]
         if payee is not None and (service, payee.lower()) not in self.payees:
@@ -359,7 +360,8 @@ def _counted(
         if row["state"] not in _COUNTED:
             continue
         settled = row["micro"] if row["state"] == "settled" else 0
-        for scope in ("*", row["service"]):
+        also = () if row["also"] is None else _json.loads(row["also"])
+        for scope in ("*", *keys_of(row["service"], also)):
             for unit in units.get(scope, ()):
                 key = (scope, unit, bucket(unit, row["at"]))
                 before = sums.get(key, (0, 0))

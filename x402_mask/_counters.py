@@ -9,6 +9,7 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from x402_mask import _json
 from x402_mask._money import MICRO_MAX, usd
 from x402_mask._windows import NOTHING, SECOND, Used, applying, bucket, named
 from x402_mask.errors import CapExceeded, LedgerError, PaymentRefused
@@ -42,15 +43,27 @@ _SUMS: Final = (
 )
 
 
+_COUNTS_FOR: Final = (
+    "(service=? OR (also IS NULL AND lower(service)=?)"
+    """ OR replace(replace(also, '["', ',"'), ?, '')<>replace(also, '["', ',"'))"""
+)
+"""Whether a payment counts for a key; older programs did not write down what it *also* is.
+
+In a JSON list a name begins after ``["`` or ``,"``, and nothing else looks so: within a name a
+quotation mark comes after a backslash.
+"""
+
+
 def units(limits: Iterable[Limit]) -> set[tuple[str, str]]:
     """Scope and unit of every counter that the limits read."""
     return {(scope, x.unit) for x in limits if not x.per_call for scope in x.scopes}
 
 
-def meters(db: Db, service: str) -> list[tuple[str, str]]:
-    """Scope and unit of every counter that counts *service*."""
-    found = db.all("SELECT scope, unit FROM meters WHERE scope IN (?, '*')", service)
-    return [(scope, unit) for scope, unit in found]
+def meters(db: Db, keys: frozenset[str]) -> list[tuple[str, str]]:
+    """Scope and unit of every counter that counts a payment for these services."""
+    marks = ", ".join("?" * len(keys))
+    sql = f"SELECT scope, unit FROM meters WHERE scope IN ({marks}, '*')"  # noqa: S608
+    return [(scope, unit) for scope, unit in db.all(sql, *sorted(keys))]
 
 
 def used(db: Db, limits: Sequence[Limit], now_us: int) -> list[Used]:
@@ -68,7 +81,7 @@ def used(db: Db, limits: Sequence[Limit], now_us: int) -> list[Used]:
 
 def measure(db: Db, want: Reservation) -> tuple[dict[str, int], PaymentRefused | None]:
     """What each cap holds before this payment, and the refusal of the first that is too full."""
-    limits = applying(want.limits, want.service)
+    limits = applying(want.limits, want.service, want.also)
     held = used(db, limits, want.at)
     before = {limit.name: u.total for limit, u in zip(limits, held, strict=True)}
     fits = all(b.total + want.micro <= a.micro for a, b in zip(limits, held, strict=True))
@@ -82,7 +95,7 @@ def over_cap(
     limits: Sequence[Limit], spends: Sequence[Spend], micro: int, service: str
 ) -> PaymentRefused | None:
     """The refusal of *micro* micro-USD more for *service*, or ``None`` if every limit has room."""
-    if not named(limits, service):  # a cap that sees it by an alias only is no permission
+    if not named(limits, service):  # a cap that sees it by another name only is no permission
         return PaymentRefused(
             f"no cap names the service {service!r}; add a Cap for it, or one on '*'",
             reason="no_cap",
@@ -123,7 +136,7 @@ def _add(db: Db, sums: Sequence[tuple[str, str, int, int, int]]) -> None:
 
 def backfill(db: Db, scope: str, unit: str) -> None:
     """Fill a new counter from the payments on the ledger."""
-    sums, mine = (_SUMS, ()) if scope == "*" else (_SUMS + " AND service=?", (scope,))
+    sums, mine = (_SUMS, ()) if scope == "*" else (f"{_SUMS} AND {_COUNTS_FOR}", _named(scope))
     if unit == "month":
         sql = f"SELECT at / ?, {sums} GROUP BY 1"
         months: dict[int, tuple[int, int]] = {}
@@ -138,6 +151,11 @@ def backfill(db: Db, scope: str, unit: str) -> None:
         f" SELECT ?, ?, {slot}, {sums} GROUP BY 3",
         *(scope, unit, *steps, *mine),
     )
+
+
+def _named(key: str) -> tuple[str, str, str]:
+    """The parameters of :data:`_COUNTS_FOR`."""
+    return key, key, f",{_json.dumps(key)}"
 
 
 def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -250,6 +250,7 @@ def _purchase(payer: Payer, call: Call, reply: Reply, challenge: Challenge) -> P
         service=payer.services.name(call.trip.url),
         path=path_of(reply.url),
         is_tool=tool_of(call.trip.url) is not None,
+        also=payer.services.also(call.trip.url, call.trip.tool),
     )
 
 
@@ -467,7 +468,8 @@ def _decide(
 def _full_quote(payer: Payer, purchase: Purchase, plan: Plan) -> Generator[Effect, Any, Quote]:
     """What *plan* would cost, and whether the caps and the breaker let it be paid now."""
     now_us, caps = payer.now_us(), (yield from _room(payer, purchase))
-    refusal = over_cap(applying(payer.limits, purchase.service), caps, plan.micro, purchase.service)
+    limits = applying(payer.limits, purchase.service, purchase.also)
+    refusal = over_cap(limits, caps, plan.micro, purchase.service)
     if payer.breaker is not None and plan.route != "held-token":
         stops = yield from record(
             lambda wait_s: payer.ledger.breakers(now_us=now_us, wait_s=wait_s)
@@ -479,7 +481,7 @@ def _full_quote(payer: Payer, purchase: Purchase, plan: Plan) -> Generator[Effec
 
 def _room(payer: Payer, purchase: Purchase) -> Generator[Effect, Any, tuple[Spend, ...]]:
     """How far the caps that apply are used."""
-    now_us, limits = payer.now_us(), applying(payer.limits, purchase.service)
+    now_us, limits = payer.now_us(), applying(payer.limits, purchase.service, purchase.also)
     caps = yield from record(lambda wait_s: payer.ledger.room(limits, now_us=now_us, wait_s=wait_s))
     return tuple(caps)
 
@@ -523,7 +525,7 @@ def _reservation(payer: Payer, call: Call, purchase: Purchase, plan: Plan) -> Re
         route=plan.route, micro=plan.micro, amount=plan.amount,
         asset=asset.address if asset is not None else None, network=plan.network,
         payer=payer.address, pay_to=plan.pay_to, limits=payer.limits,
-        pin_payee=payer.policy.pin,
+        pin_payee=payer.policy.pin, also=purchase.also,
         detail={
             "method": purchase.method, "path": purchase.path, "form": purchase.challenge.form,
             "skipped": list(plan.reasons), "approved": payer.approve is not None,

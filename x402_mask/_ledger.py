@@ -479,15 +479,15 @@ class Ledger(TokenBook, TransferBook):
 
         A connection may be a moment old, and its database another one: a restored backup.
         """
-        meters = _counters.meters(db, want.service)
-        units = _counters.units(applying(want.limits, want.service))
+        meters = _counters.meters(db, want.keys)
+        units = _counters.units(applying(want.limits, want.service, want.also))
         missing = units.difference(meters)
-        if {scope for scope, _ in missing} - {"*", want.service}:  # a limit counts its kin as well
+        if {scope for scope, _ in missing} - {"*", *want.keys}:  # a limit counts its kin as well
             missing -= set(db.all("SELECT scope, unit FROM meters"))
         if not missing:
             return meters
         self._start_meters(db, missing)
-        return _counters.meters(db, want.service)
+        return _counters.meters(db, want.keys)
 
     def _check_caps(self, db: Db, want: Reservation) -> dict[str, int]:
         before, full = _counters.measure(db, want)
@@ -530,13 +530,15 @@ class Ledger(TokenBook, TransferBook):
         columns = {
             "id": want.id, "at": want.at, "updated": want.at, "flight": self._me(),
             "state": "reserved" if proof is None else "held", **fixed,
+            "also": _json.dumps(want.also) if want.also else None,
             **(_NO_PROOF if proof is None else self._stored(proof, want.id)),
         }  # fmt: skip
         names, marks = ", ".join(columns), ", ".join("?" * len(columns))
         sql = f"INSERT INTO payments ({names}) VALUES ({marks})"  # noqa: S608
         db.run(sql, *columns.values())
         after = {name: used + want.micro for name, used in before.items()}
-        record = {**want.detail, **fixed, "caps_before": before, "caps_after": after}
+        also = {"also": want.also} if want.also else {}
+        record = {**want.detail, **fixed, **also, "caps_before": before, "caps_after": after}
         self._write(db, want.at, want.id, "reserved", record)
         if proof is not None:
             self._write(db, want.at, want.id, "held", {**_described(proof), "state": "held"})
@@ -583,10 +585,11 @@ class Ledger(TokenBook, TransferBook):
             id=new_payment_id(now_us), at=row.at, service=row.service, origin=row.origin,
             operation=row.operation, keyed=False, route=row.route, micro=row.micro,
             amount=int(row.amount), asset=row.asset, network=row.network, payer=row.payer,
-            pay_to=row.pay_to, limits=(), pin_payee=False, detail={"besides": row.id},
+            pay_to=row.pay_to, limits=(), pin_payee=False, also=row.others,
+            detail={"besides": row.id},
         )  # fmt: skip
         self._insert(db, want, {}, None)
-        _counters.count(db, _counters.meters(db, row.service), row.at, 0, row.micro)
+        _counters.count(db, _counters.meters(db, row.keys), row.at, 0, row.micro)
         held = self._reserved(db, want.id)
         self._move(db, held, "held", now_us, {**_described(None), "note": note}, note=note)
 
@@ -629,7 +632,7 @@ class Ledger(TokenBook, TransferBook):
         settled = (state == "settled") - (row.state == "settled")
         held = (state in ("reserved", "held")) - (row.state in ("reserved", "held"))
         if settled or held:
-            meters = _counters.meters(db, row.service)
+            meters = _counters.meters(db, row.keys)
             _counters.count(db, meters, row.at, settled * row.micro, held * row.micro)
         self._write(db, now_us, row.id, kind or state, {**detail, "state": state})
 

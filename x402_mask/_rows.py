@@ -9,7 +9,8 @@ import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from x402_mask._windows import SECOND
+from x402_mask import _json
+from x402_mask._windows import SECOND, keys_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +33,7 @@ MOVES: Final[Mapping[str, frozenset[str]]] = {
 COLUMNS: Final = (
     "id, at, updated, state, service, origin, route, micro, amount, asset, network, payer, pay_to,"
     " operation, delivered, flight, nonce, valid_before, header, proof, proof_digest, outcome,"
-    " trans, seen, note"
+    " trans, seen, note, also"
 )
 
 
@@ -93,6 +94,17 @@ class Row(NamedTuple):
     trans: str | None
     seen: int
     note: str
+    also: str | None = None
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The keys of services besides its own that it counts for."""
+        return () if self.also is None else tuple(_json.loads(self.also))
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The keys of every service that it counts for."""
+        return keys_of(self.service, self.others)
 
     def is_open(self, now_us: int) -> bool:
         """Whether this row's proof is live: signed, not delivered, not expired."""
@@ -155,7 +167,14 @@ class Reservation:
     pay_to: str | None
     limits: tuple[Limit, ...]
     pin_payee: bool
+    also: tuple[str, ...] = ()
+    """Keys of services besides its own that it counts for: other readings of its URL."""
     detail: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The keys of every service whose caps it must fit."""
+        return keys_of(self.service, self.also)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

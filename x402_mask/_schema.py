@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING, Final
 
+from x402_mask._services import service_key
 from x402_mask._tokenbook import MARKET_TABLES
 from x402_mask._transfers import TRANSFER_TABLES
 from x402_mask.errors import LedgerError
@@ -34,7 +35,8 @@ CREATE TABLE IF NOT EXISTS payments (
 CREATE INDEX IF NOT EXISTS payments_open ON payments (operation) WHERE delivered = 0;
 CREATE INDEX IF NOT EXISTS payments_reserved ON payments (flight) WHERE state = 'reserved';
 CREATE INDEX IF NOT EXISTS payments_held ON payments (seq) WHERE state = 'held';
-CREATE INDEX IF NOT EXISTS payments_counted ON payments (at, service, state, micro);
+DROP INDEX IF EXISTS payments_counted;
+CREATE INDEX IF NOT EXISTS payments_summed ON payments (at, service, state, micro, also);
 CREATE TABLE IF NOT EXISTS meters (
   scope TEXT NOT NULL, unit TEXT NOT NULL, PRIMARY KEY (scope, unit)){plain};
 CREATE TABLE IF NOT EXISTS counters (
@@ -69,12 +71,14 @@ def make_tables(db: Db, tables: str, columns: Callable[[str], set[str]]) -> None
         columns: tells the names of a table's columns; none where there is no such table.
     """
     pins = _take_payees(db) if _is_old(columns("payees")) else []
+    there = columns("payments")
+    for name, kind in _ADDED:
+        if there and name not in there:
+            db.run(f"ALTER TABLE payments ADD COLUMN {name} {kind}")
     for statement in tables.split(";"):
         if statement.strip():
             db.run(statement)
-    for name, kind in _ADDED:
-        if name not in columns("payments"):
-            db.run(f"ALTER TABLE payments ADD COLUMN {name} {kind}")
+    _forget_spellings(db)
     for pin in pins:  # they hold at every origin, as they did
         sql = "INSERT INTO payees (origin, service, payee, trusted, at) VALUES ('', ?, ?, ?, ?)"
         db.run(sql, *pin)
@@ -91,6 +95,17 @@ def _take_payees(db: Db) -> list[tuple[object, ...]]:
     pins = db.all("SELECT service, payee, trusted, at FROM payees")
     db.run("DROP TABLE payees")
     return pins
+
+
+def _forget_spellings(db: Db) -> None:
+    """Counters of an older program that kept one for each spelling of a name: begun again.
+
+    A cap starts the counter of its key from the payments, when it is next asked for.
+    """
+    for table in ("meters", "counters"):
+        for (scope,) in db.all(f"SELECT DISTINCT scope FROM {table}"):  # noqa: S608
+            if scope != service_key(scope):
+                db.run(f"DELETE FROM {table} WHERE scope=?", scope)  # noqa: S608
 
 
 def newer_schema(name: str, version: object) -> LedgerError:

@@ -5,8 +5,13 @@ from __future__ import annotations
 import ipaddress
 import re
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
+
+import idna
+
+from x402_mask._spelling import readings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -15,9 +20,14 @@ ALIASES: Final = {"aliyun-imageseg-refine-mask": "mask-refinement"}
 """Legacy ids of marketplace services."""
 
 _TOOL: Final = re.compile(r"/api/tools/([A-Za-z0-9][A-Za-z0-9._-]{0,127})/?")
+_READ_TOOL: Final = re.compile(r"/api/tools/([a-z0-9][a-z0-9._-]{0,127})")
 _MCP: Final = re.compile(r"(mcp:[A-Za-z0-9][A-Za-z0-9._-]{0,127})(/.*)?", re.DOTALL)
+_MANY_SLASHES: Final = re.compile("/{2,}")
 _HOST: Final = re.compile(r"[^\s*,;%/\\@]+")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+NO_OTHERS: Final[tuple[str, ...]] = ()
+"""What a call also counts for where its URL is spelled plainly."""
 
 
 def origin_of(url: str) -> str:
@@ -49,14 +59,25 @@ def tool_url(place: str, tool: str) -> str:
     Tool ``mask_refinement`` is service ``mask-refinement``.  What cannot be the id of a service is
     a call to *place* itself: an origin, or the URL of the MCP server.
     """
-    path = f"/api/tools/{tool.replace('_', '-')}"
+    path = tool_path(tool)
     return origin_of(place) + path if _TOOL.fullmatch(path) else place
 
 
+def tool_path(tool: str) -> str:
+    """The path of the service that an MCP tool is, whether that can be the id of one or not."""
+    return f"/api/tools/{quote(tool.replace('_', '-'))}"
+
+
 def _ascii(host: str) -> str:
+    """The host as it is looked up: as the HTTP library has it (IDNA 2008)."""
     if ":" in host:
         return f"[{host}]"
-    return host if host.isascii() else host.encode("idna").decode("ascii")
+    if host.isascii():
+        return host
+    try:
+        return idna.encode(host.lower()).decode("ascii")
+    except idna.IDNAError as exc:
+        raise ValueError(f"no host can be named {host!r}: {exc}") from None
 
 
 def tool_of(url: str) -> str | None:
@@ -115,13 +136,31 @@ def service_id(text: str) -> str | None:
     return tool[1] if tool and "/" not in tool[1] else None
 
 
+@lru_cache(maxsize=1024)
+def service_key(service: str) -> str:
+    """What the caps of *service* are kept under: one key for every spelling of its name."""
+    bare = service.strip()
+    ids = () if "://" in bare else readings(f"/api/tools/{bare}")
+    tools = [tool for path in ids if (tool := _tool_read(path)) is not None]
+    return tools[-1] if tools else bare.casefold()
+
+
+def _tool_read(reading: str) -> str | None:
+    found = _READ_TOOL.fullmatch(reading)
+    return None if found is None else ALIASES.get(found[1], found[1])
+
+
 class Services:
     """Names the service of a URL: the marketplace's path, the owner's patterns, or the origin."""
 
-    __slots__ = ("_patterns",)
+    __slots__ = ("_patterns", "_read_patterns")
 
     def __init__(self, patterns: Mapping[str, str] | None = None) -> None:
         self._patterns = tuple(_pattern(n, p) for n, p in (patterns or {}).items())
+        self._read_patterns = tuple(
+            (name, origin, _MANY_SLASHES.sub("/", pattern.casefold()))
+            for name, origin, pattern in self._patterns
+        )
 
     def name(self, url: str) -> str:
         """The canonical service of *url*."""
@@ -134,6 +173,29 @@ class Services:
             if origin == its_origin and fnmatchcase(path, pattern):
                 return name
         return origin
+
+    def also(self, url: str, tool: str | None = None) -> tuple[str, ...]:
+        """The keys of services, besides its own, whose caps a call to *url* must fit as well.
+
+        They are those that a usual server may take its path for; *tool* is the name of the MCP
+        tool that is called.  They make nothing allowed.
+        """
+        own, origin, path = self.name(url), origin_of(url), path_of(url)
+        paths = [path] if tool is None else [path, tool_path(tool)]
+        keys = {self._read(origin, reading) for one in paths for reading in readings(one)}
+        return tuple(sorted((keys | {service_key(own)}) - {own})) or NO_OTHERS
+
+    def _read(self, origin: str, reading: str) -> str:
+        """The key of the service that a server names which reads the path so."""
+        tool = _tool_read(reading)
+        if tool is not None:
+            return tool
+        for name, its_origin, pattern in self._read_patterns:
+            if origin == its_origin and (
+                fnmatchcase(reading or "/", pattern) or fnmatchcase(f"{reading}/", pattern)
+            ):
+                return service_key(name)
+        return service_key(origin)
 
     def canonical(self, service: str) -> str:
         """The canonical name for what a person may write: an alias, a path, a tool, an origin."""

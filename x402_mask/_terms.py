@@ -9,6 +9,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from x402_mask import _json
 from x402_mask._models import Quote, Receipt
 from x402_mask._money import usd
 from x402_mask._rows import Reservation, Row
@@ -34,6 +35,8 @@ class Trip:
     paid: bool = False
     row: Row | None = None
     """The payment that was presented, of which a redirect may still lead to the delivery."""
+    tool: str | None = None
+    """The MCP tool that is called, where it is one."""
     denied: object = None
     """The terms that the owner did not approve, so that nobody is asked the same twice."""
 
@@ -86,6 +89,8 @@ class Purchase:
     operation: str = ""
     path: str = field(default="", repr=False)
     is_tool: bool = False
+    also: tuple[str, ...] = ()
+    """Keys of other services that a usual server may take its URL for: their caps count too."""
 
     @property
     def asked(self) -> Asked:
@@ -170,6 +175,7 @@ def row_of(want: Reservation) -> Row:
         asset=want.asset, network=want.network, payer=want.payer, pay_to=want.pay_to,
         operation=want.operation, delivered=0, flight=None, nonce=None, valid_before=None,
         header=None, proof=None, proof_digest=None, outcome=None, trans=None, seen=0, note="",
+        also=_json.dumps(want.also) if want.also else None,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from x402_mask._models import Spend
 from x402_mask._money import usd
+from x402_mask._services import service_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -36,8 +37,9 @@ _KIN_MAX: Final = 16
 class Limit:
     """A cap, ready to be checked: what it counts, in which unit, up to how much.
 
-    ``kin`` are other services that it counts as well, and that must fit it: names that a seller's
-    catalog calls the same service.
+    ``scope`` is the service as its owner names it, ``key`` what its counters are kept under.
+    ``kin`` are the keys of other services that it counts as well, and that must fit it: a seller's
+    catalog calls them the same service.
     """
 
     cap: Cap
@@ -48,14 +50,16 @@ class Limit:
     kin: tuple[str, ...] = ()
     name: str = field(init=False, repr=False, compare=False)
     """The cap in words, as history has it."""
+    key: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", str(self.cap))
+        object.__setattr__(self, "key", service_key(self.scope))
 
     @property
     def scopes(self) -> tuple[str, ...]:
         """Every scope whose counters it reads."""
-        return (self.scope, *self.kin)
+        return (self.key, *self.kin)
 
     @property
     def per_call(self) -> bool:
@@ -123,9 +127,15 @@ def _compile(cap: Cap, scope: str) -> Limit:
     return Limit(cap, scope, cap.micro, str(max(1, window_us // _SLICES)), window_us)
 
 
-def applying(limits: Sequence[Limit], service: str) -> tuple[Limit, ...]:
-    """The limits that a payment for *service* must fit."""
-    return tuple(x for x in limits if x.scope in ("*", service) or service in x.kin)
+def keys_of(service: str, also: Iterable[str] = ()) -> frozenset[str]:
+    """The keys of every service that a payment counts for: its own, and what it is *also*."""
+    return frozenset((service_key(service), *also))
+
+
+def applying(limits: Sequence[Limit], service: str, also: Iterable[str] = ()) -> tuple[Limit, ...]:
+    """The limits that a payment must fit which is for *service*, and *also* counts for others."""
+    keys = keys_of(service, also)
+    return tuple(x for x in limits if x.scope == "*" or not keys.isdisjoint(x.scopes))
 
 
 def named(limits: Sequence[Limit], service: str) -> bool:
@@ -140,14 +150,15 @@ def akin(limits: Sequence[Limit], groups: Iterable[frozenset[str]]) -> tuple[Lim
     off a limit, so a group can only make payments harder.
     """
     found = tuple(groups)
-    return tuple(replace(limit, kin=_kin(limit.scope, found)) for limit in limits)
+    return tuple(replace(limit, kin=_kin(limit.key, found)) for limit in limits)
 
 
-def _kin(scope: str, groups: tuple[frozenset[str], ...]) -> tuple[str, ...]:
-    if scope == "*":
+def _kin(key: str, groups: tuple[frozenset[str], ...]) -> tuple[str, ...]:
+    if key == "*":
         return ()  # counts every service as it is
-    names = (name for group in groups if scope in group for name in sorted(group))
-    return tuple(name for name in dict.fromkeys(names) if name != scope)[:_KIN_MAX]
+    keys = ([service_key(name) for name in sorted(group)] for group in groups)
+    kin = (other for group in keys if key in group for other in group)
+    return tuple(other for other in dict.fromkeys(kin) if other != key)[:_KIN_MAX]
 
 
 def bucket(unit: str, at_us: int) -> int:

@@ -52,7 +52,7 @@ def lived(ledger: Ledger) -> str:
     ledger.set_paused(True, now_us=NOW)
     ledger.set_paused(False, now_us=NOW)
     ledger.note_refusal({"reason": "cap"}, now_us=NOW, wait_s=5)
-    interrupted = reserved(ledger, *CAPS)
+    interrupted = reserved(ledger, *CAPS, service="Resize", also=("resize", "tools"))
     ledger.put_down(interrupted.id, now_us=NOW)
     forgotten = reserved(ledger, *CAPS)
     ledger._flying.pop(forgotten.id)
@@ -151,7 +151,7 @@ TAMPERED: dict[str, tuple[str, str]] = {
     "a trusted payee": ("UPDATE payees SET trusted=1-trusted", "is seen but not trusted, by the"),
     "a payee forgotten": ("DELETE FROM payees", "is unknown, by the history trusted"),
     "a payee put in": (
-        "INSERT INTO payees VALUES ('s', '0xbad', 1, 1)", "0xbad of s is trusted, by the .* unknown"
+        "INSERT INTO payees VALUES ('o', 's', '0xbad', 1, 1)", "0xbad of s is trusted, by the .* unknown"
     ),
     "a pause put on": ("UPDATE meta SET value='1' WHERE name='paused'", "is paused, by the history"),
 }  # fmt: skip

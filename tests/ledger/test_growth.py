@@ -94,7 +94,7 @@ def test_a_new_cap_reads_an_index_and_not_the_payments(tmp_path: Path) -> None:
         for row in ledger._db.raw.execute("EXPLAIN QUERY PLAN " + statement)
         if "payments" in row[3]
     ]
-    assert plans == ["SCAN payments USING COVERING INDEX payments_counted"] * 8
+    assert plans == ["SCAN payments USING COVERING INDEX payments_summed"] * 8
     ledger.close()
 
 

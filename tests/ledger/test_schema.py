@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from tests.ledger.kit import NOW, ORIGIN, SERVICE, WIDE, Store, end, proof, reserved, used
+from tests.ledger.kit import DAY, NOW, ORIGIN, SERVICE, WIDE, Store, end, proof, reserved, used
 from tests.ledger.test_tokens import with_token
-from x402_mask import LedgerError
+from x402_mask import Cap, LedgerError
 from x402_mask._audit import verify
 from x402_mask._ledger import Ledger
 from x402_mask._schema import SCHEMA_VERSION
@@ -24,6 +24,8 @@ SECOND_PAYEES = (
 
 def as_before(store: Store, version: int) -> None:
     """Make a ledger what an older schema had; its payees are those of every origin."""
+    store.sql("DROP INDEX payments_summed")
+    store.sql("CREATE INDEX payments_counted ON payments (at, service, state, micro)")
     for column in ("also", "again"):
         store.sql(f"ALTER TABLE payments DROP COLUMN {column}")
     pins = store.sql("SELECT service, payee, trusted, at FROM payees")
@@ -66,6 +68,22 @@ def test_a_ledger_of_an_older_schema_is_migrated(shared: Store, version: int) ->
     assert ledger.take_token(ORIGIN, SERVICE, now_us=NOW) is not None
     assert used(ledger, WIDE) == 2000 and verify(ledger).ok
     assert len(shared.again().payments()) == 2
+
+
+@pytest.mark.parametrize("version", OLDER)
+def test_a_cap_in_another_spelling_counts_on_after_a_migration(shared: Store, version: int) -> None:
+    """An older program kept a counter for each spelling of a name, and none counts less now."""
+    cap = Cap(1, per="day", service="Resize")
+    reserved(shared.ledger, WIDE, service="Resize")
+    shared.ledger.close()
+    as_before(shared, version)
+    shared.sql("INSERT INTO meters VALUES ('Resize', 'day')")
+    shared.sql(f"INSERT INTO counters VALUES ('Resize', 'day', {NOW // DAY}, 0, 1000)")
+    ledger = shared.again()
+    assert used(ledger, cap) == 1000
+    reserved(ledger, WIDE, cap, service="resize")
+    assert used(ledger, cap) == 2000
+    assert verify(ledger).problems == []
 
 
 def test_a_migrated_ledger_has_the_tables_of_a_new_one(shared: Store) -> None:

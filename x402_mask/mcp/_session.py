@@ -162,8 +162,8 @@ class PaidSession:
         url = tool_url(self._place, name)
         has_proof = PAYMENT_META in (meta or {}) or TOKEN_ARGUMENT in (arguments or {})
         call = Call(
-            method="tools/call", url=url, trip=Trip(origin=self.origin, url=url), key=key,
-            wait_s=read_timeout_seconds, has_proof=has_proof,
+            method="tools/call", url=url, trip=Trip(origin=self.origin, url=url, tool=name),
+            key=key, wait_s=read_timeout_seconds, has_proof=has_proof,
         )  # fmt: skip
         result = await _ToolCall(self.payer, call, name, arguments, send).run()
         if not isinstance(result, types.CallToolResult):
