@@ -127,3 +127,22 @@ def test_a_closed_seller_refuses_connections() -> None:
     port = int(seller.origin.rpartition(":")[2])
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", port), timeout=1)
+
+
+@pytest.mark.parametrize("cut", [
+    b"PO", b"POST /paid HTTP/1.1", b"POST /paid HTTP/1.1\r\nconte",
+    b"POST /paid HTTP/1.1\r\nContent-Length: ", b"POST /paid HTTP/1.1\r\nContent-Length: 5\r\n",
+    b"POST /paid HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1",
+])  # fmt: skip
+def test_a_client_that_goes_away_in_mid_request_is_no_error(
+    cut: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread of the seller's that died of it would be counted against whatever test runs then."""
+    died: list[Any] = []
+    monkeypatch.setattr("threading.excepthook", died.append)
+    with Seller() as seller:
+        with socket.create_connection(("127.0.0.1", httpx.URL(seller.origin).port)) as client:
+            client.sendall(cut)
+        seller.wait_for(lambda: not seller.open_connections())
+        assert httpx.get(seller.sells(offer())).status_code == 402
+    assert died == [] and seller.errors == []

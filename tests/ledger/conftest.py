@@ -50,11 +50,18 @@ def clear(dsn: str) -> None:
     import psycopg
 
     with psycopg.connect(dsn, autocommit=True) as raw:
-        raw.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
-        raw.execute("DROP SCHEMA IF EXISTS x402_mask CASCADE")
+        for tries in range(5):  # whoever is cut off may be at the tables in that very moment
+            raw.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            try:
+                raw.execute("DROP SCHEMA IF EXISTS x402_mask CASCADE")
+            except psycopg.OperationalError:  # a deadlock, or rows that another changed
+                if tries == 4:
+                    raise
+            else:
+                return
 
 
 def postgres_store(dsn: str) -> Store:

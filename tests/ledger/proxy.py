@@ -27,7 +27,9 @@ class Proxy:
 
     def __init__(self, folder: Path, name: str = _NAME) -> None:
         self._server = str(folder / name)
-        self._scratch = tempfile.TemporaryDirectory(prefix="x402-pg-cut-")
+        self._scratch = tempfile.TemporaryDirectory(
+            prefix="x402-pg-cut-", ignore_cleanup_errors=True
+        )
         self.folder = Path(self._scratch.name)
         self.cut: Cut | None = None
         self.at: int | None = None
@@ -51,8 +53,13 @@ class Proxy:
                 client.close()
                 continue
             server = socket.socket(socket.AF_UNIX)
-            server.connect(self._server)
             self._open |= {client, server}
+            try:
+                server.connect(self._server)
+            except OSError:  # a server that was killed, or is starting
+                client.close()
+                server.close()
+                continue
             dead = threading.Event()
             for source, target in ((client, server), (server, client)):
                 threading.Thread(

@@ -257,7 +257,9 @@ class FileLife(Life):
 
     def opened(self) -> Ledger:
         """A new file."""
-        self.folder = tempfile.TemporaryDirectory(prefix="x402-mask-model-")
+        self.folder = tempfile.TemporaryDirectory(
+            prefix="x402-mask-model-", ignore_cleanup_errors=True
+        )
         return SQLiteLedger(Path(self.folder.name, "ledger.db"))
 
     def teardown(self) -> None:

@@ -90,6 +90,7 @@ def fast_path(tmp_path: Path) -> Iterator[Path]:
     if not os.access(memory, os.W_OK):
         yield tmp_path
         return
-    with tempfile.TemporaryDirectory(dir=memory) as directory:
+    # a thread of a ledger that a test has dropped makes files beside it, also while it is removed
+    with tempfile.TemporaryDirectory(dir=memory, ignore_cleanup_errors=True) as directory:
         yield Path(directory)
-        _checkpoints.finish(10)  # a ledger's thread makes files beside it, also while it is removed
+        _checkpoints.finish(10)

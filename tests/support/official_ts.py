@@ -52,6 +52,6 @@ class ExpressSeller(Child):
             ready=r"port (\d+)\.",
             cwd=modules.parent,
             env=os.environ | settings,
-            timeout_s=30,
+            timeout_s=60,
         )
         self.url = f"http://127.0.0.1:{self.ready.group(1)}"

@@ -27,7 +27,7 @@ import pytest
 from tests.support.process import Child
 
 _READY = "database system is ready to accept connections"
-_START_S = 30.0
+_START_S = 60.0
 _SOCKET_NAME_MAX = 100
 _missing: set[str] = set()
 

@@ -58,14 +58,16 @@ class Child:
         *,
         cwd: Path | None = None,
         env: dict[str, str] | None = None,
-        timeout_s: float = 20.0,
+        timeout_s: float = 60.0,
     ) -> None:
         """Start *command* and wait for the pattern *ready* in its output.
 
         Raises:
             RuntimeError: it said nothing of the kind within *timeout_s*; the output is quoted.
         """
-        self._scratch = tempfile.TemporaryDirectory(prefix="x402-mask-child-")
+        self._scratch = tempfile.TemporaryDirectory(
+            prefix="x402-mask-child-", ignore_cleanup_errors=True
+        )
         self.log = Path(self._scratch.name, "log")
         with self.log.open("wb") as out:
             self._guardian = subprocess.Popen(

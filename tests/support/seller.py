@@ -556,7 +556,7 @@ class Seller:
                     self.hits.append(hit)
                     if not self._answer(connection, hit):
                         return
-        except OSError:
+        except (OSError, CutShort):
             return
         finally:
             with self._lock:
@@ -615,14 +615,31 @@ def head_of(reply: Reply) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
+class CutShort(Exception):
+    """The client went away in the middle of a request's head: a killed or cancelled one may."""
+
+
+def _line(reader: BinaryIO, most: int) -> bytes:
+    line = reader.readline(most)
+    if line and not line.endswith(b"\n"):
+        raise CutShort
+    return line
+
+
 def read_request(reader: BinaryIO, connection: int) -> Hit | None:
-    """Read one request; ``None`` when the client has closed the connection."""
-    line = reader.readline(65536)
+    """Read one request; ``None`` when the client has closed the connection.
+
+    Raises:
+        CutShort: it did so within the head.
+    """
+    line = _line(reader, 65536)
     if not line.strip():
         return None
     method, target, _ = line.decode("latin-1").split(" ", 2)
     headers: Headers = []
-    while (line := reader.readline(1 << 20)) not in (b"\r\n", b"\n", b""):
+    while (line := _line(reader, 1 << 20)) not in (b"\r\n", b"\n"):
+        if not line:
+            raise CutShort
         name, _, value = line.decode("latin-1").partition(":")
         headers.append((name, value.strip()))
     hit = Hit(
@@ -647,7 +664,7 @@ def _read_body(reader: BinaryIO, hit: Hit) -> tuple[bytes, bool]:
 
 def _read_chunks(reader: BinaryIO) -> tuple[bytes, bool]:
     parts: list[bytes] = []
-    while (line := reader.readline(64)).strip():
+    while (line := reader.readline(64)).strip() and line.endswith(b"\n"):
         size = int(line.split(b";")[0], 16)
         part = reader.read(size)
         reader.readline(4)

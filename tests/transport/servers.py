@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.support.seller import Hit, read_request
+from tests.support.seller import CutShort, Hit, read_request
 
 IDLE_S = 5.0
 
@@ -54,7 +54,7 @@ class Server:
             thread.start()
 
     def _guarded(self, connection: socket.socket) -> None:
-        with suppress(OSError), connection:
+        with suppress(OSError, CutShort, http.client.HTTPException), connection:
             self.serve(connection)
 
     def __enter__(self) -> Self:
