@@ -214,7 +214,7 @@ def test_a_dsn_opens_a_postgres_ledger(dsn: str, file: Path) -> None:
     from x402_mask import PostgresLedger
 
     write(file, f'ledger = "{dsn}"')
-    assert read({"X402_MASK_CONFIG": str(file)}).ledger == dsn
+    assert read({"X402_MASK_CONFIG": str(file)}).ledger == dsn.strip()
     ledger = open_ledger(dsn)
     try:
         assert isinstance(ledger, PostgresLedger)
@@ -597,3 +597,111 @@ def test_reading_opens_nothing(tmp_path: Path) -> None:
 def test_variables_that_nobody_reads() -> None:
     env = {"X402_MASK_CAP": "1", "X402_MASK_LEDGER_KEY": "k", "X402_MASK_REQUIRE_NODE": "1", **ENV}
     assert list(mistaken(env)) == [("X402_MASK_CAP", "X402_MASK_CAPS")]
+
+
+# --- values as people paste them ------------------------------------------------------------------
+
+SECRETS = ("X402_MASK_PRIVATE_KEY", "X402_MASK_KEYSTORE", "X402_MASK_LEDGER", "X402_MASK_CONFIG")
+
+
+@pytest.mark.parametrize("name", [*SECRETS, "X402_MASK_CAPS", "X402_MASK_ORIGINS", "X402_MASK_RPC"])
+@pytest.mark.parametrize("marks", ['"{}"', "'{}'", "`{}`", "“{}”", '"{}', '{}"', ' "{}"\n'])
+def test_a_value_that_is_still_quoted_is_refused_by_its_name(name: str, marks: str) -> None:
+    """As ``docker --env-file`` leaves it; nothing of it is printed."""
+    with pytest.raises(ValueError, match=f"^{name}: is still in quotation marks") as caught:
+        from_env({**ENV, name: marks.format("postgresql://u:sesame@h/db")})
+    assert "sesame" not in str(caught.value)
+
+
+def test_blanks_and_newlines_at_the_ends_are_not_meant(tmp_path: Path, keystore: Path) -> None:
+    """A value from a file ends with a newline, one from a manifest begins with a blank."""
+    plain = {
+        **ENV, "X402_MASK_KEYSTORE": str(keystore), "X402_MASK_KEYSTORE_PASSWORD": PASSWORD,
+        "X402_MASK_LEDGER": str(tmp_path / "money.db"),
+        "X402_MASK_RPC": "eip155:8453=https://rpc.example",
+    }  # fmt: skip
+    padded = {name: f" {text}\r\n" for name, text in plain.items()}
+    padded["X402_MASK_KEYSTORE_PASSWORD"] = PASSWORD + "\n"  # its blanks are its own
+    want, found = from_env(plain), from_env(padded)
+    assert found["ledger"].path == want["ledger"].path == tmp_path / "money.db"
+    assert found["wallet"].address == want["wallet"].address == ADDRESS
+    assert all(found[name] == want[name] for name in ("caps", "origins", "rpc"))
+    assert "ledger" not in from_env({**ENV, "X402_MASK_LEDGER": " \n"})
+    keyed = {"X402_MASK_KEYSTORE": f" {keystore}\n", "X402_MASK_KEYSTORE_PASSWORD": PASSWORD + "\n"}
+    assert Wallet.from_env(keyed).address == ADDRESS
+    assert Wallet.from_env({"X402_MASK_PRIVATE_KEY": f"\t0x{KEY}\n"}).address == ADDRESS
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "file:/tmp/l.db?mode=rwc", "user:sesame@db.internal/spend", "sesame@db", "db.internal:5432/x",
+        "postgresql:host/sesame", "//user:sesame@h/db", "psql postgresql://u:sesame@h/db",
+        "postgresql+psycopg://u:sesame@h/db", "POSTGRESQL://u:sesame@h/db", "pg//u:sesame@h/db",
+        "postgresql://u:sesame@[bad", "jdbc:postgresql://h/db?user=sesame", "/data\n/sesame",
+        "/x/postgresql://u:sesame@h/db", "hots=db password=sesame", "Server=db;Pwd=sesame",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("where", ["variable", "file"])
+def test_a_dsn_with_a_mistake_is_no_new_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, text: str
+) -> None:
+    """Each host would have its own, in a directory that is called by the password."""
+    monkeypatch.chdir(tmp_path)
+    file = write(tmp_path / "s.toml", f"ledger = {json.dumps(text)}")
+    env = {"X402_MASK_LEDGER": text} if where == "variable" else {"X402_MASK_CONFIG": str(file)}
+    name = "X402_MASK_LEDGER" if where == "variable" else f"{file}: ledger"
+    with pytest.raises(ValueError, match=f"^{name}: ") as caught:
+        from_env({**ENV, **env})
+    assert "sesame" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "told"),
+    [
+        ("wallet", "{keystore = '\"k.json\"'}", "wallet.keystore: is still in quotation marks"),
+        ("wallet", "{keystore = 'https://sesame@h/k'}", "wallet.keystore: is a URL"),
+        ("wallet", "{keystore = '~no-such-user/k.json'}", "wallet.keystore: begins with ~"),
+        ("ledger", "'\"money.db\"'", "ledger: is still in quotation marks"),
+        ("ledger", "'~no-such-user/l.db'", "ledger: begins with ~"),
+    ],
+)
+def test_a_path_in_the_file_is_read_or_refused_by_its_key(
+    file: Path, key: str, text: str, told: str
+) -> None:
+    write(file, f"{key} = {text}")
+    with pytest.raises(ValueError, match=f"{file}: {told}") as caught:
+        from_env({**ENV, "X402_MASK_CONFIG": str(file)})
+    assert "sesame" not in str(caught.value)
+
+
+def test_every_path_is_fixed_when_it_is_read(
+    tmp_path: Path, keystore: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the file that names it, else in the directory of that moment."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    (here / "k.json").write_text(keystore.read_text())
+    write(here / "s.toml", 'ledger = "l.db"\nwallet = {keystore = "k.json"}')
+    monkeypatch.chdir(here)
+    by_file = read({"X402_MASK_CONFIG": "s.toml", "X402_MASK_KEYSTORE_PASSWORD": PASSWORD})
+    by_option = read({}, config="s.toml")
+    by_name = read({"X402_MASK_LEDGER": "l.db", "X402_MASK_KEYSTORE": "k.json"})
+    payer = Payer.from_config(
+        "s.toml", wallet=None, caps=[Cap(1, per="day")], origins=["https://h"]
+    )
+    monkeypatch.chdir(there)
+    assert by_file.path == by_option.path == here / "s.toml"
+    for found in (by_file, by_option, by_name):
+        assert found.ledger == str(here / "l.db")
+        assert found.wallet is not None and found.wallet.path == here / "k.json"  # type: ignore[union-attr]
+    assert by_file.wallet is not None and by_file.wallet.open().address == ADDRESS
+    assert payer.ledger.path == here / "l.db"  # type: ignore[attr-defined]
+
+
+def test_a_quoted_password_is_said_to_be_quoted(keystore: Path) -> None:
+    env = {"X402_MASK_KEYSTORE": str(keystore), "X402_MASK_KEYSTORE_PASSWORD": f'"{PASSWORD}"'}
+    with pytest.raises(ValueError, match="X402_MASK_KEYSTORE_PASSWORD is still in quotation marks"):
+        from_env({**ENV, **env})

@@ -15,9 +15,9 @@ import tomllib
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from x402_mask._given import fixed, plain, quoted, variable
 from x402_mask._models import Asset, Cap
 from x402_mask._registry import caip2
 from x402_mask._services import Services, parse_origins
@@ -25,6 +25,7 @@ from x402_mask._wallet import Wallet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
+    from pathlib import Path
 
     from x402_mask._ledger import Ledger
 
@@ -54,6 +55,10 @@ _LIBPQ: Final = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 """How a DSN of PostgreSQL in keywords begins; where a password is said, nothing is a path."""
+_ANCHORED: Final = re.compile(r"/(?!/)|[\\~]|\.\.?[/\\]|[A-Za-z]:[/\\]")
+"""How a path begins that can be nothing else."""
+_UNLIKELY: Final = re.compile(r"[:@=?*|<>\"'`;]|//")
+"""What other names of files are refused for: it is part of a DSN that cannot be read."""
 _RPC_ITEM: Final = re.compile(r",(?=\s*[A-Za-z0-9:-]+\s*=)")
 _RPC_NETWORK: Final = re.compile(r"eip155:[1-9][0-9]{0,18}")
 _MISSING: Final = {
@@ -129,7 +134,8 @@ class KeystoreSource:
         except OSError as exc:
             raise ValueError(f"{self.where}: {self.path}: {exc.strerror}") from None
         except ValueError as exc:
-            raise ValueError(f"{self.where}: {exc} ({self.path})") from None
+            hint = f"; {self.password_name} is still in quotation marks" if quoted(secret) else ""
+            raise ValueError(f"{self.where}: {exc} ({self.path}){hint}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +145,7 @@ class Settings:
     values: Mapping[str, Any]
     wallet: KeySource | KeystoreSource | None = None
     ledger: str | None = field(default=None, repr=False)
+    ledger_from: str = "ledger"
     path: Path | None = None
 
     def arguments(self, given: Collection[str] = ()) -> dict[str, Any]:
@@ -152,8 +159,21 @@ class Settings:
         if "wallet" not in given:
             found["wallet"] = None if self.wallet is None else self.wallet.open()
         if "ledger" not in given and self.ledger is not None:
-            found["ledger"] = open_ledger(self.ledger)
+            found["ledger"] = self.open_ledger()
         return found
+
+    def open_ledger(self) -> Ledger:
+        """The ledger that is named, or else the user's own.
+
+        Raises:
+            ValueError: what is named is none; its place in the settings is said.
+        """
+        if self.ledger is None:
+            from x402_mask._sqlite import SQLiteLedger  # noqa: PLC0415
+
+            return SQLiteLedger()
+        with _naming(self.ledger_from):
+            return open_ledger(self.ledger)
 
     def require(self, given: Collection[str] = ()) -> None:
         """Refuse settings without caps or origins.
@@ -213,7 +233,9 @@ def from_config(
         ValueError: something in it is unknown, missing or wrong.
     """
     env = os.environ if environ is None else environ
-    return _read_file(Path(path), env).arguments(given)
+    with _naming("the path of the settings"):
+        file = fixed(path)
+    return _read_file(file, env).arguments(given)
 
 
 def read(environ: Mapping[str, str] | None = None, *, config: str | None = None) -> Settings:
@@ -228,22 +250,29 @@ def read(environ: Mapping[str, str] | None = None, *, config: str | None = None)
         ValueError: something is wrong, or the file that is named there cannot be read.
     """
     env = os.environ if environ is None else environ
-    base = _named_file(env) if config is None else _read_file(Path(config).expanduser(), env)
-    values = {**base.values, **_values(env)}
+    base = _named_file(env) if config is None else _file_at(config, "--config", env)
+    named = env.get("X402_MASK_LEDGER", "").strip()
     return Settings(
-        values=values,
+        values={**base.values, **_values(env)},
         wallet=_wallet_of(env) or base.wallet,
-        ledger=env.get("X402_MASK_LEDGER") or base.ledger,
+        ledger=_fixed_ledger(named) if named else base.ledger,
+        ledger_from="X402_MASK_LEDGER" if named else base.ledger_from,
         path=base.path,
     )
 
 
+def _file_at(path: str, name: str, env: Mapping[str, str]) -> Settings:
+    with _naming(name):
+        file = fixed(path)
+    return _read_file(file, env)
+
+
 def _named_file(env: Mapping[str, str]) -> Settings:
-    named = env.get("X402_MASK_CONFIG")
-    if not named:
+    named = variable(env, "X402_MASK_CONFIG")
+    if named is None:
         return Settings(values={})
     try:
-        return _read_file(Path(named).expanduser(), env)
+        return _file_at(named, "X402_MASK_CONFIG", env)
     except OSError as exc:
         raise ValueError(f"X402_MASK_CONFIG: {named}: {exc.strerror}") from exc
 
@@ -255,19 +284,21 @@ def _values(env: Mapping[str, str]) -> dict[str, Any]:
         "rpc": ("X402_MASK_RPC", parse_rpc),
     }
     found = {}
-    for name, (variable, reader) in readers.items():
-        text = env.get(variable)
-        if text:
-            with _naming(variable):
+    for name, (called, reader) in readers.items():
+        text = variable(env, called)
+        if text is not None:
+            with _naming(called):
                 found[name] = reader(text)
     return found
 
 
 def _wallet_of(env: Mapping[str, str]) -> KeySource | KeystoreSource | None:
-    if key := env.get("X402_MASK_PRIVATE_KEY"):
+    if key := variable(env, "X402_MASK_PRIVATE_KEY"):
         return KeySource(where="X402_MASK_PRIVATE_KEY", key=key)
-    if path := env.get("X402_MASK_KEYSTORE"):
-        return _keystore(Path(path).expanduser(), env, where="X402_MASK_KEYSTORE")
+    if path := variable(env, "X402_MASK_KEYSTORE"):
+        with _naming("X402_MASK_KEYSTORE"):
+            file = fixed(path)
+        return _keystore(file, env, where="X402_MASK_KEYSTORE")
     return None
 
 
@@ -275,8 +306,12 @@ def _keystore(
     path: Path, env: Mapping[str, str], *, where: str, password_name: str | None = None
 ) -> KeystoreSource:
     password_name = password_name or "X402_MASK_KEYSTORE_PASSWORD"
+    password = env.get(password_name)  # blanks and quotation marks may be part of it
     return KeystoreSource(
-        where=where, path=path, password_name=password_name, password=env.get(password_name)
+        where=where,
+        path=path,
+        password_name=password_name,
+        password=None if password is None else password.strip("\r\n"),
     )
 
 
@@ -409,6 +444,7 @@ def _read_file(path: Path, env: Mapping[str, str]) -> Settings:
         values=values,
         wallet=_wallet_table(document.get("wallet"), path, env, shared=shared),
         ledger=_ledger_text(document.get("ledger"), path),
+        ledger_from=f"{path}: ledger",
         path=path,
     )
 
@@ -433,7 +469,9 @@ def _wallet_table(
     with _naming(where):
         texts = _wallet_texts(table)
     if "keystore" in texts:
-        file, name = _beside(path, texts["keystore"]), texts.get("password_env")
+        with _naming(f"{where}.keystore"):
+            file = fixed(plain(texts["keystore"]), path.parent)
+        name = texts.get("password_env")
         return _keystore(file, env, where=where, password_name=name)
     if "private_key" in texts:
         return _key_in_file(texts["private_key"], path, shared=shared)
@@ -467,25 +505,52 @@ def _key_in_file(key: str, path: Path, *, shared: bool) -> KeySource:
 def _key_in_variable(name: str, where: str, env: Mapping[str, str]) -> KeySource:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or re.fullmatch(r"[0-9a-fA-F]{64}", name):
         raise ValueError(f"{where}: private_key_env is the name of a variable, not a key")
-    if not env.get(name):
+    key = variable(env, name)
+    if key is None:
         raise ValueError(f"{where}: the variable {name} is not set")
-    return KeySource(where=name, key=env[name])
+    return KeySource(where=name, key=key)
 
 
 def _ledger_text(value: object, path: Path) -> str | None:
     if value is None:
         return None
     with _naming(f"{path}: ledger"):
-        text = _text(value, "it")
-    return str(_beside(path, text)) if _is_path(text) else text
+        return _fixed_ledger(_text(value, "it"), path.parent)
+
+
+def _fixed_ledger(text: str, base: Path | None = None) -> str:
+    """What *text* names, whatever becomes of the process's directory before it is opened.
+
+    Where it names nothing, it stays as it is: whoever opens it is told so.
+    """
+    try:
+        return _ledger_place(text, base)
+    except ValueError:
+        return text
+
+
+def _ledger_place(text: str, base: Path | None = None) -> str:
+    """The DSN or the absolute path that *text* names.
+
+    A path that might as well be a DSN with a mistake in it is refused: on each host it would be
+    another budget, under a directory that is called by the password.
+    """
+    text = plain(text)
+    scheme = _URL_SCHEME.match(text)
+    if scheme is not None and scheme[1] not in ("postgres", "postgresql"):
+        raise ValueError(f"a ledger is a path or a postgresql:// URL, not {scheme[1]}://")
+    if scheme is not None or _LIBPQ.match(text):
+        return text
+    if "://" in text or not (_ANCHORED.match(text) or _UNLIKELY.search(text) is None):
+        raise ValueError(
+            "is neither a path nor a DSN that can be read; a path begins with / or ./,"
+            " a DSN with postgresql://"
+        )
+    return str(fixed(text, base))
 
 
 def _is_path(ledger: str) -> bool:
     return not (_URL_SCHEME.match(ledger) or _LIBPQ.match(ledger))
-
-
-def _beside(path: Path, name: str) -> Path:
-    return path.parent / Path(name).expanduser()
 
 
 def open_ledger(where: str) -> Ledger:
@@ -494,19 +559,17 @@ def open_ledger(where: str) -> Ledger:
     A SQLite file is only opened when it is used.
 
     Raises:
-        ValueError: a URL that is not PostgreSQL's, or its driver is not installed.
+        ValueError: neither can be read in it, or the driver of PostgreSQL is not installed.
     """
-    if _is_path(where):
+    place = _ledger_place(where)
+    if _is_path(place):
         from x402_mask._sqlite import SQLiteLedger  # noqa: PLC0415
 
-        return SQLiteLedger(Path(where).expanduser())
-    scheme = _URL_SCHEME.match(where)
-    if scheme is not None and scheme[1] not in ("postgres", "postgresql"):
-        raise ValueError(f"a ledger is a path or a postgresql:// URL, not {scheme[1]}://")
+        return SQLiteLedger(place)
     from x402_mask._postgres import PostgresLedger  # noqa: PLC0415  # its driver is an extra
 
     try:
-        return PostgresLedger(where)
+        return PostgresLedger(place)
     except ImportError as exc:
         raise ValueError(str(exc)) from None
 

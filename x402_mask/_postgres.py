@@ -96,7 +96,8 @@ class PostgresLedger(Ledger):
         self._given_key = None if key is None else _read_key(key)
         self._key: Vault | None = None
         self._pool = _pg.Pool(dsn, self._prepare)
-        self._head = HeadFile(data_path() / f"postgres-{self._pool.identity}.head")
+        self._folder = data_path()
+        self._head = HeadFile(self._folder / f"postgres-{self._pool.identity}.head")
         self._writing = _pg.Turn()
         self._heart = _Heart(weakref.ref(self))
         self._pid = os.getpid()
@@ -114,7 +115,7 @@ class PostgresLedger(Ledger):
     @property
     def key_path(self) -> Path:
         """The file with this ledger's key, where no key was given."""
-        return data_path() / "postgres.key"
+        return self._folder / "postgres.key"
 
     @property
     def head_file(self) -> HeadFile:
@@ -289,7 +290,7 @@ class PostgresLedger(Ledger):
 
     def _make_folder(self) -> None:
         try:
-            data_path().mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as exc:
             raise LedgerError(f"cannot make the data directory: {exc.strerror}") from exc
 

@@ -9,11 +9,11 @@ import threading
 import time
 import weakref
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from x402_mask import _checkpoints
 from x402_mask._book import WAIT_S
+from x402_mask._given import fixed
 from x402_mask._head import HeadFile
 from x402_mask._lease import is_alive, new_owner
 from x402_mask._ledger import Ledger, contended, owned, reentered
@@ -24,6 +24,7 @@ from x402_mask.errors import LedgerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 _PATIENCE_S: Final = 0.005
 """How long one may wait for the lock before those who come after it may no longer go first."""
@@ -217,10 +218,12 @@ class SQLiteLedger(_SQL):
     (threads of eight processes) 400 to 1250, and the unluckiest of these waits 1.5 s for its turn.
 
     Args:
-        path: the file; by default ``ledger.db`` in the user's data directory. Beside it live
-            ``<path>.key`` (encrypts stored proofs, chains the history) and ``<path>.head``.
+        path: the file; by default ``ledger.db`` in the user's data directory. A relative path is
+            fixed now, by the directory of this moment; ``~`` is the user's directory. Beside it
+            live ``<path>.key`` (encrypts stored proofs, chains the history) and ``<path>.head``.
 
     Raises:
+        ValueError: *path* names no file: a URL, a DSN, text in quotation marks.
         LedgerError: from any method: the file cannot be opened, read or written.
     """
 
@@ -228,7 +231,7 @@ class SQLiteLedger(_SQL):
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         super().__init__()
-        self.path = Path(path) if path is not None else default_path()
+        self.path = _named(path) if path is not None else default_path()
         self._key: Vault | None = None
         self._real: str | None = None
         self._head = HeadFile(self.path.with_name(self.path.name + ".head"))
@@ -438,6 +441,13 @@ def _dispose(raw: sqlite3.Connection, pid: int) -> None:
     """Close the connection of a ledger that was dropped, unless a fork inherited it."""
     if pid == os.getpid():
         raw.close()
+
+
+def _named(path: str | os.PathLike[str]) -> Path:
+    try:
+        return fixed(path)
+    except ValueError as exc:
+        raise ValueError(f"the path of a ledger {exc}") from None
 
 
 def default_path() -> Path:

@@ -86,7 +86,7 @@ def data_path() -> Path:
     """Where this user's ledgers and their keys live by default."""
     from platformdirs import user_data_path  # noqa: PLC0415
 
-    return user_data_path("x402-mask", appauthor=False)
+    return user_data_path("x402-mask", appauthor=False).absolute()
 
 
 def digest(text: str) -> str:

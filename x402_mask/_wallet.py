@@ -13,14 +13,15 @@ import os
 import re
 import secrets
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, runtime_checkable
 
 from x402_mask._eip712 import checksum, keccak, typed_data_digest
+from x402_mask._given import fixed, variable
 from x402_mask.errors import SignerError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 _ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 """Order of secp256k1 (SEC 2)."""
@@ -101,7 +102,7 @@ class Wallet:
         from eth_account import Account  # noqa: PLC0415  # half a second to import
 
         if isinstance(keystore, (str, os.PathLike)):
-            keystore = _read_keystore(Path(keystore))
+            keystore = _read_keystore(_named(keystore))
         try:
             return cls(bytes(Account.decrypt(dict(keystore), password)))
         except (ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as exc:
@@ -138,10 +139,17 @@ class Wallet:
             ValueError: neither is set, or what is set is not a wallet.
         """
         env = os.environ if environ is None else environ
-        if key := env.get("X402_MASK_PRIVATE_KEY"):
-            return cls.from_key(key)
-        if path := env.get("X402_MASK_KEYSTORE"):
-            return cls.from_keystore(path, env.get("X402_MASK_KEYSTORE_PASSWORD", ""))
+        if key := variable(env, "X402_MASK_PRIVATE_KEY"):
+            try:
+                return cls.from_key(key)
+            except ValueError as exc:
+                raise ValueError(f"X402_MASK_PRIVATE_KEY: {exc}") from None
+        if path := variable(env, "X402_MASK_KEYSTORE"):
+            password = env.get("X402_MASK_KEYSTORE_PASSWORD", "").strip("\r\n")
+            try:
+                return cls.from_keystore(path, password)
+            except ValueError as exc:
+                raise ValueError(f"X402_MASK_KEYSTORE: {exc}") from None
         raise ValueError("set X402_MASK_PRIVATE_KEY, or X402_MASK_KEYSTORE and its password")
 
     def sign_digest(self, digest: bytes) -> bytes:
@@ -194,6 +202,13 @@ def write_keystore(key: bytes, path: Path, password: str) -> str:
         path.unlink()  # half a keystore would stand in the way of a whole one
         raise
     return Wallet(key).address
+
+
+def _named(keystore: str | os.PathLike[str]) -> Path:
+    try:
+        return fixed(keystore)
+    except ValueError as exc:
+        raise ValueError(f"the path of a keystore {exc}") from None
 
 
 def _read_keystore(path: Path) -> Mapping[str, Any]:

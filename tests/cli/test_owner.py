@@ -339,3 +339,25 @@ def test_export_of_a_history_that_was_changed(cli: Cli, sells: Sells) -> None:
     assert (document["error"]["code"], document["output"]) == ("audit", "out.csv")
     assert document["records"] == len(written.splitlines())
     assert document["problems"]
+
+
+# --- which ledger ---------------------------------------------------------------------------------
+
+
+def test_spend_and_doctor_say_which_ledger_they_speak_of(cli: Cli) -> None:
+    place = str(cli.home / "money" / "l.db")
+    env = {"X402_MASK_LEDGER": " money/l.db\n"}
+    (cli.home / "money").mkdir()
+    assert cli("spend", "--json", **env).document["ledger"] == place
+    assert f"on the ledger {place}" in cli("spend", COLUMNS="400", **env).words
+    assert f"{place} can be read and written" in cli("doctor", COLUMNS="400", **env).words
+
+
+def test_a_quoted_dsn_is_a_mistake_in_the_settings(cli: Cli) -> None:
+    env = {"X402_MASK_LEDGER": '"postgresql://u:sesame@h/db"'}
+    for command in ("spend", "pause", "payments"):
+        done = cli(command, **env)
+        assert done.code == 2
+        assert "X402_MASK_LEDGER: is still in quotation marks: take them off" in done.words
+        assert "sesame" not in done.words
+    assert "X402_MASK_LEDGER: is still in quotation marks" in cli("doctor", **env).words

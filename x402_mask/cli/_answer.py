@@ -63,7 +63,7 @@ class Target:
             yield None
             return
         try:
-            target = cls._opened(Path(output))
+            target = cls._opened(Path(output).expanduser())
         except OSError as exc:
             message = f"cannot write {output}: {exc.strerror}; nothing was paid"
             raise Failure(message, USAGE) from exc

@@ -16,7 +16,7 @@ from x402_mask import _config
 from x402_mask._exact import SKEW_IGNORED_S, SKEW_MAX_S
 from x402_mask.cli._answer import bounded, told
 from x402_mask.cli._faults import DONE, FAILED, Failure
-from x402_mask.cli._owner import stop_lines, stops_of
+from x402_mask.cli._owner import place_of, stop_lines, stops_of
 from x402_mask.cli._parse import parse
 from x402_mask.cli._session import Session, common
 from x402_mask.cli._show import clean, count, money, put, show
@@ -176,7 +176,7 @@ def _ledger_checks(session: Session) -> Iterator[Check]:
 
 def _ledger_lines(ledger: Ledger) -> Iterator[Check]:
     ledger.sweep(now_us=time.time_ns() // 1000)  # fails where the ledger cannot be written
-    yield _ok("ledger", f"{ledger!r} can be read and written")
+    yield _ok("ledger", f"{place_of(ledger)} can be read and written")
     yield _history_check(ledger)
     held = ledger.payments(state="held", limit=1000)
     if held:

@@ -22,6 +22,7 @@ from x402_mask.cli._show import (
     short_id,
     show,
     show_caps,
+    show_line,
     table,
 )
 
@@ -45,13 +46,19 @@ def spend(session: Session) -> None:
     """Show how far each cap is used: settled, held and left."""
     with session.payer() as payer:
         caps = payer.spend()
-        stops = stops_of(payer.ledger)
+        stops, place = stops_of(payer.ledger), place_of(payer.ledger)
     if session.as_json:
-        put({"caps": caps, **stops})
+        put({"ledger": place, "caps": caps, **stops})
         return
     show_caps(caps)
+    show_line(f"on the ledger {place}")
     for line in stop_lines(stops):
         say(line, style="yellow")
+
+
+def place_of(ledger: Ledger) -> str:
+    """Which ledger it is that is spoken of: its file, or a name for its database."""
+    return str(getattr(ledger, "path", ledger))
 
 
 def stops_of(ledger: Ledger) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def _export(session: Session, ledger: Ledger, form: Form, output: str | None) ->
     if output is None:
         _check(_export_here(ledger, form), {})
         return
-    rows, report = _export_to(ledger, form, Path(output))
+    rows, report = _export_to(ledger, form, Path(output).expanduser())
     told = {"output": output, "records": rows}
     _check(report, told)
     if session.as_json:

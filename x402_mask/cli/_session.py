@@ -30,7 +30,7 @@ def default_keystore() -> Path:
     """Where ``wallet new`` puts a keystore, and where the commands look for one."""
     from platformdirs import user_data_path
 
-    return user_data_path("x402-mask", appauthor=False) / "keystore.json"
+    return user_data_path("x402-mask", appauthor=False).absolute() / "keystore.json"
 
 
 @dataclass(slots=True)
@@ -59,15 +59,10 @@ class Session:
 
     def ledger(self) -> Ledger:
         """The ledger alone: for what needs no wallet, no caps and no origins."""
-        where = self.settings().ledger
-        if where is not None:
-            try:
-                return _config.open_ledger(where)
-            except ValueError as exc:
-                raise mistake(exc) from exc
-        from x402_mask._sqlite import SQLiteLedger
-
-        return SQLiteLedger()
+        try:
+            return self.settings().open_ledger()
+        except ValueError as exc:
+            raise mistake(exc) from exc
 
     def payer(self, *, signs: bool = False, **more: Any) -> Payer:
         """The configured payer.  Unless it *signs*, no keystore is opened and no password asked."""

@@ -1,0 +1,77 @@
+"""What a person wrote, in a variable, a file or a call: read as it was meant, or refused.
+
+Nothing here quotes a value, which may be a secret in the wrong place; who calls names it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_QUOTES: Final = "\"'`\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb"
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|(file|sqlite3?|postgres(ql)?):", re.IGNORECASE)
+"""How a URL begins, also where its second slash was lost; a drive has one letter only."""
+
+
+def plain(text: str) -> str:
+    """*text* without blanks and newlines at its ends.
+
+    Raises:
+        ValueError: it is still in quotation marks, as ``docker --env-file`` leaves them.
+    """
+    found = text.strip()
+    if quoted(found):
+        raise ValueError("is still in quotation marks: take them off")
+    return found
+
+
+def quoted(text: str) -> bool:
+    """Whether *text* begins with a quotation mark, or ends with one that was never begun."""
+    if not text:
+        return False
+    return text[0] in _QUOTES or (text[-1] in _QUOTES and text.count(text[-1]) % 2 == 1)
+
+
+def variable(environ: Mapping[str, str], name: str) -> str | None:
+    """What the variable *name* says; ``None`` where it is not set, or says nothing.
+
+    Raises:
+        ValueError: it is still in quotation marks; its name is said.
+    """
+    try:
+        return plain(environ.get(name, "")) or None
+    except ValueError as exc:
+        raise ValueError(f"{name}: {exc}") from None
+
+
+def fixed(path: str | os.PathLike[str], base: Path | None = None) -> Path:
+    """The one place that *path* names from now on, wherever the process goes later.
+
+    ``~`` is the user's directory; what is relative is so to *base*, or else to the directory at
+    this moment.
+
+    Raises:
+        ValueError: it can name no file: it is empty, a URL, quoted, has blanks at its ends or
+            control characters, or begins with the ``~`` of a user who is not known here.
+        OSError: it is relative, and the directory of the process is gone.
+    """
+    text = os.fspath(path)
+    if not text:
+        raise ValueError("is empty, not a path")
+    if _CONTROL.search(text) or text != plain(text):
+        raise ValueError("is not a path: it has blanks at its ends, or control characters")
+    if _URL.match(text):
+        raise ValueError("is a URL, not a path")
+    if text == ":memory:":
+        raise ValueError("is not a path: a MemoryLedger is what lives in memory")
+    try:
+        found = Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError("begins with ~, and whose directory that is is not known here") from None
+    return found.absolute() if base is None else base / found
