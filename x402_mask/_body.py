@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import email.utils
 import hashlib
-import logging
 import re
 import time
-import zlib
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, Final
 
-from x402_mask._wire import CHALLENGE_BYTES_MAX, shown
+from x402_mask._codings import decode
+from x402_mask._wire import CHALLENGE_BYTES_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-log = logging.getLogger("x402_mask")
 
 READ_S: Final = 10.0
 """Seconds for the first 64 KiB of a 402: a seller that trickles is not waited for."""
@@ -50,35 +47,6 @@ class Gathered:
         if not self.complete or self.size > self._limit:
             return None
         return decode(b"".join(self.chunks), encodings, self._limit)
-
-
-def decode(data: bytes, encodings: str, limit: int = CHALLENGE_BYTES_MAX) -> bytes | None:
-    """Undo gzip and deflate without ever making more than the limit of them."""
-    for name in reversed([part.strip().lower() for part in encodings.split(",") if part.strip()]):
-        if name == "identity":
-            continue
-        if name not in ("gzip", "x-gzip", "deflate"):
-            log.warning(
-                "a body in the coding %s is not read: ask for gzip or none", shown(name, 20)
-            )
-            return None
-        wbits = 16 + zlib.MAX_WBITS if "gzip" in name else zlib.MAX_WBITS
-        inflated = _inflate(data, wbits, limit)
-        if inflated is None and name == "deflate":  # some servers send it without zlib's header
-            inflated = _inflate(data, -zlib.MAX_WBITS, limit)
-        if inflated is None:
-            return None
-        data = inflated
-    return data
-
-
-def _inflate(data: bytes, wbits: int, limit: int) -> bytes | None:
-    inflater = zlib.decompressobj(wbits)
-    try:
-        plain = inflater.decompress(data, limit + 1)
-    except zlib.error:
-        return None
-    return plain if len(plain) <= limit and inflater.eof else None
 
 
 def is_replayable(stream: Any) -> bool:

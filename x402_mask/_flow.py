@@ -43,7 +43,7 @@ from x402_mask._exact import seller_clock
 from x402_mask._ledger import breaker_open
 from x402_mask._models import Quote
 from x402_mask._money import usd
-from x402_mask._policy import Choice, choose
+from x402_mask._policy import FOREIGN, Choice, choose
 from x402_mask._proving import (
     approval,
     check_resign,
@@ -62,7 +62,13 @@ from x402_mask._shelf import Asked
 from x402_mask._terms import Call, Plan, Purchase, Verdict, quote_of, receipt_for, row_of
 from x402_mask._wallet import Wallet
 from x402_mask._windows import applying
-from x402_mask._wire import REQUIRED_HEADER, read_challenge, read_settlement, shown
+from x402_mask._wire import (
+    REQUIRED_HEADER,
+    nested_in,
+    read_challenge,
+    read_settlement,
+    shown,
+)
 from x402_mask.errors import (
     ApprovalDenied,
     BodyNotReplayable,
@@ -162,12 +168,19 @@ def _read_challenge(
     header = reply.headers.get(REQUIRED_HEADER, ())
     body = yield from read_body(wanted=not header)
     found = read_challenge(header, body)
-    listed = call.trip.origin in payer.origins
-    if found is not None or not listed or tool_of(call.trip.url) is None:
+    if found is not None or call.trip.origin not in payer.origins:
         return found
-    from x402_mask._market import challenge_in  # noqa: PLC0415  # few sellers ask so
+    if tool_of(call.trip.url) is not None:
+        from x402_mask._market import challenge_in  # noqa: PLC0415  # few sellers ask so
 
-    return challenge_in(body)
+        found = challenge_in(body)
+    below = nested_in(body) if found is None else None
+    if below is not None:
+        log.warning(
+            "%s answered 402 with a challenge under %r, where none is read: not paid, handed back",
+            call.trip.origin, shown(below, 40),
+        )  # fmt: skip
+    return found
 
 
 def _send_first(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | Reply | None]:
@@ -438,7 +451,7 @@ def _plan(
     try:
         choice = choose(payer.policy, purchase.challenge, view.payees)
     except OfferRefused as refusal:
-        if refusal.reason in ("no_offer", "scheme"):  # no signature is asked for
+        if refusal.reason in FOREIGN:  # no signature of ours is asked for
             return refusal
         raise
     return Plan.of("x402", choice, skipped)

@@ -6,13 +6,14 @@ Policy only ever drops offers: nothing here can add one, and when nothing is lef
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from x402_mask._demands import demand
 from x402_mask._eip712 import checksum
 from x402_mask._money import MICRO_MAX
-from x402_mask._registry import DISPUTED_NAMES, EIP3009_ASSETS, PERMIT2_ASSETS
-from x402_mask._wire import Skipped, shown
+from x402_mask._registry import DISPUTED_NAMES, EIP3009_ASSETS, PERMIT2_ASSETS, caip2
+from x402_mask._wire import PROOF_BYTES_MAX, Skipped, is_too_large, shown
 from x402_mask.errors import OfferRefused
 
 if TYPE_CHECKING:
@@ -24,10 +25,15 @@ if TYPE_CHECKING:
 VALIDITY_MIN_S: Final = 10
 """Shortest authorization worth signing: facilitators want 6 s left when they verify (PyPI x402)."""
 
+SCHEME: Final = "exact"
+FOREIGN: Final = ("no_offer", "scheme", "network")
+"""Reasons of offers that were never meant for this payer: another way of paying may be possible."""
+
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
 _FLOWS: Final = ("authorization", "upfront", "escrow")
 _REASONS: Final = (  # in the order of the checks: the last one reached is the one reported
     "scheme", "network", "asset", "transfer_method", "domain", "payee", "validity", "price",
+    "too_large",
 )  # fmt: skip
 _KNOWN_ELSEWHERE: Final = frozenset(
     (asset.network, asset.address.lower()) for asset in (*EIP3009_ASSETS, *PERMIT2_ASSETS)
@@ -69,10 +75,10 @@ def choose(policy: Policy, challenge: Challenge, trusted: Mapping[str, bool]) ->
     Raises:
         OfferRefused: there is none; the message tells why, for the offer that came closest.
     """
-    skipped = list(challenge.skipped)
+    skipped = [_closer(policy, skip) for skip in challenge.skipped]
     allowed: list[Choice] = []
     for offer in challenge.offers:
-        reason = _objection(policy, offer, trusted)
+        reason = _objection(policy, offer, trusted) or _size_objection(challenge, offer)
         if reason is not None:
             skipped.append(Skipped(index=offer.index, reason=reason[0], detail=reason[1]))
             continue
@@ -104,6 +110,13 @@ def choose(policy: Policy, challenge: Challenge, trusted: Mapping[str, bool]) ->
     )
 
 
+def is_foreign(policy: Policy, challenge: Challenge) -> bool:
+    """Whether every offer is in another scheme or on another network than could be paid."""
+    skipped = [_closer(policy, skip).reason for skip in challenge.skipped]
+    objections = [_objection(policy, offer, {}) for offer in challenge.offers]
+    return all(one in FOREIGN for one in [*skipped, *(o and o[0] for o in objections)])
+
+
 def _cost(choice: Choice) -> tuple[int, int, int]:
     """Cheapest first, compared exactly; then the flow that pays last; then the seller's order."""
     exact = choice.offer.amount * 10 ** (36 - choice.asset.decimals)
@@ -113,47 +126,61 @@ def _cost(choice: Choice) -> tuple[int, int, int]:
 
 def _objection(policy: Policy, offer: Offer, trusted: Mapping[str, bool]) -> tuple[str, str] | None:
     """Reason code and words why *offer* may not be paid; ``None`` if it may."""
-    if offer.scheme != "exact":
-        return "scheme", f"scheme {shown(offer.scheme, 30)} is not spoken"
+    if offer.scheme != SCHEME:
+        return _scheme_objection(offer.scheme)
     if offer.extra.get("paymentFlow") not in (None, *_FLOWS):
         return "scheme", f"payment flow {shown(offer.extra['paymentFlow'], 30)} is not spoken"
     asset = policy.assets.get((offer.network, offer.asset.lower()))
     return (
-        _network_objection(policy, offer)
-        or (_asset_objection(offer) if asset is None else _domain_objection(offer, asset))
+        _network_objection(policy, offer.network, offer.raw.get("network"))
+        or (_asset_objection(offer.network, offer.asset) if asset is None else demand(offer, asset))
         or _payee_objection(policy, offer, trusted)
         or _terms_objection(policy, offer, asset)
     )
 
 
-def _network_objection(policy: Policy, offer: Offer) -> tuple[str, str] | None:
-    if offer.network not in policy.networks:
-        return "network", f"network {shown(offer.network, 40)} is not in networks="
-    name = offer.raw.get("network")
+def _closer(policy: Policy, skip: Skipped) -> Skipped:
+    """An offer that could not be read, judged first by what it is for.
+
+    How an offer is spelled matters only where it could have been ours.
+    """
+    found = None
+    if skip.scheme is not None and skip.scheme != SCHEME:
+        found = _scheme_objection(skip.scheme)
+    elif skip.network is not None:
+        network = caip2(skip.network)
+        found = _network_objection(policy, network, skip.network)
+        if found is None and skip.asset is not None:
+            known = (network, skip.asset.lower()) in policy.assets
+            found = None if known else _asset_objection(network, skip.asset)
+    return skip if found is None else replace(skip, reason=found[0], detail=found[1])
+
+
+def _scheme_objection(scheme: str) -> tuple[str, str]:
+    return "scheme", f"scheme {shown(scheme, 30)} is not spoken"
+
+
+def _network_objection(policy: Policy, network: str, name: object) -> tuple[str, str] | None:
+    if network not in policy.networks:
+        return "network", f"network {shown(network, 40)} is not in networks="
     if name in DISPUTED_NAMES and name not in policy.names:
         return "network", f"the name {name} means different chains to different sellers"
     return None
 
 
-def _asset_objection(offer: Offer) -> tuple[str, str]:
-    known = (offer.network, offer.asset.lower()) in _KNOWN_ELSEWHERE
+def _asset_objection(network: str, asset: str) -> tuple[str, str]:
+    known = (network, asset.lower()) in _KNOWN_ELSEWHERE
     why = "is not in assets=" if known else "is not a token this library knows (assets=)"
-    return "asset", f"asset {shown(offer.asset, 50)} {why}"
+    return "asset", f"asset {shown(asset, 50)} {why}"
 
 
-def _domain_objection(offer: Offer, asset: Asset) -> tuple[str, str] | None:
-    method = offer.extra.get("assetTransferMethod")
-    if method not in (None, "eip3009"):
-        return "transfer_method", f"transfer method {shown(method, 30)} is not EIP-3009"
-    for field, ours in (("name", asset.name), ("version", asset.version)):
-        theirs = offer.extra.get(field)
-        if theirs is not None and theirs != ours:
-            return "domain", f"the token's {field} is {ours!r}, the offer says {shown(theirs, 40)}"
-    for field, value in (("verifyingContract", asset.address), ("chainId", str(asset.chain_id))):
-        theirs = offer.extra.get(field)
-        if theirs is not None and str(theirs).lower() != value.lower():
-            return "domain", f"the offer names another {field} for the token"
-    return None
+def _size_objection(challenge: Challenge, offer: Offer) -> tuple[str, str] | None:
+    if not is_too_large(challenge, offer):
+        return None
+    return "too_large", (
+        "the proof would repeat so much of the challenge that its header passes"
+        f" {PROOF_BYTES_MAX // 1024} KiB, which servers refuse"
+    )
 
 
 def _payee_objection(

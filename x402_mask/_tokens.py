@@ -41,7 +41,7 @@ from x402_mask._market import (
     read_payment,
 )
 from x402_mask._money import usd
-from x402_mask._policy import choose
+from x402_mask._policy import FOREIGN, choose
 from x402_mask._proving import check_resign, release
 from x402_mask._terms import Plan
 from x402_mask.errors import LedgerError, OfferRefused, PaymentError, PaymentRefused, TokenFlowError
@@ -84,7 +84,7 @@ def plan(payer: Payer, purchase: Purchase, view: View) -> Plan:
     try:
         choice = choose(payer.policy, purchase.challenge, view.payees)
     except OfferRefused as refusal:
-        if refusal.reason not in ("no_offer", "scheme"):
+        if refusal.reason not in FOREIGN:
             raise
         named = payment_in(purchase.challenge.document)
         micro = micro_of(named) if named is not None else None
@@ -192,7 +192,7 @@ def _create(deal: Deal) -> Generator[Effect, Any, Verdict]:
             yield from _misread(deal, answer, exc)
     if payment is not None:
         able = deal.payer.signer is not None and not payment.is_paid
-        signs = able and _ways.asked(answer) is not None
+        signs = able and _ways.asked(deal, payment, answer) is not None
         try:
             yield from _deal.note_id(deal, payment, "x402" if signs else None)
         except LedgerError as exc:
@@ -352,7 +352,7 @@ def _go_on_unpaid(
         return None  # decided anew
     if payment is None or deal.is_over(payment):
         return (yield from _create_anew(deal))
-    if way == "x402" and not payment.is_paid and _ways.asked(answer) is None:
+    if way == "x402" and not payment.is_paid and _ways.asked(deal, payment, answer) is None:
         return (yield from _create_anew(deal))  # nothing else asks for the signature
     return (yield from _ways.pay(deal, payment, answer))
 

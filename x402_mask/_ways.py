@@ -24,7 +24,7 @@ from x402_mask._market import (
     read_payment,
 )
 from x402_mask._money import usd
-from x402_mask._policy import choose, payee_fault
+from x402_mask._policy import choose, is_foreign, payee_fault
 from x402_mask._proving import approval, prove, seen, settlement_fault
 from x402_mask._redeem import take
 from x402_mask._terms import Plan, quote_of
@@ -62,7 +62,7 @@ def pay(
     if payment is not None and deal.is_over(payment):
         why = payment.status if payment.is_over else "past its expiresAt"
         raise TokenFlowError(f"the marketplace payment is {why} already")
-    challenge = asked(answer)
+    challenge = asked(deal, payment, answer)
     if challenge is not None and payer.signer is not None:
         return (yield from _pay_x402(deal, challenge, payment, answer))
     if payment is None:
@@ -79,13 +79,20 @@ def pay(
     return (yield from _await_balance(deal, payment))
 
 
-def asked(answer: Fetched) -> Challenge | None:
+def asked(deal: Deal, payment: MarketPayment | None, answer: Fetched) -> Challenge | None:
+    """What the payments endpoint wants signed, if anything.
+
+    Offers that are all in another scheme or on another network leave the payment's other ways open.
+    """
     header = answer.headers.get(REQUIRED_HEADER, ())
     body = find_accepts(answer.body)
     if not header and body is None:
         return None
     found = read_challenge(header, body)
-    return found if found is not None and (found.offers or found.skipped) else None
+    if found is None or not (found.offers or found.skipped):
+        return None
+    others = payment is not None and is_foreign(deal.payer.policy, found)
+    return None if others else found
 
 
 def paid_already(deal: Deal, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from x402_mask import _json
 from x402_mask._models import Offer
-from x402_mask._registry import caip2
+from x402_mask._registry import NETWORK_NAMES, caip2
 from x402_mask.errors import ChallengeError
 
 if TYPE_CHECKING:
@@ -30,6 +30,14 @@ _KNOWN_BYTES_MAX: Final = 16 * 1024  # times 32 bounds what is remembered
 OFFERS_MAX: Final = 64
 """Most entries of ``accepts``.  Sellers list one to five."""
 
+PROOF_BYTES_MAX: Final = 12 * 1024
+"""Longest header line of a proof.  Node answers 431 where all headers together pass 16 KiB, nginx
+allows 8 KiB for one line by default, and what a seller refuses unread holds the money."""
+
+_PAYLOAD_BYTES: Final = 640  # most of an EIP-3009 payload: three numbers, four hex texts, names
+_ID_LENGTH: Final = 36
+_CATALOG: Final = "bazaar"
+
 TIMEOUT_DEFAULT_S: Final = 60
 """``maxTimeoutSeconds`` where a body leaves it out; the packages' own default is 60 to 300."""
 
@@ -40,8 +48,11 @@ TOKEN_HEADER: Final = "X-Payment-Token"  # noqa: S105  # a header's name
 PROOF_HEADERS: Final = (SIGNATURE_HEADER, V1_HEADER, TOKEN_HEADER, "SIGN-IN-WITH-X")
 """Headers that are worth money or identity: never sent to another origin."""
 
+REASON_MAX: Final = 200
+"""Characters of a seller's reason that are kept."""
+
 _SETTLEMENT_HEADERS: Final = ("payment-response", "x-payment-response")
-_BASE64: Final = re.compile(r"[A-Za-z0-9+/]+={0,2}")
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")  # base64url too: nobody means another text
 _AMOUNT: Final = re.compile(r"[0-9]{1,78}", re.ASCII)
 _UINT256_MAX: Final = 2**256 - 1
 
@@ -50,11 +61,18 @@ Form = Literal["v2", "v1", "server402"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Skipped:
-    """An offer that was not taken: its place in ``accepts``, a reason code, and words."""
+    """An offer that was not taken: its place in ``accepts``, a reason code, and words.
+
+    ``scheme``, ``network`` and ``asset`` are the offer's own, where it could not be read as a whole
+    and these could.
+    """
 
     index: int
     reason: str
     detail: str
+    scheme: str | None = None
+    network: str | None = None
+    asset: str | None = None
 
     def __str__(self) -> str:
         return f"offer {self.index}: {self.detail}"
@@ -145,21 +163,28 @@ def _decode_header(text: str) -> str:
         raise ChallengeError("the PAYMENT-REQUIRED header is longer than 64 KiB")
     if not _BASE64.fullmatch(text):
         raise ChallengeError("the PAYMENT-REQUIRED header is not base64")
-    return _text(_unbase64(text), "PAYMENT-REQUIRED header")
+    return _header_text(_unbase64(text))
 
 
-def _unbase64(text: str) -> bytes:
-    try:
-        return base64.b64decode(text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4))
-    except (binascii.Error, ValueError):
-        raise ChallengeError("the PAYMENT-REQUIRED header is not base64") from None
+def _header_text(data: bytes) -> str:
+    """The JSON in a header.  JavaScript's ``btoa`` of a text makes Latin-1, not UTF-8.
 
-
-def _text(data: bytes, where: str) -> str:
+    What is beyond ASCII is escaped then: the echo is the same text to whoever decodes it, either
+    way.
+    """
     try:
         return _json.as_text(data)
     except UnicodeDecodeError:
-        raise ChallengeError(f"the 402's {where} is not UTF-8") from None
+        text = data.decode("latin-1")
+        return "".join(char if char.isascii() else f"\\u{ord(char):04x}" for char in text)
+
+
+def _unbase64(text: str) -> bytes:
+    plain = text.rstrip("=").replace("-", "+").replace("_", "/")
+    try:
+        return base64.b64decode(plain + "=" * (-len(plain) % 4))
+    except (binascii.Error, ValueError):
+        raise ChallengeError("the PAYMENT-REQUIRED header is not base64") from None
 
 
 def _parse(text: str, where: str) -> Any:
@@ -172,7 +197,10 @@ def _parse(text: str, where: str) -> Any:
 def _body_challenge(body: bytes) -> Challenge | None:
     if not _claims(body):
         return None
-    text = _text(body, "body")
+    try:
+        text = _json.as_text(body)
+    except UnicodeDecodeError:
+        raise ChallengeError("the 402's body is not UTF-8") from None
     document = _parse(text, "body")
     if "accepts" not in document and "x402Version" not in document:
         return None
@@ -182,6 +210,26 @@ def _body_challenge(body: bytes) -> Challenge | None:
 def _claims(body: bytes) -> bool:
     start = body[:64].lstrip(b"\xef\xbb\xbf \t\r\n")
     return start.startswith(b"{") and (b'"accepts"' in body or b'"x402Version"' in body)
+
+
+def nested_in(body: bytes | None) -> str | None:
+    """The key of a body under which a challenge stands, one level down, where nobody reads it."""
+    words = (b'"accepts"', b'"x402Version"', b'"payTo"')
+    if body is None or not any(word in body for word in words):
+        return None
+    try:
+        document = _json.loads(body)
+    except _json.BadJSON:
+        return None
+    members = document.items() if isinstance(document, dict) else ()
+    return next((name for name, value in members if _is_challenge(value)), None)
+
+
+def _is_challenge(value: object) -> bool:
+    if isinstance(value, dict):
+        return "accepts" in value or "x402Version" in value
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, dict) and {"scheme", "network", "payTo"} <= first.keys()
 
 
 def _read_document(document: Any, text: str, *, in_header: bool) -> Challenge:
@@ -205,36 +253,58 @@ def _read_document(document: Any, text: str, *, in_header: bool) -> Challenge:
 
 def _form(document: Mapping[str, Any], *, in_header: bool) -> Form:
     version = document.get("x402Version")
+    if version is None and in_header:
+        return "v2"
     if version is None:
-        return "v2" if in_header else "server402"
+        return "v1" if _is_worded_as_v1(document.get("accepts")) else "server402"
     if type(version) in (int, str) and str(version) in ("1", "2"):
         return "v1" if str(version) == "1" else "v2"
     raise ChallengeError(f"unknown x402Version {shown(version, 20)}")
 
 
+def _is_worded_as_v1(accepts: object) -> bool:
+    """Whether all offers of a challenge without a version are in the words of version 1.
+
+    ``maxAmountRequired`` is no other version's; a chain's name and a resource as text, together.
+    """
+    listed = accepts if isinstance(accepts, list) else []
+    entries = [entry for entry in listed if isinstance(entry, dict)]
+    return bool(entries) and all(
+        ("maxAmountRequired" in entry and "amount" not in entry)
+        or (isinstance(entry.get("resource"), str) and entry.get("network") in NETWORK_NAMES)
+        for entry in entries
+    )
+
+
 def _read_offer(index: int, entry: object, form: Form) -> Offer | Skipped:
     if not isinstance(entry, dict):
         return Skipped(index=index, reason="scheme", detail="not an object")
-    texts = {name: entry.get(name) for name in ("scheme", "network", "asset", "payTo")}
-    for name, value in texts.items():
-        if not isinstance(value, str) or not value or len(value) > 256:
+    names = ("scheme", "network", "asset", "payTo")
+    texts = {name: found for name in names if (found := _named(entry.get(name))) is not None}
+
+    def skipped(reason: str, detail: str) -> Skipped:
+        read = {name: texts.get(name) for name in names[:3]}
+        return Skipped(index=index, reason=reason, detail=detail, **read)
+
+    for name in names:
+        if name not in texts:
             reason = {"payTo": "payee"}.get(name, name)
-            return Skipped(index=index, reason=reason, detail=f"{name} is missing or not text")
+            return skipped(reason, f"{name} is missing or not text")
     amount = _read_amount(entry, form)
-    if amount is None:
-        return Skipped(index=index, reason="price", detail="the amount is not a positive integer")
+    if isinstance(amount, str):
+        return skipped("price", amount)
     timeout = _read_timeout(entry.get("maxTimeoutSeconds"))
     if timeout is None:
-        return Skipped(index=index, reason="validity", detail="maxTimeoutSeconds is not a number")
+        return skipped("validity", "maxTimeoutSeconds is not a number")
     extra = _read_extra(entry.get("extra"))
     if extra is None:
-        return Skipped(index=index, reason="domain", detail="extra is not an object")
+        return skipped("domain", "extra is not an object")
     return Offer(
-        scheme=str(texts["scheme"]),
-        network=caip2(str(texts["network"])),
-        asset=str(texts["asset"]),
+        scheme=texts["scheme"],
+        network=caip2(texts["network"]),
+        asset=texts["asset"],
         amount=amount,
-        pay_to=str(texts["payTo"]),
+        pay_to=texts["payTo"],
         max_timeout_s=timeout,
         index=index,
         extra=extra,
@@ -242,16 +312,25 @@ def _read_offer(index: int, entry: object, form: Form) -> Offer | Skipped:
     )
 
 
-def _read_amount(entry: Mapping[str, Any], form: Form) -> int | None:
+def _named(value: object) -> str | None:
+    return value if isinstance(value, str) and 0 < len(value) <= 256 else None
+
+
+def _read_amount(entry: Mapping[str, Any], form: Form) -> int | str:
+    """The amount, or what is wrong with it."""
     names = ("maxAmountRequired", "amount") if form == "v1" else ("amount", "maxAmountRequired")
-    given = [entry[name] for name in names if entry.get(name) is not None]
-    if not given or any(value != given[0] for value in given):
-        return None
-    text = given[0]
+    given = {name: entry[name] for name in names if entry.get(name) is not None}
+    if not given:
+        return f"{names[0]} is missing"
+    (name, text), *others = given.items()
+    if any(value != text for _, value in others):
+        return f"{names[0]} and {names[1]} are not the same"
+    if isinstance(text, (int, float)) and not isinstance(text, bool):
+        return f"{name} is a JSON number, x402 wants text: an integer in atomic units"
     if not isinstance(text, str) or not _AMOUNT.fullmatch(text):
-        return None
+        return f"{name} is not a positive integer"
     amount = int(text)
-    return amount if 0 < amount <= _UINT256_MAX else None
+    return amount if 0 < amount <= _UINT256_MAX else f"{name} is not a positive integer in range"
 
 
 def _read_timeout(value: object) -> int | None:
@@ -287,17 +366,48 @@ def proof_header(
     if challenge.form == "v1":
         message = {"x402Version": 1, "scheme": offer.scheme, "network": offer.raw["network"]}
         return V1_HEADER, _encode({**_texts(message), "payload": payload})
+    fields = _repeated(challenge, offer, payment_id, max(len(payload), _PAYLOAD_BYTES))
+    return SIGNATURE_HEADER, _encode({**fields, "payload": payload})
+
+
+def is_too_large(challenge: Challenge, offer: Offer) -> bool:
+    """Whether the header that would pay *offer* is longer than servers take, whatever is left out.
+
+    Known before anything is signed: all but the payload is what the challenge said.
+    """
+    if challenge.form == "v1" or len(challenge.text) * 4 < PROOF_BYTES_MAX // 2:
+        return False
+    fields = _repeated(challenge, offer, "-" * _ID_LENGTH, _PAYLOAD_BYTES)
+    return _line_bytes(fields, _PAYLOAD_BYTES) > PROOF_BYTES_MAX
+
+
+def _repeated(
+    challenge: Challenge, offer: Offer, payment_id: str, payload_bytes: int
+) -> dict[str, str]:
+    """What a proof repeats of the challenge.
+
+    The echo of the seller's catalog entry, often its longest part, is left out where the header
+    would become too long: servers let it pass (PyPI x402 2.25.0, npm @x402/core 2.27.0).
+    """
     said, accepts = _as_written(challenge.text)
-    fields = {
-        "x402Version": "2",
-        "accepted": accepts[offer.index],
-        "payload": payload,
-    }
+    fields = {"x402Version": "2", "accepted": accepts[offer.index]}
     if challenge.document.get("resource") is not None:
         fields["resource"] = said["resource"]
-    if challenge.extensions:
-        fields["extensions"] = _echo(said["extensions"], challenge.extensions, payment_id)
-    return SIGNATURE_HEADER, _encode(fields)
+    if not challenge.extensions:
+        return fields
+    echo = _echo(said["extensions"], challenge.extensions, payment_id)
+    whole = {**fields, "extensions": echo}
+    if _CATALOG not in challenge.extensions or _line_bytes(whole, payload_bytes) <= PROOF_BYTES_MAX:
+        return whole
+    others = _json.members(echo)
+    del others[_CATALOG]
+    return {**fields, "extensions": _object(others)} if others else fields
+
+
+def _line_bytes(fields: Mapping[str, str], payload_bytes: int) -> int:
+    """Bytes of the header line that carries *fields* and a payload."""
+    plain = len(_object({**fields, "payload": ""}).encode()) + payload_bytes
+    return len(SIGNATURE_HEADER) + len(": \r\n") + -(-plain // 3) * 4
 
 
 @lru_cache(maxsize=32)
@@ -358,7 +468,7 @@ def _settlement(values: Sequence[str]) -> Settlement:
     if len(values) > 1 or len(text) > CHALLENGE_BYTES_MAX or not _BASE64.fullmatch(text):
         return _GARBLED
     try:
-        document = _json.loads(_unbase64(text))
+        document = _json.loads(_header_text(_unbase64(text)))
     except (_json.BadJSON, ChallengeError):
         return _GARBLED
     if not isinstance(document, dict):
@@ -373,8 +483,9 @@ def _read_settlement(document: Mapping[str, Any]) -> Settlement:
         if value is not None and not isinstance(value, str):
             return _GARBLED
         texts[name] = value or None
-    amount = document.get("amount")
-    if amount is not None and not (isinstance(amount, str) and _AMOUNT.fullmatch(amount)):
+    try:
+        amount = _settled_amount(document.get("amount"))
+    except ValueError:
         return _GARBLED
     error = document.get("errorReason") or document.get("error")
     return Settlement(
@@ -382,6 +493,21 @@ def _read_settlement(document: Mapping[str, Any]) -> Settlement:
         transaction=texts["transaction"],
         network=caip2(texts["network"]) if texts["network"] else None,
         payer=texts["payer"],
-        amount=int(amount) if amount is not None else None,
-        error=shown(error) if error else None,
+        amount=amount,
+        error=shown(error, REASON_MAX) if error else None,
     )
+
+
+def _settled_amount(value: object) -> int | None:
+    """The amount of a settlement, which some sellers write as a number.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if value is None or (isinstance(value, str) and _AMOUNT.fullmatch(value)):
+        return None if value is None else int(value)
+    raise ValueError("not an amount")

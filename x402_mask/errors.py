@@ -31,7 +31,7 @@ Stable values of ``PaymentRefused.reason``:
 ``not_https``        the origin is neither https nor loopback
 ``redirected``       a redirect led to another origin, or away from a paid request
 ``scheme``           no offer uses a scheme or payment flow that this library speaks
-``transfer_method``  the offer wants something else than EIP-3009
+``transfer_method``  the offer wants something else signed than EIP-3009's transfer
 ``network``          no offer is on an allowed network
 ``asset``            no offer is in an allowed asset
 ``domain``           the offer's EIP-712 name or version is not the registry's
@@ -49,6 +49,7 @@ Stable values of ``PaymentRefused.reason``:
 ``breaker``          too many unknown or rejected payments in a row at this origin
 ``in_flight``        the same operation key is being paid by another call
 ``resign``           the operation's proof has expired and ``resign="never"``
+``too_large``        the proof would not fit into a header that servers take (12 KiB)
 ``wait``             approval or signing took so long that the offer ran out
 ==================== ===================================================================
 """

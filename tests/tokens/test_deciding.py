@@ -233,7 +233,6 @@ def test_a_pause(bazaar: Bazaar) -> None:
     [
         ({"payTo": OTHER_PAYEE}, {"payees": [PAYEE]}, "payee"),
         ({"payTo": "0xMerchantAddress"}, {}, "payee"),
-        ({"network": "eip155:137"}, {}, "network"),
         ({"asset": OTHER_PAYEE}, {}, "asset"),
         ({"maxTimeoutSeconds": 3}, {}, "validity"),
         ({"amount": "0"}, {}, "price"),
@@ -254,6 +253,51 @@ def test_an_offer_that_may_not_be_paid(
         call("client", buyer, bazaar.url())
     assert caught.value.reason == reason
     assert bazaar.at_market() == [] and buyer.payments() == []
+
+
+SOLANA = "solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp"
+FOREIGN = [
+    {"network": "eip155:137"},
+    {"network": SOLANA, "amount": PRICE, "payTo": None},
+    {"scheme": "upto", "amount": "0.2"},
+    {"scheme": "xiao", "network": "xiao:1"},
+]
+
+
+@pytest.mark.parametrize("wallet", [None, WALLET])
+@pytest.mark.parametrize("order", [("x402", "token"), ("token", "x402")])
+@pytest.mark.parametrize("entry", FOREIGN, ids=repr)
+def test_a_foreign_offer_does_not_end_a_call_that_a_token_can_pay(
+    bazaar: Bazaar, entry: Any, order: Any, wallet: Any
+) -> None:
+    """The payment object beside it names the price; that is reserved, and what is bought."""
+    entries = [{**offer_server402(str(PRICE)), **entry}]
+    bazaar.before["tool"] = saying(
+        {"accepts": entries, "paymentId": "p", "amountCents": PRICE // 10_000}, 402
+    )
+    bazaar.paid_at = "creation"
+    buyer = payer(bazaar, wallet=wallet, prefer=order)
+    quote = quoted(buyer, bazaar)
+    assert (quote.route, quote.usd, quote.refusal) == ("token", USD, None)
+    receipt = receipt_of(call("client", buyer, bazaar.url()))
+    assert receipt is not None and (receipt.route, receipt.usd) == ("token", USD)
+    assert_sound(buyer, bazaar)
+
+
+@pytest.mark.parametrize("entry", FOREIGN, ids=repr)
+def test_nor_one_at_the_payments_endpoint(bazaar: Bazaar, entry: Any) -> None:
+    """A wallet cannot sign it; the owner's other rail pays the payment all the same."""
+    bazaar.extra = {"accepts": [{**offer_server402(str(PRICE)), **entry}], "x402Version": 2}
+    paid: list[Any] = []
+
+    def settle(document: Any) -> None:
+        paid.append(document.payment_id)
+        bazaar.pay(document.payment_id, "settle")
+
+    buyer = payer(bazaar, wallet=WALLET, prefer=("token",), settle_payment=settle)
+    assert call("client", buyer, bazaar.url()).status_code == 200
+    assert len(paid) == 1 and "prove" not in bazaar.steps() and "sign" not in bazaar.steps()
+    assert_sound(buyer, bazaar)
 
 
 def test_a_changed_payee_is_refused_on_the_token_route_too(bazaar: Bazaar) -> None:

@@ -1,0 +1,172 @@
+"""What a seller demands of the signature is done, or its offer is refused; never another signed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.hostile.kit import PAIR, Kind, World, every_kind, receipt
+from tests.support.seller import (
+    OTHER_PAYEE,
+    USDC,
+    challenge,
+    in_body,
+    in_header,
+    offer,
+    offer_server402,
+    offer_v1,
+    paywall,
+    served,
+    server402_body,
+    v1_body,
+    v2_body,
+)
+from x402_mask import OfferRefused
+from x402_mask._eip712 import TRANSFER_TYPES
+
+DOMAIN = {"name": "USD Coin", "version": "2"}
+FULL_DOMAIN = {**DOMAIN, "chainId": 8453, "verifyingContract": USDC.address}
+
+DEMANDS: list[dict[str, Any]] = [
+    {"primaryType": "ReceiveWithAuthorization"},
+    {"primaryType": "Permit"},
+    {"primary_type": "Permit"},
+    {"primaryType": 7},
+    {"assetTransferMethod": "EIP-3009"},
+    {"assetTransferMethod": "permit2"},
+    {"AssetTransferMethod": "permit2"},
+    {"asset_transfer_method": "permit2"},
+    {"transferMethod": "permit2"},
+    {"token-transfer-method": "erc7710"},
+    {"signatureType": "eip1271"},
+    {"authorizationType": "ReceiveWithAuthorization"},
+    {"permit2": True},
+    {"usePermit2": True},
+    {"requirePermit": "yes"},
+    {"domain": {"name": "Not USDC", "version": "2"}},
+    {"domain": {**FULL_DOMAIN, "chainId": 1}},
+    {"domain": {**FULL_DOMAIN, "salt": "0x" + "11" * 32}},
+    {"eip712Domain": {"verifyingContract": OTHER_PAYEE}},
+    {"verifying_contract": OTHER_PAYEE},
+    {"chain_id": 1},
+    {"domainName": "usd coin"},
+    {"types": {"Permit": []}},
+    {"types": {**TRANSFER_TYPES, "Other": []}},
+    {"nonce": "0x" + "11" * 32},
+    {"salt": "0x" + "11" * 32},
+    {"spender": OTHER_PAYEE},
+    {"validBefore": 1},
+    {"validAfter": "1700000000"},
+    {"deadline": 1},
+    {"witness": {"to": OTHER_PAYEE}},
+    {"typedData": {"primaryType": "Permit"}},
+]
+
+
+@pytest.mark.parametrize("demand", DEMANDS, ids=repr)
+@pytest.mark.parametrize("place", ["extra", "entry"])
+def test_a_demand_that_is_not_followed_is_a_refusal(
+    world: World, kind: Kind, demand: dict[str, Any], place: str
+) -> None:
+    """In ``extra``, where it belongs, or beside it."""
+    entry = offer(extra={**DOMAIN, **demand}) if place == "extra" else {**offer(), **demand}
+    url = world.seller().sells(entry)
+    error = world.refused(world.buyer(kind), url, OfferRefused)
+    assert error.reason in ("transfer_method", "domain")
+    assert (
+        receipt(world.buyer(kind).get(world.sellers[0].sells(entry, offer("1001")))).amount == 1001
+    )
+
+
+@pytest.mark.parametrize("demand", DEMANDS[:4], ids=repr)
+def test_a_demand_of_a_version_1_seller(world: World, kind: Kind, demand: dict[str, Any]) -> None:
+    seller = world.seller()
+    entry = offer_v1(extra={**DOMAIN, **demand})
+    url = seller.on("/paid", paywall(v1_body(entry), served()))
+    assert world.refused(world.buyer(kind), url, OfferRefused).reason == "transfer_method"
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"primaryType": "TransferWithAuthorization"},
+        {"assetTransferMethod": "eip3009"},
+        {"transferMethod": "eip3009"},
+        {"domain": FULL_DOMAIN},
+        {"domain": "shop.example"},
+        {"types": TRANSFER_TYPES},
+        {"types": ["image/png"]},
+        {"permit2": False, "nonce": None},
+        {"supportsPermit2": True, "supportsEip712": True},
+        {"signature": "0x" + "11" * 65, "signer": OTHER_PAYEE},
+        {"validAfter": 0},
+        {"facilitatorAddress": OTHER_PAYEE, "feePayer": "x", "memo": "y", "decimals": 6},
+        {"description": "permit2 nonce domain", "paymentFlow": "upfront"},
+    ],
+    ids=repr,
+)
+def test_what_is_done_anyway_or_demands_nothing_is_paid(
+    world: World, kind: Kind, extra: dict[str, Any]
+) -> None:
+    url = world.seller().sells(offer(extra={**DOMAIN, **extra}))
+    assert receipt(world.buyer(kind).get(url)).outcome == "settled"
+
+
+# --- the words of version 1 -----------------------------------------------------------------------
+
+
+def versionless(**changes: Any) -> dict[str, Any]:
+    """A version 1 offer in a body without a version; ``None`` leaves a word out."""
+    entry = {**offer_v1(), **changes}
+    return challenge({k: v for k, v in entry.items() if v is not None}, version=None)
+
+
+V1_WORDS = {
+    "all of them": versionless(),
+    "without a resource": versionless(resource=None),
+    "a chain in the new way": versionless(network="eip155:8453"),
+    "the amount's word alone": versionless(network="eip155:8453", resource=None),
+    "the other two": versionless(maxAmountRequired=None, amount="1000"),
+}
+NEW_WORDS = {
+    "the marketplace": server402_body(offer_server402()),
+    "the marketplace by a chain's name": server402_body(offer_server402(network="base")),
+    "the marketplace with a resource": server402_body({**offer_server402(), "resource": "/x"}),
+    "both amounts": server402_body({**offer_server402(), "maxAmountRequired": "1000"}),
+    "said to be version 2": v2_body({**offer_v1(), "network": "eip155:8453"}),
+}
+
+
+@every_kind(*PAIR)
+@pytest.mark.parametrize("words", V1_WORDS)
+def test_version_1_in_its_own_words_is_paid_by_its_own_header(
+    world: World, kind: Kind, words: str
+) -> None:
+    document = V1_WORDS[words]
+    seller = world.seller()
+    url = seller.on("/paid", paywall(in_body(document), served()))
+    assert receipt(world.buyer(kind).get(url)).outcome == "settled"
+    (paid,) = seller.paid_hits()
+    assert paid.proof.header == "x-payment" and paid.header("payment-signature") is None
+    told = paid.proof.document or {}
+    assert set(told) == {"x402Version", "scheme", "network", "payload"}
+    assert told["network"] == document["accepts"][0]["network"] and told["x402Version"] == 1
+
+
+@pytest.mark.parametrize("words", NEW_WORDS)
+def test_other_words_without_a_version_are_no_version_1(
+    world: World, kind: Kind, words: str
+) -> None:
+    seller = world.seller()
+    url = seller.on("/paid", paywall(NEW_WORDS[words], served()))
+    assert world.buyer(kind).get(url).status_code == 200
+    assert [hit.proof.header for hit in seller.paid_hits()] == ["payment-signature"]
+
+
+def test_the_header_of_version_2_is_version_2_whatever_its_words(world: World, kind: Kind) -> None:
+    """``PAYMENT-REQUIRED`` belongs to version 2."""
+    seller = world.seller()
+    url = seller.on("/paid", paywall(in_header(versionless()), served()))
+    assert world.buyer(kind).get(url).status_code == 200
+    assert [hit.proof.header for hit in seller.paid_hits()] == ["payment-signature"]

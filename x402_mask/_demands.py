@@ -1,0 +1,94 @@
+"""What an offer demands of the signature itself.  Pure.
+
+One thing is signed here: EIP-3009's ``TransferWithAuthorization`` in the token's own domain, with a
+nonce and times of ours.  A seller that asks for another primary type, method, domain or message
+would get what it cannot use, while the money is held: such an offer is refused, however its words
+are spelled.  What demands nothing of a signature is the seller's business, and is let pass.
+
+Words: x402 ``schemes/exact/scheme_exact_evm.md``, EIP-712, EIP-2612, EIP-3009 and Permit2; some
+facilitators write ``primaryType`` into ``extra``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from x402_mask._eip712 import TRANSFER_TYPES
+from x402_mask._wire import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from x402_mask._models import Asset, Offer
+
+_PRIMARY: Final = "TransferWithAuthorization"
+_METHOD: Final = re.compile(
+    r".*transfermethod|(authorization|signature|signing)(method|type|scheme|standard|kind)"
+)
+_MESSAGE: Final = frozenset(
+    {"nonce", "salt", "spender", "deadline", "validafter", "validbefore", "permitted"}
+)
+_OTHER: Final = re.compile(
+    r"(?!supports?).*(primarytype|typeddata|eip712|witness).*"
+    r"|(uses?|requires?|must|force)?permit2?(only|required)?"
+)
+
+
+def demand(offer: Offer, asset: Asset) -> tuple[str, str] | None:
+    """Reason code and words for what *offer* demands and is not done here; ``None`` if nothing."""
+    for field, ours in (("name", asset.name), ("version", asset.version)):
+        theirs = offer.extra.get(field)
+        if theirs is not None and theirs != ours:
+            return "domain", f"the token's {field} is {ours!r}, the offer says {shown(theirs, 40)}"
+    for place in (offer.extra, offer.raw):
+        for name, value in place.items():
+            found = _demanded(_bare(name), value, asset)
+            if found is not None:
+                return found
+    return None
+
+
+def _demanded(name: str, value: Any, asset: Asset) -> tuple[str, str] | None:
+    if value is None or value is False:
+        return None
+    if name in ("domain", "eip712domain", "eip712") and isinstance(value, dict):
+        return _domain_fault(value, asset)
+    if name in ("verifyingcontract", "chainid", "domainname", "domainversion"):
+        return _domain_fault({name.removeprefix("domain"): value}, asset)
+    if name in ("types", "eip712types") and isinstance(value, dict):
+        mine = {of: fields for of, fields in value.items() if of != "EIP712Domain"}
+        return None if mine == TRANSFER_TYPES else _asks("other types")
+    if name == "primarytype":
+        return None if value == _PRIMARY else _asks("the primary type", value)
+    if _METHOD.fullmatch(name):
+        return None if value in ("eip3009", _PRIMARY) else _asks("the transfer method", value)
+    if name in _MESSAGE:
+        return None if (name, str(value)) == ("validafter", "0") else _asks(f"a {name} of its own")
+    return _asks("another kind of signature,", name) if _OTHER.fullmatch(name) else None
+
+
+def _asks(what: str, value: object = "") -> tuple[str, str]:
+    return "transfer_method", f"the offer demands {what} {shown(value, 30)}".rstrip() + (
+        "; only EIP-3009 TransferWithAuthorization is signed"
+    )
+
+
+def _domain_fault(theirs: Mapping[str, Any], asset: Asset) -> tuple[str, str] | None:
+    """Why a domain that the seller names, or a part of one, is not the token's."""
+    for name, value in theirs.items():
+        word, told = _bare(name), str(value)
+        same = {
+            "name": told == asset.name,
+            "version": told == asset.version,
+            "chainid": told == str(asset.chain_id),
+            "verifyingcontract": told.lower() == asset.address.lower(),
+        }
+        if value is not None and not same.get(word, False):
+            return "domain", f"the offer names another {shown(name, 30)} for the token"
+    return None
+
+
+def _bare(name: str) -> str:
+    """A key without what its spellings differ in."""
+    return re.sub(r"[\W_]", "", name).lower()
