@@ -63,12 +63,14 @@ class AuditReport:
     """What an audit found.
 
     ``rows`` is the number of history rows, ``problems`` a sentence for each thing that is not as
-    it was written; ``ok`` when there is none.
+    it was written; ``ok`` when there is none.  ``unknown`` names what cannot be told from what was
+    written: it accuses nobody.
     """
 
     ok: bool
     rows: int
     problems: list[str]
+    unknown: list[str] = field(default_factory=list)
 
 
 def verify(ledger: Ledger) -> AuditReport:
@@ -138,7 +140,12 @@ def _audit(ledger: Ledger, db: Db, head: Head) -> AuditReport:
     _check_tokens(db, vault, replay)
     _check_transfers(db, vault, replay)
     _check_pause(db, replay)
-    return AuditReport(ok=not replay.problems, rows=replay.rows, problems=replay.report())
+    return AuditReport(
+        ok=not replay.problems,
+        rows=replay.rows,
+        problems=replay.report(),
+        unknown=replay.unknown,
+    )
 
 
 # --- replaying ------------------------------------------------------------------------------------
@@ -156,6 +163,8 @@ class _Replay:
     tokens: dict[str, str] = field(default_factory=dict)
     dropped: set[str] = field(default_factory=set)
     unpaid: dict[str, set[str]] = field(default_factory=dict)
+    maybe_closed: set[str] = field(default_factory=set)
+    unknown: list[str] = field(default_factory=list)
     paused: bool = False
     problems: list[str] = field(default_factory=list)
     more: int = 0
@@ -221,7 +230,7 @@ class _Replay:
     def _purchase(self, payment: str, kind: str, data: Mapping[str, Any]) -> None:
         """How far the purchase of a token has come, if this payment is one."""
         if kind == "asked":
-            self._take_over(payment, data["remote"])
+            self._take_over(payment, data["remote"], data.get("took"))
             stage = "asked" if data["remote"] is None else "created"
             self.purchases[payment] = (stage, data["remote"])
         if payment not in self.purchases:
@@ -231,6 +240,7 @@ class _Replay:
             stage, remote = "created" if stage == "asked" else stage, data["remote"]
         elif kind == "bought":
             stage, self.tokens[payment] = "bought", data["token"]
+            self.dropped.discard(payment)
         elif kind == "paying" or (kind == "held" and "attempt" in data):
             stage = "paying"
             self.payments[payment] |= {name: data[name] for name in TERMS if name in data}
@@ -242,14 +252,27 @@ class _Replay:
         if stage == "created" and remote is not None:
             self.unpaid.setdefault(remote, set()).add(payment)
 
-    def _take_over(self, payment: str, remote: str | None) -> None:
-        """Another purchase now follows what an earlier one of the operation left unpaid."""
-        mine = self.payments[payment]
+    def _take_over(self, payment: str, remote: str | None, took: str | None) -> None:
+        """Another purchase now follows what an earlier one of the operation left unpaid.
+
+        A marketplace may give one name to several payments.  Programs of the second schema did not
+        write down which of them was taken over: then it may be any.
+        """
+        if took is not None:
+            self.purchases[took] = ("closed", self.purchases[took][1])
+            return
+        mine, may = self.payments[payment], set[str]()
         for other in self.unpaid.get(remote or "", ()):
             theirs, same = self.payments[other], ("operation", "origin")
             left = theirs["state"] == "released" and self.purchases[other] == ("created", remote)
             if left and all(theirs[name] == mine[name] for name in same):
-                self.purchases[other] = ("closed", remote)
+                may.add(other)
+        if len(may) > 1:
+            self.unknown.append(
+                f"which of the payments {', '.join(sorted(may))} the purchase {payment} went on"
+                " with: the program that made it did not write that down"
+            )
+        self.maybe_closed |= may
 
 
 def _check_chain(db: Db, vault: Vault, replay: _Replay, head: tuple[int, bytes] | None) -> None:
@@ -393,6 +416,8 @@ def _check_purchases(db: Db, replay: _Replay) -> None:
     }
     for payment in sorted(stored.keys() | replay.purchases.keys(), key=str):
         had, should = stored.get(payment), replay.purchases.get(payment)
+        if should is not None and payment in replay.maybe_closed and had == ("closed", should[1]):
+            continue
         if had != should:
             replay.problem(f"the purchase of payment {payment} is {had}, by the history {should}")
 
@@ -506,7 +531,7 @@ _FIELDS: Final = (
     "record", "seq", "payment_id", "at", "updated_at", "state", "kind", "service", "origin",
     "route", "usd", "micro", "amount", "asset", "network", "payer", "pay_to", "operation",
     "outcome", "delivered", "transaction", "seen", "nonce", "valid_before", "header",
-    "proof_digest", "note", "data", "mac", "ok", "rows", "problems",
+    "proof_digest", "note", "data", "mac", "ok", "rows", "problems", "unknown",
 )  # fmt: skip
 
 

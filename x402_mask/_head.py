@@ -11,6 +11,8 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from x402_mask._private import NO_LINK, make_folder
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -53,8 +55,8 @@ class HeadFile:
         record = json.dumps({"seq": seq, "mac": mac.hex()}).ljust(_SIZE).encode("ascii")
         try:
             if self._file is None:
-                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0)
+                make_folder(self.path.parent)
+                flags = os.O_WRONLY | os.O_CREAT | NO_LINK | getattr(os, "O_BINARY", 0)
                 self._file = os.open(self.path, flags, 0o600)
             os.lseek(self._file, 0, os.SEEK_SET)
             os.write(self._file, record)

@@ -21,6 +21,7 @@ from x402_mask._book import WAIT_S
 from x402_mask._head import HeadFile
 from x402_mask._lease import boot_id, is_alive, new_owner
 from x402_mask._ledger import Ledger, contended, owned, reentered
+from x402_mask._private import keep_private, make_folder
 from x402_mask._rows import Busy
 from x402_mask._schema import SCHEMA_VERSION, TABLES, make_tables, meta, newer_schema, set_meta
 from x402_mask._vault import Vault, data_path, load_key
@@ -229,6 +230,7 @@ class PostgresLedger(Ledger):
 
     def _prepare(self, raw: _pg.Connection, deadline: float) -> None:
         """Make or check the tables; refuse a newer program's, or another key's."""
+        keep_private(self._head.path)
         db = _pg.Db(raw)
         if db.one("SELECT to_regclass('x402_mask.meta')") == (None,):
             raw.begin(_begin_writing(deadline))
@@ -290,7 +292,7 @@ class PostgresLedger(Ledger):
 
     def _make_folder(self) -> None:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(self._folder)
         except OSError as exc:
             raise LedgerError(f"cannot make the data directory: {exc.strerror}") from exc
 

@@ -17,6 +17,7 @@ from x402_mask._given import fixed
 from x402_mask._head import HeadFile
 from x402_mask._lease import is_alive, new_owner
 from x402_mask._ledger import Ledger, contended, owned, reentered
+from x402_mask._private import follow, keep_private, make_file, make_folder
 from x402_mask._rows import Busy, Db
 from x402_mask._schema import SCHEMA_VERSION, TABLES, make_tables, meta, newer_schema, set_meta
 from x402_mask._vault import Vault, data_path, load_key, sync_directory
@@ -267,8 +268,12 @@ class SQLiteLedger(_SQL):
         if os.path.realpath(self.path) in _open_before_fork:
             raise _forked_in_use()
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(self.path.parent)
             fresh = not self.path.exists()
+            if fresh:
+                make_file(self.path)
+            for file in self._files():
+                keep_private(file)
             raw = sqlite3.connect(
                 self.path,
                 timeout=0,
@@ -281,8 +286,6 @@ class SQLiteLedger(_SQL):
         db = _Connection(raw)
         try:
             self._real = os.path.realpath(self.path)
-            if fresh:
-                self.path.chmod(0o600)
             _insist(db, "PRAGMA journal_mode=WAL", deadline)
             _insist(db, f"PRAGMA wal_autocheckpoint={_checkpoints.LOG_PAGES_MAX}", deadline)
             _insist(db, "PRAGMA fullfsync=1", deadline)  # macOS: sync reaches the platter
@@ -296,6 +299,12 @@ class SQLiteLedger(_SQL):
             raw.close()
             raise
         return db
+
+    def _files(self) -> Iterator[Path]:
+        """The database and what lies beside it."""
+        file = follow(self.path)
+        yield from (file.with_name(file.name + end) for end in ("", "-wal", "-shm", "-journal"))
+        yield from (self.key_path, self._head.path)
 
     def _prepare(self, db: _Connection, deadline: float) -> None:
         """Make or check the tables; refuse a newer program's file, or another key's."""

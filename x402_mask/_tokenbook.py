@@ -56,12 +56,14 @@ CREATE INDEX IF NOT EXISTS tokens_live ON tokens (origin, service) WHERE live = 
 class Asked:
     """A payment that the marketplace is asked for, or after, if its id *remote* is known.
 
-    ``at`` is when it was asked for, in microseconds; ``purse`` is set where asking may be paying.
+    ``at`` is when it was asked for, in microseconds; ``purse`` is set where asking may be paying;
+    ``took`` names the payment of an identical call that had created it.
     """
 
     remote: str | None
     at: int
     purse: Purse | None
+    took: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -142,7 +144,8 @@ class TokenBook(Book):
             "asked" if asked.remote is None else "created",
             *(asked.purse, asked.remote, asked.at),
         )
-        detail = {"remote": asked.remote, "purse": asked.purse}
+        took = {} if asked.took is None else {"took": asked.took}
+        detail = {"remote": asked.remote, "purse": asked.purse, **took}
         self._write(db, now_us, row.id, "asked", detail)
 
     def note_created(
@@ -410,7 +413,8 @@ def _taken_over(db: Db, row: Row, purse: Purse | None) -> Asked | None:
         return None
     payment, remote, way, at = found
     db.run("UPDATE purchases SET stage='closed' WHERE payment=?", payment)
-    return Asked(str(remote), int(at), "account" if "account" in (way, purse) else way or purse)
+    purse = "account" if "account" in (way, purse) else way or purse
+    return Asked(str(remote), int(at), purse, took=payment)
 
 
 def token_label(payment_id: str) -> str:

@@ -13,6 +13,7 @@ import os
 import secrets
 from typing import TYPE_CHECKING, Final
 
+from x402_mask._private import keep_private
 from x402_mask.errors import LedgerError
 
 if TYPE_CHECKING:
@@ -99,8 +100,10 @@ def load_key(path: Path, *, create: bool) -> bytes | None:
 
     Two processes that start at once end with the same key: the file appears whole, by a link.
 
+    One that others may read is made its owner's alone.
+
     Raises:
-        LedgerError: the file is not a key, or cannot be read or made.
+        LedgerError: the file is not a key, or a link, or cannot be read or made.
     """
     try:
         return _read_key(path)
@@ -116,6 +119,7 @@ def load_key(path: Path, *, create: bool) -> bytes | None:
 
 
 def _read_key(path: Path) -> bytes:
+    keep_private(path)
     try:
         key = bytes.fromhex(path.read_text("ascii").strip())
     except ValueError:

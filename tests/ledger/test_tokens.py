@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import pytest
 
 from tests.ledger.kit import NOW, ORIGIN, SECOND, SERVICE, WIDE, Store, end, proof, reserved, used
-from x402_mask import LedgerError, SQLiteLedger
+from x402_mask import LedgerError, MemoryLedger, SQLiteLedger
 from x402_mask._audit import verify
 from x402_mask._ledger import Ledger
 from x402_mask._rows import Twin
@@ -399,3 +400,107 @@ def test_the_token_is_not_in_the_files(tmp_path: Any) -> None:
         ledger.drop_token(made.id, "refused", now_us=NOW)
     for file in tmp_path.iterdir():
         assert TOKEN.encode() not in file.read_bytes()
+
+
+# --- the audit of purchases -----------------------------------------------------------------------
+
+
+def unpaid(ledger: Ledger, remote: str, way: Any = None, **changed: Any) -> Any:
+    """A purchase that was named and never paid; its reservation was given back."""
+    made = asked(ledger, **changed)
+    ledger.note_created(made.id, remote, None, way=way, now_us=NOW)
+    ledger.release(made.id, "unpaid", now_us=NOW)
+    return made
+
+
+@pytest.mark.parametrize(
+    "ways", [(None, None, None), ("x402", None), (None, "x402"), ("x402",) * 3]
+)
+def test_one_name_for_several_payments_accuses_nobody(ledger: Ledger, ways: Any) -> None:
+    """A marketplace may call them all the same; only one of them is gone on with."""
+    first = unpaid(ledger, "p1", ways[0])
+    for way in ways[1:]:
+        unpaid(ledger, "p1", way, operation=first.operation)
+        assert verify(ledger).problems == []
+    asked(ledger, operation=first.operation)
+    report = verify(ledger)
+    assert report.problems == [] and report.unknown == []
+
+
+@pytest.mark.parametrize("ways", [(None, None), ("x402", None), (None, "x402")])
+def test_what_an_older_program_did_not_write_down_is_named(
+    ledger: Ledger, ways: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """... and not held against anybody; a purchase that it could not have touched still is."""
+    from x402_mask import _tokenbook
+
+    def untold(*args: Any) -> Asked | None:
+        found = taken_over(*args)
+        return None if found is None else Asked(found.remote, found.at, found.purse)
+
+    taken_over = _tokenbook._taken_over
+    monkeypatch.setattr(_tokenbook, "_taken_over", untold)
+    for way in ways:  # at once, so that the second takes over nothing
+        made = reserved(ledger, route="token", operation="o")
+        ledger.ask_payment(made.id, now_us=NOW)
+        ledger.note_created(made.id, "p1", None, way=way, now_us=NOW)
+    for payment in ledger.payments():
+        ledger.release(payment.payment_id, "unpaid", now_us=NOW)
+    asked(ledger, operation="o")
+    report = verify(ledger)
+    assert report.problems == []
+    (sentence,) = report.unknown
+    assert "did not write that down" in sentence
+    elsewhere = unpaid(ledger, "p2")
+    with ledger._transaction(5) as db:
+        db.run("UPDATE purchases SET stage='closed' WHERE payment=?", elsewhere.id)
+    assert len(verify(ledger).problems) == 1
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_life_of_a_marketplace_buyer_is_called_tampering(seed: int) -> None:
+    """Whatever is done in whatever order, as far as the ledger lets it be done."""
+    purse: tuple[Any, ...] = (None, "account", "balance")
+    rng = random.Random(seed)
+    ledger, made = MemoryLedger(), []
+
+    def one() -> Any:
+        return rng.choice(made).id
+
+    def remote() -> str:
+        return rng.choice(("p1", "p2"))
+
+    def way() -> Any:
+        return rng.choice((None, "x402", "transfer", "settle", "account", "balance"))
+
+    def start() -> None:
+        operation = rng.choice(("o1", "o2"))
+        with suppress(AssertionError):  # it may be open already
+            made.append(reserved(ledger, route="token", operation=operation))
+            ledger.ask_payment(made[-1].id, purse=rng.choice(purse), now_us=NOW)
+
+    moves: list[Any] = [
+        start,
+        lambda: ledger.ask_payment(one(), purse=rng.choice(purse), now_us=NOW),
+        lambda: ledger.note_created(one(), remote(), None, way=way(), now_us=NOW),
+        lambda: ledger.release(one(), "unpaid", now_us=NOW),
+        lambda: ledger.hold_purchase(one(), "x402", proof(), now_us=NOW),
+        lambda: ledger.hold_purchase(one(), rng.choice(("settle", "balance")), None, now_us=NOW),
+        lambda: ledger.ask_anew(one(), now_us=NOW),
+        lambda: ledger.store_token(one(), bought(calls=rng.choice((1, 3, -1))), now_us=NOW),
+        lambda: ledger.finish(one(), end(rng.choice(("settled", "unknown"))), now_us=NOW),
+        lambda: ledger.put_down(one(), now_us=NOW),
+        lambda: ledger.claim_purchase(one(), None, now_us=NOW),
+        lambda: ledger.take_token(ORIGIN, SERVICE, now_us=NOW),
+        lambda: ledger.return_call(one(), now_us=NOW),
+        lambda: ledger.drop_token(one(), "spent", now_us=NOW),
+        lambda: ledger.give_up(one(), "lost", now_us=NOW),
+        lambda: ledger.reopen(one(), now_us=NOW),
+        lambda: ledger.sweep(now_us=NOW),
+    ]
+    start()
+    for _ in range(150):
+        with suppress(LedgerError):
+            rng.choice(moves)()
+        report = verify(ledger)
+        assert report.problems == [] and report.unknown == []

@@ -196,7 +196,9 @@ def _history_check(ledger: Ledger) -> Check:
 
     report = verify(ledger)
     if report.ok:
-        return _ok("history", f"{count(report.rows, 'row')}, and everything is as it was written")
+        unknown = "".join(f"; not known: {clean(what, 160)}" for what in report.unknown[:3])
+        told = f"{count(report.rows, 'row')}, and everything is as it was written{unknown}"
+        return _ok("history", told)
     told = "; ".join(clean(problem, 120) for problem in report.problems[:3])
     more = f" (and {len(report.problems) - 3} more)" if len(report.problems) > 3 else ""
     return _fail(
