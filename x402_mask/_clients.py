@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from x402_mask._payer import Payer
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterable
     from types import ModuleType
 
 _FAMILIES = ("httpx", "httpx2")
@@ -55,6 +55,11 @@ def is_foreign(transport: object, own: ModuleType) -> bool:
 
 def _is_transport(transport: object, family: Any) -> bool:
     return isinstance(transport, (family.BaseTransport, family.AsyncBaseTransport))
+
+
+def around(origins: Iterable[str]) -> dict[str, None]:
+    """Mounts by which no proxy of the environment carries a call to a plain http origin."""
+    return dict.fromkeys(origin for origin in origins if origin.startswith("http:"))
 
 
 def payer_of(client: object) -> Payer | None:

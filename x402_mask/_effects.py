@@ -22,13 +22,15 @@ PAYLOAD_BYTES_MAX: Final = 1 << 20
 class Reply:
     """Status and the few headers of a response that the conversation looks at.
 
-    ``url`` is where the response came from; ``date`` the ``Date`` header in Unix seconds.
+    ``url`` is where the response came from; ``date`` the ``Date`` header in Unix seconds;
+    ``direct`` is false where plain http came from somebody else than the origin: a proxy.
     """
 
     status: int
     url: str
     headers: Mapping[str, Sequence[str]]
     date: float | None = None
+    direct: bool = True
 
     @property
     def delivered(self) -> bool:

@@ -107,7 +107,7 @@ def converse(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict]:
     if call.trip.paid:
         return (yield from _after_redirect(payer, call))
     reply = None
-    if not call.has_proof:
+    if not call.has_proof and call.may_begin:
         first = yield from _send_first(payer, call)
         if isinstance(first, Verdict):
             return first
@@ -255,6 +255,12 @@ def _purchase(payer: Payer, call: Call, reply: Reply, challenge: Challenge) -> P
         if origin.startswith("http:") and "https:" + origin[5:] in payer.origins:
             raise OriginRefused(f"{origin} is not https", reason="not_https")
         raise OriginRefused(f"{origin} asks for payment and is not in origins=")
+    if not reply.direct:
+        raise OriginRefused(
+            f"{origin} is plain http and was not reached on this machine: a proxy would read the"
+            " proof; name its host in NO_PROXY, or use a Client of this library",
+            reason="not_https",
+        )
     return Purchase(
         challenge=challenge,
         reply=reply,

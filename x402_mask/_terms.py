@@ -58,7 +58,10 @@ def operation_key(key: object) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Call:
-    """One request, as the conversation sees it.  ``wait_s`` bounds waiting for a twin."""
+    """One request, as the conversation sees it.
+
+    ``wait_s`` bounds waiting for a twin; ``may_begin``: a proof may go with the first request.
+    """
 
     method: str
     url: str
@@ -66,6 +69,7 @@ class Call:
     key: str | None = None
     wait_s: float | None = 5.0
     has_proof: bool = False
+    may_begin: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -28,7 +28,7 @@ Stable values of ``PaymentRefused.reason``:
 ``no_wallet``        the challenge wants a signature and the payer has no wallet
 ``no_offer``         the challenge lists nothing that can be paid
 ``origin``           the origin is not listed
-``not_https``        the origin is neither https nor loopback
+``not_https``        the origin is neither https nor loopback, or is loopback behind a proxy
 ``redirected``       a redirect led to another origin, or away from a paid request
 ``scheme``           no offer uses a scheme or payment flow that this library speaks
 ``transfer_method``  the offer wants something else signed than EIP-3009's transfer

@@ -128,36 +128,6 @@ async def test_the_callers_timeout_governs_the_first_leg(rig: Rig) -> None:
 # --- proxies
 
 
-@kinds("client", "attach", "transport")
-async def test_a_forward_proxy_is_paid_through(rig: Rig) -> None:
-    """Fact 2.13: plain http goes through the proxy as a whole, proof included."""
-    seller = rig.seller()
-    url = seller.sells()
-    with Proxy("me:secret") as proxy:
-        rig.client = real(rig, proxy=f"http://me:secret@127.0.0.1:{proxy.port}")
-        rig.paid(await rig.post(url, json={"a": 1}))
-        assert proxy.asked == [f"POST {url}"] * 2
-        assert "payment-signature" in proxy.headers
-        await rig.close()
-
-
-@kinds("client", "attach")
-async def test_proxies_of_the_environment_are_paid_through(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fact 2.13: HTTP_PROXY, and NO_PROXY where it says so."""
-    seller, direct = rig.seller(), rig.seller()
-    url, near = seller.sells(), direct.sells()
-    with Proxy() as proxy:
-        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.port}")
-        monkeypatch.setenv("NO_PROXY", direct.origin)
-        rig.client = real(rig)
-        rig.paid(await rig.get(url))
-        rig.paid(await rig.get(near))
-        assert proxy.asked == [f"GET {url}"] * 2
-        await rig.close()
-
-
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, Path]:
     """A certificate for loopback."""
@@ -165,10 +135,11 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, Path]
 
 
 @kinds("client", "attach", "transport")
+@pytest.mark.parametrize("how", ["proxy", "environment"])
 async def test_https_through_a_connect_proxy_with_a_private_authority(
-    rig: Rig, tls: tuple[ssl.SSLContext, Path]
+    rig: Rig, tls: tuple[ssl.SSLContext, Path], how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``verify``, ``proxy`` and payment at once; the proxy never sees the proof."""
+    """``verify``, a proxy and payment at once; the proxy never sees the proof."""
     seller = rig.seller()
     seller.sells()
     context, authority = tls
@@ -178,7 +149,12 @@ async def test_https_through_a_connect_proxy_with_a_private_authority(
         proxy = stack.enter_context(Proxy())
         origin = f"https://127.0.0.1:{front.port}"
         rig.payer = rig.make_payer(origins=[origin])
-        rig.client = real(rig, proxy=f"http://127.0.0.1:{proxy.port}", verify=trust)
+        place = f"http://127.0.0.1:{proxy.port}"
+        if how == "proxy" or rig.kind.plug == "transport":  # which knows no environment
+            rig.client = real(rig, proxy=place, verify=trust)
+        else:
+            monkeypatch.setenv("HTTPS_PROXY", place)
+            rig.client = real(rig, verify=trust)
         rig.paid(await rig.get(origin + "/paid"))
         assert proxy.asked[0] == f"CONNECT 127.0.0.1:{front.port}"
         assert "payment-signature" not in proxy.headers

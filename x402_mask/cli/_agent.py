@@ -17,6 +17,7 @@ import anyio.to_thread
 import httpx
 
 from x402_mask._catalog import CatalogError, Marketplace, UnknownService
+from x402_mask._clients import around
 from x402_mask.cli._faults import Money, of_payment_error
 from x402_mask.cli._owner import stops_of
 from x402_mask.cli._show import clean, plain
@@ -83,7 +84,7 @@ class Agent:
         self._payer = payer
         self._origin = origin
         self._paying = AsyncClient(payer)
-        self._plain = httpx.AsyncClient(timeout=TIMEOUT)
+        self._plain = httpx.AsyncClient(timeout=TIMEOUT, mounts=around(payer.origins))
         self._market = Marketplace(origin, self._plain, payer=payer)
         self._methods: dict[str, str] = {}
         self._tools: dict[str, Callable[..., Awaitable[tuple[Json, bool]]]] = {

@@ -188,11 +188,12 @@ def _looked_up(session: Session, payer: Payer, asked: Asked) -> Asked:
     import httpx
 
     from x402_mask._catalog import CatalogError, Marketplace
+    from x402_mask._clients import around
 
     origin = session.origin(asked.base_url)
     patience = min(_CATALOG_S, asked.timeout)
     try:
-        with httpx.Client(timeout=patience) as client:
+        with httpx.Client(timeout=patience, mounts=around([origin])) as client:
             market = Marketplace(origin, client, payer=payer, seconds=patience)
             found = market.glance(asked.service)
     except (httpx.HTTPError, CatalogError, OriginRefused):
@@ -258,9 +259,12 @@ def quote(session: Session, asked: Asked) -> int:
     """
     import httpx
 
+    from x402_mask._clients import around
+
     asked.parts(session)
-    with session.payer() as payer, httpx.Client(timeout=asked.patience) as client:
-        response = _answer.bounded(_sent(session, client, asked))
+    with session.payer() as payer:
+        with httpx.Client(timeout=asked.patience, mounts=around(payer.origins)) as client:
+            response = _answer.bounded(_sent(session, client, asked))
         found = payer.quote(response)
     if found is None:
         return _no_price(session, response)

@@ -13,6 +13,7 @@ import click
 import httpx
 
 from x402_mask import _config
+from x402_mask._clients import around
 from x402_mask._exact import SKEW_IGNORED_S, SKEW_MAX_S
 from x402_mask.cli._answer import bounded, told
 from x402_mask.cli._faults import DONE, FAILED, Failure
@@ -242,7 +243,7 @@ def _origin_checks(origin: str) -> Iterator[Check]:
     if not origin.startswith(("http://", "https://")):
         return
     try:
-        with httpx.Client(timeout=_TIMEOUT_S) as client:
+        with httpx.Client(timeout=_TIMEOUT_S, mounts=around([origin])) as client:
             response = client.send(client.build_request("GET", origin), stream=True)
             response.close()
     except httpx.HTTPError as exc:
@@ -270,8 +271,9 @@ def _price_check(session: Session) -> Check:
     """What mask-refinement costs at the first origin; the request is sent without any payment."""
     url = ""
     try:
-        url = f"{session.origin(None)}/api/tools/{_SERVICE}"
-        with session.payer() as payer, httpx.Client(timeout=_TIMEOUT_S) as client:
+        origin = session.origin(None)
+        url, mounts = f"{origin}/api/tools/{_SERVICE}", around([origin])
+        with session.payer() as payer, httpx.Client(timeout=_TIMEOUT_S, mounts=mounts) as client:
             request = client.build_request("POST", url, json=_PICTURES)
             response = bounded(client.send(request, stream=True))
             quote = payer.quote(response)

@@ -11,9 +11,10 @@ import httpx
 
 from x402_mask._clients import payer_of
 from x402_mask._wire import PROOF_HEADERS
+from x402_mask.httpx._layer import Layer, check_payer
 from x402_mask.httpx._session import AsyncSession, SyncSession
 from x402_mask.httpx._slot import SLOT, Slot, origin
-from x402_mask.httpx._transport import check_payer, check_sync
+from x402_mask.httpx._transport import check_sync
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -39,7 +40,7 @@ class PaymentAuth(httpx.Auth):
     """
 
     def __init__(self, payer: Payer, inner: httpx.Auth | None = None) -> None:
-        check_payer(payer)
+        self._layer = Layer(payer)
         self.payer = payer
         self.inner = inner
         self._prepare: Callable[[], None] | None = None
@@ -74,7 +75,7 @@ class PaymentAuth(httpx.Auth):
     ) -> Generator[httpx.Request, httpx.Response, httpx.Response]:
         if not origin(request):
             return (yield request)
-        session = SyncSession(self.payer, request)
+        session = SyncSession(self._layer, request)
         deferred = session.slot.deferred = []
         with session.slot.carried():
             sent, response = session.start(), None
@@ -115,7 +116,7 @@ class PaymentAuth(httpx.Auth):
                 if not origin(wanted):
                     wanted = await outer.asend((yield wanted))
                     continue
-                session = AsyncSession(self.payer, wanted)
+                session = AsyncSession(self._layer, wanted)
                 deferred = session.slot.deferred = []
                 with session.slot.carried():
                     sent, response = await session.start(), None

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, cast
 import httpx
 
 from x402_mask import _flow
+from x402_mask._clients import around
 from x402_mask._drive import perform
 from x402_mask._effects import Payload, ReadBody
 from x402_mask._terms import Call
 from x402_mask._wire import CHALLENGE_BYTES_MAX
+from x402_mask.httpx._layer import Layer
 from x402_mask.httpx._session import AsyncSession, SyncSession
 from x402_mask.httpx._transport import TIMEOUT
 
@@ -26,10 +28,10 @@ def quote(payer: Payer, asked: httpx.Request | httpx.Response) -> Quote | None:
     """``Payer.quote`` for this family."""
     if isinstance(asked, httpx.Response):
         return _judged(payer, asked, _content(asked))
-    with httpx.Client(timeout=TIMEOUT) as client:
+    with httpx.Client(timeout=TIMEOUT, mounts=around(payer.origins)) as client:
         response = client.send(asked, stream=True)
         try:
-            session = SyncSession(payer, response.request)
+            session = SyncSession(Layer(payer), response.request)
             session.response = response
             return _judged(
                 payer, response, session.read(wanted=True) if response.status_code == 402 else None
@@ -44,10 +46,10 @@ async def aquote(payer: Payer, asked: httpx.Request | httpx.Response) -> Quote |
 
     if isinstance(asked, httpx.Response):
         return await to_thread.run_sync(_judged, payer, asked, _content(asked))
-    async with httpx.AsyncClient(timeout=TIMEOUT) as client:
+    async with httpx.AsyncClient(timeout=TIMEOUT, mounts=around(payer.origins)) as client:
         response = await client.send(asked, stream=True)
         try:
-            session = AsyncSession(payer, response.request)
+            session = AsyncSession(Layer(payer), response.request)
             session.response = response
             body = await session.read(wanted=True) if response.status_code == 402 else None
             return await to_thread.run_sync(_judged, payer, response, body)
@@ -56,7 +58,7 @@ async def aquote(payer: Payer, asked: httpx.Request | httpx.Response) -> Quote |
 
 
 def _judged(payer: Payer, response: httpx.Response, body: bytes | None) -> Quote | None:
-    session = SyncSession(payer, response.request)
+    session = SyncSession(Layer(payer), response.request)
     request = response.request
     call = Call(method=request.method, url=str(request.url), trip=session.slot.trip)
     flow = _flow.quote(payer, call, session.reply(response, response.request))

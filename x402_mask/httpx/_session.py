@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from x402_mask._effects import Effect
-    from x402_mask._payer import Payer
+    from x402_mask.httpx._layer import Layer
 
 _READ_HEADERS = (REQUIRED_HEADER, *SETTLEMENT_HEADERS)
 _ERRAND_HEADERS = (*_READ_HEADERS, "retry-after")
@@ -44,8 +44,8 @@ _OURS = frozenset({"x402_mask", "x402_mask_refusal"})
 class _Session:
     """What both colours of a call have in common: everything but waiting."""
 
-    def __init__(self, payer: Payer, request: httpx.Request) -> None:
-        self.payer = payer
+    def __init__(self, layer: Layer, request: httpx.Request) -> None:
+        self.layer, self.payer = layer, layer.payer
         self.request = request
         self.slot = Slot.of(request)
         self.is_nested = self.slot.is_carried
@@ -55,7 +55,7 @@ class _Session:
         self.gathered: Gathered | None = None
         self.errand: httpx.Request | None = None
         self.cookies: httpx.Cookies | None = None
-        self.flow: Generator[Effect, Any, Verdict] = _flow.converse(payer, self._call())
+        self.flow: Generator[Effect, Any, Verdict] = _flow.converse(self.payer, self._call())
 
     def _call(self) -> Call:
         key, unpaid = _options(self.request.extensions.get("x402_mask"))
@@ -67,6 +67,7 @@ class _Session:
             key=key,
             wait_s=timeout.get("read") if isinstance(timeout, dict) else None,
             has_proof=unpaid or not _PROOFS.isdisjoint(self.request.headers.keys()),
+            may_begin=self.layer.may_begin(self.request.url),
         )
 
     def reply(self, response: httpx.Response, request: httpx.Request) -> Reply:
@@ -80,7 +81,13 @@ class _Session:
             found |= told  # of a paid answer that redirected, seen by an auth flow
             status = hop.status_code if told and status == 402 else status  # which is another price
         date = date_of(response.headers.get("date")) if status == 402 else None
-        return Reply(status=status, url=_url(request), headers=found, date=date)
+        return Reply(
+            status=status,
+            url=_url(request),
+            headers=found,
+            date=date,
+            direct=self.layer.note(request.url, response),
+        )
 
     def paid_request(self, proof: tuple[str, str]) -> httpx.Request:
         """A copy of the request that carries the proof: the caller's own request never does."""
@@ -401,9 +408,9 @@ class SyncSession(_Session):
 class AsyncSession(_Session):
     """:class:`SyncSession`, async."""
 
-    def __init__(self, payer: Payer, request: httpx.Request) -> None:
-        super().__init__(payer, request)
-        self._performer = AsyncPerformer(inline=payer.ledger.inline)
+    def __init__(self, layer: Layer, request: httpx.Request) -> None:
+        super().__init__(layer, request)
+        self._performer = AsyncPerformer(inline=self.payer.ledger.inline)
 
     async def start(self) -> httpx.Request | None:
         """The first request to send."""

@@ -62,7 +62,7 @@ class Slot:
     def trip(self) -> Trip:
         """What the hops share; made when somebody asks for money, which most calls never see."""
         if self._trip is None:
-            self._trip = Trip(origin=_origin_of(self._url), url=str(self._url))
+            self._trip = Trip(origin=origin_at(self._url), url=str(self._url))
         return self._trip
 
     @property
@@ -118,7 +118,7 @@ class Slot:
 
 def origin(request: httpx.Request) -> str:
     """The origin that is asked; empty where it is not http(s), which the transport may refuse."""
-    return _origin_of(request.url)
+    return origin_at(request.url)
 
 
 def is_errand(request: httpx.Request) -> bool:
@@ -127,7 +127,8 @@ def is_errand(request: httpx.Request) -> bool:
     return isinstance(slot, Slot) and slot.is_carried and slot.on_errand
 
 
-def _origin_of(url: httpx.URL) -> str:
+def origin_at(url: httpx.URL) -> str:
+    """The origin of *url*; empty where it is not http(s)."""
     try:
         return _known_origin(f"{url.scheme}://{url.netloc.decode('ascii')}")
     except ValueError:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx
 
 from x402_mask._clients import is_foreign
-from x402_mask._payer import Payer
+from x402_mask.httpx._layer import Layer, check_payer, straight
 from x402_mask.httpx._session import AsyncSession, SyncSession
 from x402_mask.httpx._slot import SLOT, Slot, is_errand, origin
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from x402_mask._payer import Payer
 
 TIMEOUT = httpx.Timeout(5.0, read=60.0)
 """Default of our clients: settling on a chain takes longer than httpx's five seconds."""
@@ -34,6 +36,7 @@ class PaymentTransport(httpx.BaseTransport):
 
     def __init__(self, payer: Payer, inner: httpx.BaseTransport | None = None) -> None:
         check_sync(payer)
+        self._layer = Layer(payer)
         self.payer = payer
         if inner is None:
             inner = httpx.HTTPTransport()
@@ -56,7 +59,7 @@ class PaymentTransport(httpx.BaseTransport):
         """Go on from the first *response*, or from the start."""
         if not origin(request) or is_errand(request):
             return response or self.inner.handle_request(request)
-        session = SyncSession(self.payer, request)
+        session = SyncSession(self._layer, request)
         with session.slot.carried():
             sent = session.start()
             while sent is not None:
@@ -99,7 +102,7 @@ class AsyncPaymentTransport(httpx.AsyncBaseTransport):
     """
 
     def __init__(self, payer: Payer, inner: httpx.AsyncBaseTransport | None = None) -> None:
-        check_payer(payer)
+        self._layer = Layer(payer)
         self.payer = payer
         if inner is None:
             inner = httpx.AsyncHTTPTransport()
@@ -124,7 +127,7 @@ class AsyncPaymentTransport(httpx.AsyncBaseTransport):
         """Go on from the first *response*, or from the start."""
         if not origin(request) or is_errand(request):
             return response or await self.inner.handle_async_request(request)
-        session = AsyncSession(self.payer, request)
+        session = AsyncSession(self._layer, request)
         with session.slot.carried():
             sent = await session.start()
             while sent is not None:
@@ -171,16 +174,6 @@ def _checked(payer: Payer, inner: Any, method: str) -> Any:
     return inner.inner
 
 
-def check_payer(payer: object) -> None:
-    """Refuse what is no payer where it is given, not where it would have to pay.
-
-    Raises:
-        TypeError: it is none.
-    """
-    if not isinstance(payer, Payer):
-        raise TypeError(f"payer is a Payer, not {type(payer).__name__}")
-
-
 def check_sync(payer: Payer) -> None:
     """Refuse a payer that a sync client cannot pay by.
 
@@ -199,7 +192,8 @@ class Client(httpx.Client):
     """An ``httpx.Client`` that pays.  Everything else works as in httpx.
 
     ``verify``, ``limits``, ``http2``, ``proxy``, ``mounts`` and environment proxies keep working,
-    and are paid through.  The default time-out is 5 s, and 60 s to read.
+    and are paid through; but a call to a plain http origin, which is on this machine, goes through
+    no proxy.  The default time-out is 5 s, and 60 s to read.
     """
 
     def __init__(self, payer: Payer, **kwargs: Any) -> None:
@@ -215,6 +209,10 @@ class Client(httpx.Client):
         if isinstance(transport, PaymentTransport) and transport.payer is self.payer:
             return transport
         return PaymentTransport(self.payer, transport)
+
+    def _transport_for_url(self, url: httpx.URL) -> httpx.BaseTransport:
+        found: httpx.BaseTransport | None = straight(self, self.payer, url)
+        return super()._transport_for_url(url) if found is None else found
 
     def _init_transport(self, *args: Any, **kwargs: Any) -> httpx.BaseTransport:
         return self._paying(super()._init_transport(*args, **kwargs))
@@ -239,6 +237,10 @@ class AsyncClient(httpx.AsyncClient):
         if isinstance(transport, AsyncPaymentTransport) and transport.payer is self.payer:
             return transport
         return AsyncPaymentTransport(self.payer, transport)
+
+    def _transport_for_url(self, url: httpx.URL) -> httpx.AsyncBaseTransport:
+        found: httpx.AsyncBaseTransport | None = straight(self, self.payer, url)
+        return super()._transport_for_url(url) if found is None else found
 
     def _init_transport(self, *args: Any, **kwargs: Any) -> httpx.AsyncBaseTransport:
         return self._paying(super()._init_transport(*args, **kwargs))

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx2
 
 from x402_mask._clients import is_foreign
-from x402_mask._payer import Payer
+from x402_mask.httpx2._layer import Layer, check_payer, straight
 from x402_mask.httpx2._session import AsyncSession, SyncSession
 from x402_mask.httpx2._slot import SLOT, Slot, is_errand, origin
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from x402_mask._payer import Payer
 
 TIMEOUT = httpx2.Timeout(5.0, read=60.0)
 """Default of our clients: settling on a chain takes longer than httpx2's five seconds."""
@@ -34,6 +36,7 @@ class PaymentTransport(httpx2.BaseTransport):
 
     def __init__(self, payer: Payer, inner: httpx2.BaseTransport | None = None) -> None:
         check_sync(payer)
+        self._layer = Layer(payer)
         self.payer = payer
         if inner is None:
             inner = httpx2.HTTPTransport()
@@ -56,7 +59,7 @@ class PaymentTransport(httpx2.BaseTransport):
         """Go on from the first *response*, or from the start."""
         if not origin(request) or is_errand(request):
             return response or self.inner.handle_request(request)
-        session = SyncSession(self.payer, request)
+        session = SyncSession(self._layer, request)
         with session.slot.carried():
             sent = session.start()
             while sent is not None:
@@ -99,7 +102,7 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
     """
 
     def __init__(self, payer: Payer, inner: httpx2.AsyncBaseTransport | None = None) -> None:
-        check_payer(payer)
+        self._layer = Layer(payer)
         self.payer = payer
         if inner is None:
             inner = httpx2.AsyncHTTPTransport()
@@ -124,7 +127,7 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
         """Go on from the first *response*, or from the start."""
         if not origin(request) or is_errand(request):
             return response or await self.inner.handle_async_request(request)
-        session = AsyncSession(self.payer, request)
+        session = AsyncSession(self._layer, request)
         with session.slot.carried():
             sent = await session.start()
             while sent is not None:
@@ -171,16 +174,6 @@ def _checked(payer: Payer, inner: Any, method: str) -> Any:
     return inner.inner
 
 
-def check_payer(payer: object) -> None:
-    """Refuse what is no payer where it is given, not where it would have to pay.
-
-    Raises:
-        TypeError: it is none.
-    """
-    if not isinstance(payer, Payer):
-        raise TypeError(f"payer is a Payer, not {type(payer).__name__}")
-
-
 def check_sync(payer: Payer) -> None:
     """Refuse a payer that a sync client cannot pay by.
 
@@ -199,7 +192,8 @@ class Client(httpx2.Client):
     """An ``httpx2.Client`` that pays.  Everything else works as in httpx2.
 
     ``verify``, ``limits``, ``http2``, ``proxy``, ``mounts`` and environment proxies keep working,
-    and are paid through.  The default time-out is 5 s, and 60 s to read.
+    and are paid through; but a call to a plain http origin, which is on this machine, goes through
+    no proxy.  The default time-out is 5 s, and 60 s to read.
     """
 
     def __init__(self, payer: Payer, **kwargs: Any) -> None:
@@ -215,6 +209,10 @@ class Client(httpx2.Client):
         if isinstance(transport, PaymentTransport) and transport.payer is self.payer:
             return transport
         return PaymentTransport(self.payer, transport)
+
+    def _transport_for_url(self, url: httpx2.URL) -> httpx2.BaseTransport:
+        found: httpx2.BaseTransport | None = straight(self, self.payer, url)
+        return super()._transport_for_url(url) if found is None else found
 
     def _init_transport(self, *args: Any, **kwargs: Any) -> httpx2.BaseTransport:
         return self._paying(super()._init_transport(*args, **kwargs))
@@ -239,6 +237,10 @@ class AsyncClient(httpx2.AsyncClient):
         if isinstance(transport, AsyncPaymentTransport) and transport.payer is self.payer:
             return transport
         return AsyncPaymentTransport(self.payer, transport)
+
+    def _transport_for_url(self, url: httpx2.URL) -> httpx2.AsyncBaseTransport:
+        found: httpx2.AsyncBaseTransport | None = straight(self, self.payer, url)
+        return super()._transport_for_url(url) if found is None else found
 
     def _init_transport(self, *args: Any, **kwargs: Any) -> httpx2.AsyncBaseTransport:
         return self._paying(super()._init_transport(*args, **kwargs))

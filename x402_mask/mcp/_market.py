@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import httpx
 
 from x402_mask._body import Gathered, date_of
+from x402_mask._clients import around
 from x402_mask._effects import Fetched
 from x402_mask.errors import TokenFlowError
 
@@ -37,7 +38,9 @@ class Market:
                 f"{self._origin} sells tokens nowhere: it has no HTTP origin", at_risk=False
             )
         if self._client is None:
-            self._client = httpx.AsyncClient(timeout=_TIMEOUT, follow_redirects=False)
+            self._client = httpx.AsyncClient(
+                timeout=_TIMEOUT, follow_redirects=False, mounts=around([self._origin])
+            )
         headers = {
             "accept": "application/json",
             "accept-encoding": "gzip, deflate",

@@ -1,0 +1,92 @@
+"""One place where calls are paid, and how straight it is to a seller on this machine."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING, Any
+
+from x402_mask._payer import Payer
+from x402_mask.httpx._slot import origin_at
+
+if TYPE_CHECKING:
+    import httpx
+
+
+class Layer:
+    """What the calls through one transport, or by one auth, share."""
+
+    __slots__ = ("direct", "payer")
+
+    def __init__(self, payer: Payer) -> None:
+        check_payer(payer)
+        self.payer = payer
+        self.direct: set[str] = set()
+        """Plain http origins whose last answer came from themselves."""
+
+    def may_begin(self, url: httpx.URL) -> bool:
+        """Whether a proof may go with the first request: to plain http only where it is known."""
+        return url.scheme != "http" or origin_at(url) in self.direct
+
+    def note(self, url: httpx.URL, response: httpx.Response) -> bool:
+        """Whether *response* came from *url*'s own origin, as far as that matters; remembered."""
+        if url.scheme != "http":
+            return True
+        asked, found = origin_at(url), _is_own_peer(url, response.extensions.get("network_stream"))
+        if found is None:
+            return asked in self.direct
+        (self.direct.add if found else self.direct.discard)(asked)
+        return found
+
+
+def check_payer(payer: object) -> None:
+    """Refuse what is no payer where it is given, not where it would have to pay.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(payer, Payer):
+        raise TypeError(f"payer is a Payer, not {type(payer).__name__}")
+
+
+def _is_own_peer(url: httpx.URL, stream: Any) -> bool | None:
+    """Whether the other end of *stream* is the loopback address and port that *url* names.
+
+    A transport in this process has no stream, and nobody in between.  ``None``: the connection is
+    gone already, and cannot tell.
+    """
+    if stream is None:
+        return True
+    try:
+        peer = stream.get_extra_info("server_addr")
+    except OSError:
+        return None
+    if not isinstance(peer, tuple) or len(peer) < 2 or peer[1] != (url.port or 80):
+        return False  # a Unix socket, say, and who knows what is behind it
+    try:
+        there = ipaddress.ip_address(str(peer[0]).partition("%")[0])
+        mapped = getattr(there, "ipv4_mapped", None)
+        there = mapped or there
+        return there.is_loopback and (
+            url.host == "localhost" or there == ipaddress.ip_address(url.host)
+        )
+    except ValueError:
+        return False
+
+
+def is_proxy(transport: Any) -> bool:
+    """Whether *transport* is the family's own, made to go through a proxy."""
+    pool = getattr(getattr(transport, "inner", transport), "_pool", None)
+    return getattr(pool, "_proxy_url", None) is not None
+
+
+def straight(client: Any, payer: Payer, url: httpx.URL) -> Any:
+    """The transport for a plain http origin of the payer's: the first that fits and is no proxy.
+
+    ``None`` for any other URL, which is the client's own business.
+    """
+    if url.scheme != "http" or origin_at(url) not in payer.origins:
+        return None
+    for pattern, transport in client._mounts.items():  # noqa: SLF001  # no public way round a proxy
+        if pattern.matches(url) and transport is not None and not is_proxy(transport):
+            return transport
+    return client._transport  # noqa: SLF001  # as above
