@@ -37,9 +37,11 @@ LOG_PAGES_MAX: Final = 20_000
 
 _WAIT_S: Final = 0.05
 
-_guard = threading.RLock()  # a signal handler may fork while this thread has it
-_running: dict[str, threading.Thread | None] = {}
-"""The threads at it in this process by their file, whatever became of the ledger that began it."""
+_running: dict[str, threading.Thread] = {}
+"""The threads at it in this process by their file, whatever became of the ledger that began it.
+
+No lock guards it, which an interruption could leave locked: two at once do no harm.
+"""
 
 
 class Checkpointer:
@@ -63,15 +65,14 @@ class Checkpointer:
 
 def _begin(path: str, work: Callable[[str], None]) -> bool:
     """Begin *work* on the file at *path*, unless a thread is at it already."""
-    with _guard:
-        if path in _running:
-            return False
-        _running[path] = None
+    there = _running.get(path)
+    if there is not None and there.is_alive():
+        return False
+    thread = threading.Thread(
+        target=_run, args=(path, work), name="x402-mask-checkpoint", daemon=True
+    )
+    _running[path] = thread  # before it may be done
     try:
-        thread = threading.Thread(
-            target=_run, args=(path, work), name="x402-mask-checkpoint", daemon=True
-        )
-        _running[path] = thread
         thread.start()
     except RuntimeError as exc:  # no thread to be had: the log grows a little longer
         log.debug("the log of %s is left as it is: %s", path, exc)
@@ -82,19 +83,14 @@ def _begin(path: str, work: Callable[[str], None]) -> bool:
 def finish(timeout_s: float) -> frozenset[str]:
     """Wait until none is going on; the files of those that still are."""
     until = time.monotonic() + timeout_s
-    with _guard:
-        threads = [thread for thread in _running.values() if thread is not None]
-    for thread in threads:
-        if thread.ident is not None and thread is not threading.current_thread():
+    for thread in list(_running.values()):
+        if thread.is_alive() and thread is not threading.current_thread():
             thread.join(max(0.0, until - time.monotonic()))
-    with _guard:
-        return frozenset(_running)
+    return frozenset(path for path, thread in list(_running.items()) if thread.is_alive())
 
 
 def forked() -> None:
     """In a child: the parent's threads are not here."""
-    global _guard  # noqa: PLW0603
-    _guard = threading.RLock()
     _running.clear()
 
 
@@ -104,8 +100,7 @@ def _run(path: str, work: Callable[[str], None]) -> None:
     except (OSError, ValueError, sqlite3.Error) as exc:  # everybody reads what is in the log
         log.debug("the log of %s is left as it is: %s", path, exc)
     finally:
-        with _guard:
-            _running.pop(path, None)
+        _running.pop(path, None)
 
 
 def _checkpoint(path: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -148,7 +147,6 @@ async def _in_thread(call: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(_executor(), call)
 
 
-_lock = threading.Lock()
 _executors: dict[int, Any] = {}
 
 
@@ -156,9 +154,11 @@ def _executor() -> Any:
     import os  # noqa: PLC0415
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
 
-    with _lock:
-        pid = os.getpid()  # threads do not survive a fork
-        if pid not in _executors:
-            _executors.clear()
-            _executors[pid] = ThreadPoolExecutor(_WRITERS, thread_name_prefix="x402-mask-ledger")
-        return _executors[pid]
+    pid = os.getpid()  # threads do not survive a fork
+    found = _executors.get(pid)
+    if found is None:
+        for parent in list(_executors):
+            _executors.pop(parent, None)
+        made = ThreadPoolExecutor(_WRITERS, thread_name_prefix="x402-mask-ledger")
+        found = _executors.setdefault(pid, made)  # one that is not used has no threads
+    return found

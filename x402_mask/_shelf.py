@@ -8,9 +8,10 @@ cap.
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
+
+from x402_mask._turns import Mutex
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +62,7 @@ class Shelf:
     __slots__ = ("_checkers", "_groups", "_other", "_terms", "lock")
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = Mutex()
         self._terms: dict[tuple[str, str], Terms] = {}
         self._other: dict[tuple[str, str], str] = {}
         self._groups: dict[frozenset[str], None] = {}

@@ -16,21 +16,17 @@ from x402_mask._book import WAIT_S
 from x402_mask._given import fixed
 from x402_mask._head import HeadFile
 from x402_mask._lease import is_alive, new_owner
-from x402_mask._ledger import Ledger, contended, owned, reentered
+from x402_mask._ledger import Ledger, contended, reentered
 from x402_mask._private import follow, keep_private, make_file, make_folder
 from x402_mask._rows import Busy, Db
 from x402_mask._schema import SCHEMA_VERSION, TABLES, make_tables, meta, newer_schema, set_meta
+from x402_mask._turns import Turn, Turns, caller
 from x402_mask._vault import Vault, data_path, load_key, sync_directory
 from x402_mask.errors import LedgerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-_PATIENCE_S: Final = 0.005
-"""How long one may wait for the lock before those who come after it may no longer go first."""
-
-_YIELD_S: Final = 0.001
 
 _SCHEMA: Final = TABLES.format(
     serial="INTEGER PRIMARY KEY",  # no row is ever deleted, so none is numbered twice
@@ -74,8 +70,7 @@ class _SQL(Ledger):
 
     def __init__(self) -> None:
         super().__init__()
-        self._lock = threading.RLock()  # tells whether this thread has it: see _transaction
-        self._waiting_since: dict[int, float] = {}
+        self._turns = Turns()
         self._pid = os.getpid()
         self._db: _Connection | None = None
 
@@ -92,10 +87,11 @@ class _SQL(Ledger):
         deadline = time.monotonic() + wait_s
         if self._pid != os.getpid():
             self._after_fork()
-        if owned(self._lock):
+        if self._turns.is_mine:
             raise Busy if wait_s == 0 else reentered()
-        try:  # from before the lock is taken: an interruption may come between any two steps
-            if not self._take_turn(wait_s):
+        turn = Turn(caller(1))  # of whoever says ``with``: it is over with that, at the latest
+        try:
+            if not self._turns.take(turn, wait_s):
                 raise Busy if wait_s == 0 else contended(wait_s)
             db = self._db or self._opened(deadline, wait_s)
             self._db = db
@@ -104,44 +100,14 @@ class _SQL(Ledger):
                 yield db
                 db.raw.execute("COMMIT")
             except BaseException:
-                self._roll_back(db)
+                if not turn.is_over:  # else the connection is somebody else's, who rolled it back
+                    self._roll_back(db)
                 raise
             self._committed()
         except sqlite3.Error as exc:
             raise self._explained(exc) from exc
         finally:
-            if owned(self._lock):
-                self._lock.release()
-
-    def _take_turn(self, wait_s: float) -> bool:
-        """Take the lock, giving way to those who have waited for long.
-
-        A thread that comes back at once, an event loop or a worker with more to do, would else take
-        the lock each time before one that waits for it has woken up.
-        """
-        begun = time.monotonic()
-        if wait_s == 0:
-            return not self._others_first(begun) and self._lock.acquire(blocking=False)
-        left = wait_s
-        while left > 0 and self._others_first(begun):
-            time.sleep(_YIELD_S)
-            left = begun + wait_s - time.monotonic()
-        me = threading.get_ident()
-        try:
-            self._waiting_since[me] = begun
-            return self._lock.acquire(timeout=max(0.0, left))
-        finally:
-            self._waiting_since.pop(me, None)
-
-    def _others_first(self, begun: float) -> bool:
-        """Whether one who came before *begun* has waited for long; nobody waits for ever."""
-        if not self._waiting_since:
-            return False
-        now = time.monotonic()
-        return any(
-            since < begun and _PATIENCE_S < now - since < 2 * WAIT_S
-            for since in list(self._waiting_since.values())
-        )
+            self._turns.give_up(turn)
 
     def _opened(self, deadline: float, wait_s: float) -> _Connection:
         if wait_s == 0:
@@ -158,7 +124,9 @@ class _SQL(Ledger):
         if db.raw.in_transaction:  # left by an interruption between two steps
             db.raw.execute("ROLLBACK")
         db.last = None
+        self._forget_head()  # left likewise
         if write and db.durable is not durable:
+            db.durable = None
             db.raw.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
             db.durable = durable
         tries = 0
@@ -203,11 +171,18 @@ class _SQL(Ledger):
         """Close the connection; the ledger opens a new one when it is used again."""
         if self._pid != os.getpid():
             return  # inherited: the parent's to close
-        with self._lock:
+        if self._turns.is_mine:
+            raise reentered()
+        turn = Turn(caller(0))
+        try:
+            if not self._turns.take(turn, 2 * WAIT_S):
+                raise contended(2 * WAIT_S)
             if self._db is not None:
                 self._db.raw.close()
             self._db = None
             self._closed()
+        finally:
+            self._turns.give_up(turn)
 
 
 class SQLiteLedger(_SQL):
@@ -237,7 +212,7 @@ class SQLiteLedger(_SQL):
         self._real: str | None = None
         self._head = HeadFile(self.path.with_name(self.path.name + ".head"))
         self._checkpointer = _checkpoints.Checkpointer()
-        self._frozen = False
+        self._frozen: Turn | None = None
         _ledgers.add(self)
 
     def __repr__(self) -> str:
@@ -358,27 +333,30 @@ class SQLiteLedger(_SQL):
         SQLite keeps its locks per process and file. A child that inherits a connection believes it
         holds the parent's locks, and what it then writes is lost when the parent closes the file.
         """
-        self._frozen = not owned(self._lock) and self._lock.acquire(timeout=2 * WAIT_S)
-        if self._frozen and self._db is not None:
-            self._db.raw.close()
-            self._db = None
+        if self._turns.is_mine:
+            return
+        turn = Turn(None)  # until it is thawed
+        if self._turns.take(turn, 2 * WAIT_S):
+            self._frozen = turn
+            if self._db is not None:
+                self._db.raw.close()
+                self._db = None
 
     def _thaw(self) -> None:
-        if self._frozen:
-            self._frozen = False
-            self._lock.release()
+        turn, self._frozen = self._frozen, None
+        if turn is not None:
+            self._turns.give_up(turn)
 
     def _after_fork(self) -> None:
-        if self._db is not None or not self._lock.acquire(blocking=False):
+        if self._db is not None or not self._turns.take(Turn(None), 0):
             _inherited.append(self._db)  # closing it here would be as bad as using it
             raise _forked_in_use()
         self._renew()
 
     def _renew(self) -> None:
         """In a child that inherited nothing open: as in a new process."""
-        self._lock = threading.RLock()
-        self._waiting_since = {}
-        self._frozen = False
+        self._turns = Turns()
+        self._frozen = None
         self._pid = os.getpid()
         self._head = HeadFile(self._head.path)
 
@@ -498,8 +476,8 @@ def _after_fork_in_child() -> None:
     _forking = threading.RLock()
     _open_before_fork.update(_still_open)
     for ledger in list(_ledgers):
-        if ledger._frozen:  # noqa: SLF001
-            ledger._renew()  # noqa: SLF001  # its lock is the forking thread's
+        if ledger._frozen is not None:  # noqa: SLF001
+            ledger._renew()  # noqa: SLF001  # the turn is the forking thread's
         elif ledger._db is not None and ledger._real is not None:  # noqa: SLF001
             _open_before_fork.add(ledger._real)  # noqa: SLF001
     _checkpoints.forked()

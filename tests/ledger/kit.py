@@ -21,6 +21,7 @@ from x402_mask._ledger import Ledger
 from x402_mask._money import usd
 from x402_mask._rows import Breaker, Proof, Reservation, Result, Twin, new_payment_id
 from x402_mask._sqlite import SQLiteLedger
+from x402_mask._turns import Turn
 from x402_mask._windows import Limit, compile_caps
 
 SECOND = 1_000_000
@@ -156,7 +157,7 @@ class Store:
     def locked(self) -> Iterator[None]:
         """Keep every writer out, as another process would."""
         if self.kind == "memory":
-            with _held_elsewhere(self.ledger._lock):  # type: ignore[attr-defined]
+            with _held_elsewhere(self.ledger._turns):  # type: ignore[attr-defined]
                 yield
             return
         with closing(self.raw()) as raw:
@@ -225,14 +226,16 @@ class Worker:
 
 
 @contextmanager
-def _held_elsewhere(lock: Any) -> Iterator[None]:
-    """A lock that another thread has."""
+def _held_elsewhere(turns: Any) -> Iterator[None]:
+    """A turn that another thread has."""
     taken, enough = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with lock:
-            taken.set()
-            enough.wait(60)
+        turn = Turn(None)
+        assert turns.take(turn, 10)
+        taken.set()
+        enough.wait(60)
+        turns.give_up(turn)
 
     thread = threading.Thread(target=hold)
     thread.start()

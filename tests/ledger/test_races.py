@@ -30,6 +30,7 @@ from x402_mask import Cap, CapExceeded, LedgerError, SQLiteLedger
 from x402_mask._audit import verify
 from x402_mask._ledger import Ledger
 from x402_mask._rows import Busy, Reserved
+from x402_mask._turns import Turn, caller
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -306,22 +307,29 @@ def test_a_child_that_cannot_have_the_ledger_is_told(tmp_path: Any, kind: str) -
     assert count == "2"
 
 
+def left_behind() -> Turn:
+    """What an interruption leaves of a function that waited for its turn."""
+    return Turn(caller(0))
+
+
 def test_who_waited_for_long_goes_first(tmp_path: Path) -> None:
     """Else a loop of 200 calls at once takes the lock each time before a waiter has woken up."""
     ledger = SQLiteLedger(tmp_path / "ledger.db")
     ledger.is_paused()
-    somebody = -1
-    ledger._waiting_since[somebody] = time.monotonic() - 0.1
+    waiting = ledger._turns._waiting
+    somebody = Turn(None)
+    waiting[somebody] = time.monotonic() - 0.1
     with pytest.raises(Busy):
         ledger.is_paused(wait_s=0)
     begun = time.monotonic()
     assert ledger.is_paused(wait_s=0.2) is False and time.monotonic() - begun > 0.15
-    turn = threading.Timer(0.1, ledger._waiting_since.pop, [somebody])
+    turn = threading.Timer(0.1, waiting.pop, [somebody])
     turn.start()
     begun = time.monotonic()
     assert ledger.is_paused(wait_s=5) is False and time.monotonic() - begun > 0.09
     turn.join()
-    for since in (0.0, 3600.0):  # just come, or left behind by an interruption: nobody's turn
-        ledger._waiting_since[somebody] = time.monotonic() - since
-        assert ledger.is_paused(wait_s=0) is False
+    waiting[Turn(None)] = time.monotonic()  # just come: the quick go first
+    assert ledger.is_paused(wait_s=0) is False
+    waiting[left_behind()] = time.monotonic() - 0.1  # nobody waits for it any more
+    assert ledger.is_paused(wait_s=0) is False
     ledger.close()
