@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from x402_mask import Cap, CapExceeded, Client, MemoryLedger, Payer, Wallet, receipt_of
+from x402_mask._preempt import Memory, Place
 
 URL = "https://seller.example/api/tools/mask-refinement"
 ASSET = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"
@@ -24,6 +25,7 @@ class Seller:
         self.pay_to = "0x209693Bc6afc0C5328bA36FaF03C514EF312287C"
         self.refuse_proofs = False
         self.requests: list[bool] = []
+        self.free: set[str] = set()
         self.nonces: set[str] = set()
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -32,6 +34,8 @@ class Seller:
         if proof is not None:
             sent = json.loads(base64.b64decode(proof))
             self.nonces.add(sent["payload"]["authorization"]["nonce"])
+        if request.url.path in self.free:
+            return httpx.Response(200, json={"ok": True})
         if proof is None or self.refuse_proofs:
             return httpx.Response(402, json={"accepts": [self.offer()], "error": "pay"})
         return httpx.Response(200, json={"ok": True}, headers=self.settled())
@@ -104,6 +108,58 @@ def test_another_method_is_asked_first() -> None:
     world.call("a")
     world.call("b", method="PUT")
     assert world.seller.requests == [False, True]
+
+
+@pytest.mark.parametrize("other", ["https://seller.example/health", URL + "/", URL + "/more"])
+def test_another_path_is_asked_first(other: str) -> None:
+    """An offer holds for the path it was made for, whatever shares its service."""
+    world = World(services={"all": "https://seller.example/*"})
+    world.call("a")
+    world.seller.free.add(httpx.URL(other).path)
+    world.seller.requests.clear()
+    assert world.client.post(other, json={"ImageURL": "a"}).status_code == 200
+    assert world.seller.requests == [False] and len(world.seller.nonces) == 1
+
+
+def test_paths_with_prices_of_their_own_are_preempted_each() -> None:
+    """Two prices in one service are no change of terms; a change of one turns the service off."""
+    world, dear = World(), "https://seller.example/dear"
+    for number, expected in enumerate([[False, True], [True]]):
+        for url, amount in ((dear, "200000"), ("https://seller.example/cheap", "1000")):
+            world.seller.amount = amount
+            world.seller.requests.clear()
+            world.client.post(url, json={"n": number})
+            assert world.seller.requests == expected, url
+    world.clock.now += 601
+    world.seller.amount = "100000"
+    world.client.post(dear, json={"n": 2})
+    world.seller.requests.clear()
+    world.seller.amount = "1000"
+    world.client.post("https://seller.example/cheap", json={"n": 3})
+    assert world.seller.requests == [False, True]
+
+
+def test_a_rejected_proof_says_nothing_of_other_paths() -> None:
+    """Preemption is off where it was rejected, and on elsewhere."""
+    world, here, there = World(), "https://seller.example/here", "https://seller.example/there"
+    for url in (here, there):
+        world.client.post(url, json={"n": 1})
+    world.seller.refuse_proofs = True
+    assert world.client.post(here, json={"n": 2}).status_code == 402
+    world.seller.refuse_proofs = False
+    for url, expected in ((here, [False, True]), (there, [True])):
+        world.seller.requests.clear()
+        world.client.post(url, json={"n": 3})
+        assert world.seller.requests == expected, url
+
+
+def test_paths_without_number_are_forgotten() -> None:
+    """What is remembered of them is bounded; a forgotten one is asked first."""
+    memory, place = Memory(), Place("GET", "https://seller.example", "s", "/0")
+    for number in range(3000):
+        memory.keep(place._replace(path=f"/{number}"), number, 1.0)  # type: ignore[arg-type]
+    kept = [n for n in range(3000) if memory.recall(place._replace(path=f"/{n}"), 2.0) is not None]
+    assert kept == list(range(3000 - len(kept), 3000)) and 0 < len(kept) <= 1024
 
 
 def test_a_rejected_proof_is_never_followed_by_a_second() -> None:

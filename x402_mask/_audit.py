@@ -18,6 +18,8 @@ from typing import IO, TYPE_CHECKING, Any, Final, Literal
 from x402_mask import _json
 from x402_mask._eip712 import keccak
 from x402_mask._money import usd
+from x402_mask._payees import EVERYWHERE
+from x402_mask._services import service_key
 from x402_mask._tokenbook import TERMS, token_label
 from x402_mask._transfers import transfer_label
 from x402_mask._vault import digest
@@ -157,7 +159,9 @@ class _Replay:
 
     rows: int = 0
     payments: dict[str, dict[str, Any]] = field(default_factory=dict)
-    payees: dict[tuple[str, str], bool] = field(default_factory=dict)
+    payees: dict[tuple[str, str, str], bool] = field(default_factory=dict)
+    pins: dict[tuple[str, str], bool] = field(default_factory=dict)
+    """Payees of an older program, which knew no origins: by service and address."""
     transfers: dict[tuple[str, int], str] = field(default_factory=dict)
     purchases: dict[str, tuple[str, str | None]] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)
@@ -194,8 +198,8 @@ class _Replay:
             self._purchase(payment, kind, data)
         elif kind in ("paused", "resumed"):
             self.paused = kind == "paused"
-        elif kind == "payee":
-            self.payees[data["service"], data["payee"]] = True
+        elif kind in ("payee", "refused"):
+            self._see_payee(data, trusted=kind == "payee")
 
     def _reserve(self, at: int, payment: str, data: Mapping[str, Any]) -> None:
         if type(data["micro"]) is not int:
@@ -206,9 +210,22 @@ class _Replay:
         row["also"] = _json.dumps(data["also"]) if data.get("also") else None
         self.payments[payment] = row
         payee, service = data["pay_to"], data["service"]
-        if payee is not None and (service, payee.lower()) not in self.payees:
-            first = not any(known == service for known, _ in self.payees)
-            self.payees[service, payee.lower()] = first
+        if data.get("payee") in ("first", "other"):
+            pin = (data["origin"], service_key(service), payee.lower())
+            self.payees[pin] = data["payee"] == "first"
+        elif "payee" not in data and payee is not None:
+            first = not any(known == service for known, _ in self.pins)
+            self.pins.setdefault((service, payee.lower()), first)
+
+    def _see_payee(self, data: Mapping[str, Any], *, trusted: bool) -> None:
+        """One that the owner accepted, or that was refused as a new one."""
+        if "payee" not in data:
+            return
+        if "origin" not in data:
+            self.pins[data["service"], data["payee"]] = trusted
+        else:
+            pin = (data["origin"], service_key(data["service"]), data["payee"])
+            self.payees[pin] = trusted
 
     def _move(self, row: dict[str, Any], at: int, kind: str, data: Mapping[str, Any]) -> None:
         if kind in _ASIDE:
@@ -398,13 +415,19 @@ def _is_unit(unit: Any) -> bool:
 
 
 def _check_payees(db: Db, replay: _Replay) -> None:
-    stored = {(s, p): bool(t) for s, p, t in db.all("SELECT service, payee, trusted FROM payees")}
-    for service, payee in sorted(stored.keys() | replay.payees.keys(), key=str):
-        had, should = stored.get((service, payee)), replay.payees.get((service, payee))
-        if had != should:
-            said = {None: "unknown", True: "trusted", False: "seen but not trusted"}
+    should = dict(replay.payees)
+    for (service, payee), trusted in replay.pins.items():
+        pin = (EVERYWHERE, service_key(service), payee)
+        should[pin] = should.get(pin, False) or trusted
+    sql = "SELECT origin, service, payee, trusted FROM payees"
+    stored = {(o, s, p): bool(t) for o, s, p, t in db.all(sql)}
+    said = {None: "unknown", True: "trusted", False: "seen but not trusted"}
+    for pin in sorted(stored.keys() | should.keys(), key=str):
+        origin, service, payee = pin
+        if stored.get(pin) != should.get(pin):
             replay.problem(
-                f"the payee {payee} of {service} is {said[had]}, by the history {said[should]}"
+                f"the payee {payee} of {service} at {origin or 'every origin'} is"
+                f" {said[stored.get(pin)]}, by the history {said[should.get(pin)]}"
             )
 
 

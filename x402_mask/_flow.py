@@ -44,6 +44,7 @@ from x402_mask._ledger import breaker_open
 from x402_mask._models import Quote
 from x402_mask._money import usd
 from x402_mask._policy import FOREIGN, Choice, choose
+from x402_mask._preempt import Place
 from x402_mask._proving import (
     approval,
     check_resign,
@@ -119,7 +120,7 @@ def converse(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict]:
     try:
         return (yield from _pay(payer, call, reply))
     except PaymentRefused as refusal:
-        yield from _note_refusal(payer, reply, refusal)
+        yield from _note_refusal(payer, call, reply, refusal)
         if payer.returns_refusals:
             return Verdict(refusal=refusal)
         raise
@@ -157,7 +158,7 @@ def _pay(payer: Payer, call: Call, reply: Reply) -> Generator[Effect, Any, Verdi
     asked_at = payer.now()
     verdict = yield from _open(payer, call, purchase)
     if payer.preempt and verdict.delivered:
-        payer.memory.keep(call.method, purchase.origin, purchase.service, challenge, asked_at)
+        payer.memory.keep(purchase.place, challenge, asked_at)
     return verdict
 
 
@@ -224,8 +225,9 @@ def _held_first(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | Re
 
 def _preempt(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | None]:
     """Pay a price that is known already with the first request; ``None`` to ask first after all."""
-    origin, service, now = origin_of(call.url), payer.services.name(call.url), payer.now()
-    challenge = payer.memory.recall(call.method, origin, service, now)
+    service, path = payer.services.name(call.url), path_of(call.url)
+    place = Place(call.method, origin_of(call.url), service, path)
+    challenge = payer.memory.recall(place, payer.now())
     if challenge is None:
         return None
     try:
@@ -239,7 +241,7 @@ def _preempt(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | None]
             raise
         return None  # as above
     if verdict.receipt is not None and verdict.receipt.outcome == "rejected":
-        payer.memory.rejected(call.method, origin, service, payer.now())
+        payer.memory.rejected(place, payer.now())
     return verdict
 
 
@@ -320,7 +322,13 @@ def _look(payer: Payer, purchase: Purchase) -> Generator[Effect, Any, View]:
     now_us, shop = payer.now_us(), purchase.origin if purchase.is_tool else None
     view = yield from record(
         lambda wait_s: payer.ledger.look(
-            purchase.operation, purchase.service, shop, now_us=now_us, wait_s=wait_s
+            purchase.operation,
+            purchase.service,
+            shop,
+            origin=purchase.origin,
+            also=purchase.also,
+            now_us=now_us,
+            wait_s=wait_s,
         )
     )
     if view.paused:
@@ -333,8 +341,9 @@ def _wait(call: Call, waited: float, twin: Twin) -> Generator[Effect, Any, None]
     if call.wait_s is not None and waited >= call.wait_s:
         raise PaymentRefused(
             f"another call with the same operation key is in flight ({twin.row.id})",
-            reason="in_flight", payment_id=twin.row.id,
-        )  # fmt: skip
+            reason="in_flight",
+            payment_id=twin.row.id,
+        )
     yield from sleep(_POLL_S)
 
 
@@ -469,7 +478,7 @@ def _decide(
     """Ask the owner, before anything is reserved."""
     _check_price(payer, purchase, plan)
     if payer.preempt and plan.choice is not None:
-        payer.memory.learn(purchase.origin, purchase.service, plan.choice)
+        payer.memory.learn(purchase.place, plan.choice)
     if payer.approve is None:
         return
     quote = yield from _full_quote(payer, purchase, plan)
@@ -672,7 +681,7 @@ def _origin(url: str) -> str:
 
 
 def _note_refusal(
-    payer: Payer, reply: Reply, refusal: PaymentRefused
+    payer: Payer, call: Call, reply: Reply, refusal: PaymentRefused
 ) -> Generator[Effect, Any, None]:
     """Put the refusal in the history; a ledger that cannot take it does not hide the reason."""
     try:
@@ -686,10 +695,12 @@ def _note_refusal(
         "path": path_of(reply.url)[:200],
     }
     payer.emit("refused", detail=detail)
-    now_us = payer.now_us()
+    now_us, payee = payer.now_us(), None
+    if isinstance(refusal, OfferRefused) and refusal.pay_to is not None:
+        payee = (call.trip.origin, payer.services.name(call.trip.url), refusal.pay_to)
     try:
         yield from record(
-            lambda wait_s: payer.ledger.note_refusal(detail, now_us=now_us, wait_s=wait_s)
+            lambda wait_s: payer.ledger.note_refusal(detail, payee, now_us=now_us, wait_s=wait_s)
         )
     except LedgerError as exc:
         log.warning("a refusal could not be recorded: %s", exc)
@@ -713,7 +724,14 @@ def quote(payer: Payer, call: Call, reply: Reply) -> Generator[Effect, Any, Quot
         purchase = _purchase(payer, call, reply, challenge)
         now_us = payer.now_us()
         view = yield from record(
-            lambda wait_s: payer.ledger.look("", purchase.service, now_us=now_us, wait_s=wait_s)
+            lambda wait_s: payer.ledger.look(
+                "",
+                purchase.service,
+                origin=purchase.origin,
+                also=purchase.also,
+                now_us=now_us,
+                wait_s=wait_s,
+            )
         )
         held: frozenset[tuple[str, str]] = frozenset()
         if purchase.is_tool:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final, overload
 
-from x402_mask import _counters, _json
+from x402_mask import _counters, _json, _payees
 from x402_mask._book import NOTHING_ELSE, WAIT_S
 from x402_mask._models import Payment
 from x402_mask._money import usd
@@ -37,8 +37,8 @@ from x402_mask._schema import meta, set_meta
 from x402_mask._tokenbook import TokenBook, usable_token
 from x402_mask._transfers import TransferBook
 from x402_mask._vault import digest
-from x402_mask._windows import SECOND, applying, as_datetime
-from x402_mask.errors import LedgerError, OfferRefused, Paused, PaymentRefused
+from x402_mask._windows import SECOND, applying, as_datetime, keys_of
+from x402_mask.errors import LedgerError, Paused, PaymentRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -115,12 +115,15 @@ class Ledger(TokenBook, TransferBook):
         service: str,
         shop: str | None = None,
         *,
+        origin: str = _payees.EVERYWHERE,
+        also: Iterable[str] = (),
         now_us: int,
         wait_s: float = WAIT_S,
     ) -> View:
         """What is known about this operation and service; changes nothing.
 
-        *shop* is the origin whose tokens would do, if any would.
+        *shop* is the origin whose tokens would do, if any would; *origin* the one whose payees are
+        asked for, and *also* the keys of what the service may be besides.
         """
         with self._transaction(wait_s, write=False) as db:
             rows = self._undelivered(db, operation)
@@ -133,7 +136,7 @@ class Ledger(TokenBook, TransferBook):
                     for r in rows
                     if r.route != "token" and r.proof is not None and r.expired(now_us)
                 ),
-                payees=_payees(db, service),
+                payees=_payees.known(db, origin, keys_of(service, also)),
             )
 
     def reserve(
@@ -167,13 +170,13 @@ class Ledger(TokenBook, TransferBook):
                 self._flying.pop(want.id, None)
                 return twin
             _check_breaker(db, want, breaker)
-            new_payee = _check_payee(db, want)
+            payee = _payees.check(db, want)
             meters = self._running(db, want)
             before = self._check_caps(db, want)
             proof = None if prove is None else prove()
-            self._insert(db, want, before, proof)
+            self._insert(db, want, before, proof, payee)
             _counters.count(db, meters, want.at, 0, want.micro)
-        return Reserved(new_payee=new_payee, proof=proof)
+        return Reserved(new_payee=payee == "other", proof=proof)
 
     def hold(self, payment_id: str, proof: Proof, *, now_us: int, wait_s: float = WAIT_S) -> None:
         """Store the proof, encrypted and durably: from here on it may leave.
@@ -300,9 +303,24 @@ class Ledger(TokenBook, TransferBook):
             db.run("UPDATE payments SET trans=?, seen=1 WHERE id=?", transaction, payment_id)
             return True
 
-    def note_refusal(self, detail: Mapping[str, Any], *, now_us: int, wait_s: float = 0) -> None:
-        """Write down that a payment was refused."""
+    def note_refusal(
+        self,
+        detail: Mapping[str, Any],
+        payee: tuple[str, str, str] | None = None,
+        *,
+        now_us: int,
+        wait_s: float = 0,
+    ) -> None:
+        """Write down that a payment was refused.
+
+        *payee*: origin, service and address, where the payee was refused as a new one.
+        """
         with self._transaction(wait_s) as db:
+            if payee is not None:
+                origin, service, address = payee
+                if _payees.remember_refused(db, origin, service, address.lower(), now_us):
+                    pin = {"origin": origin, "service": service, "payee": address.lower()}
+                    detail = {**detail, **pin}
             self._write(db, now_us, None, "refused", detail)
 
     # --- the owner's questions and orders
@@ -366,18 +384,29 @@ class Ledger(TokenBook, TransferBook):
             return self._is_paused(db)
 
     def accept_payee(
-        self, service: str, payee: str, *, now_us: int, wait_s: float = WAIT_S
-    ) -> None:
-        """Trust *payee* for *service* from now on, besides those trusted before."""
-        with self._transaction(wait_s, durable=True) as db:
-            _put_payee(db, service, payee.lower(), now_us, trusted=True)
-            self._write(db, now_us, None, "payee", {"service": service, "payee": payee.lower()})
+        self,
+        service: str,
+        payee: str,
+        origin: str | None = None,
+        *,
+        now_us: int,
+        wait_s: float = WAIT_S,
+    ) -> str:
+        """Trust *payee* for *service* at *origin*, besides those trusted there; returns the origin.
 
-    def payees(self, *, wait_s: float = WAIT_S) -> list[tuple[str, str, bool]]:
-        """Every payee seen: service, address, trusted."""
-        sql = "SELECT service, payee, trusted FROM payees ORDER BY service, at"
+        Raises:
+            ValueError: no origin is named, and not one alone has a refused change.
+        """
+        with self._transaction(wait_s, durable=True) as db:
+            place = _payees.accept(db, origin, service, payee.lower(), now_us)
+            pin = {"origin": place, "service": service, "payee": payee.lower()}
+            self._write(db, now_us, None, "payee", pin)
+        return place
+
+    def payees(self, *, wait_s: float = WAIT_S) -> list[tuple[str, str, str, bool]]:
+        """Every payee seen: origin (empty: at every one), service, address, trusted."""
         with self._transaction(wait_s, write=False) as db:
-            return [(s, p, bool(t)) for s, p, t in db.all(sql)]
+            return _payees.every(db)
 
     def breakers(self, *, now_us: int, wait_s: float = WAIT_S) -> dict[str, int]:
         """Origins whose breaker is open, and until when (microseconds)."""
@@ -519,6 +548,7 @@ class Ledger(TokenBook, TransferBook):
         want: Reservation,
         before: Mapping[str, int],
         proof: Proof | None,
+        payee: str = "known",
     ) -> None:
         """The payment's row and its first entries of history; held at once with a *proof*."""
         fixed = {
@@ -539,6 +569,7 @@ class Ledger(TokenBook, TransferBook):
         after = {name: used + want.micro for name, used in before.items()}
         also = {"also": want.also} if want.also else {}
         record = {**want.detail, **fixed, **also, "caps_before": before, "caps_after": after}
+        record["payee"] = payee
         self._write(db, want.at, want.id, "reserved", record)
         if proof is not None:
             self._write(db, want.at, want.id, "held", {**_described(proof), "state": "held"})
@@ -768,40 +799,6 @@ def _described(proof: Proof | None) -> dict[str, Any]:
         "nonce": proof.nonce,
         "valid_before": proof.valid_before,
     }
-
-
-def _payees(db: Db, service: str) -> dict[str, bool]:
-    found = db.all("SELECT payee, trusted FROM payees WHERE service=?", service)
-    return {payee: bool(trusted) for payee, trusted in found}
-
-
-def _put_payee(db: Db, service: str, payee: str, now_us: int, *, trusted: bool) -> None:
-    db.run(
-        "INSERT INTO payees (origin, service, payee, trusted, at) VALUES ('', ?, ?, ?, ?)"
-        " ON CONFLICT (origin, service, payee) DO UPDATE SET trusted=?",
-        service,
-        payee,
-        int(trusted),
-        now_us,
-        int(trusted),
-    )
-
-
-def _check_payee(db: Db, want: Reservation) -> bool:
-    """Whether the payee is new for the service; recorded here, trusted if it is the first."""
-    if want.pay_to is None:
-        return False
-    known = _payees(db, want.service)
-    payee = want.pay_to.lower()
-    if want.pin_payee and known and not known.get(payee):
-        raise OfferRefused(
-            f"{want.service} now names the payee {want.pay_to}; if that is right:"
-            f" payer.accept_payee({want.service!r}, {want.pay_to!r})",
-            reason="payee",
-        )
-    if payee not in known:
-        _put_payee(db, want.service, payee, want.at, trusted=not known)
-    return bool(known) and payee not in known
 
 
 def _check_breaker(db: Db, want: Reservation, breaker: Breaker | None) -> None:

@@ -14,7 +14,7 @@ from x402_mask._preempt import HeldTokens, Memory
 from x402_mask._registry import BASE, DISPUTED_NAMES, caip2, default_assets
 from x402_mask._rows import Breaker
 from x402_mask._schemas import compiled, has_body, schemas_of
-from x402_mask._services import Services, parse_origins
+from x402_mask._services import Services, origin_of, parse_origins
 from x402_mask._shelf import Shelf
 from x402_mask._wallet import as_signer, is_async
 from x402_mask._windows import SECOND, akin, compile_caps
@@ -220,14 +220,21 @@ class Payer:
         """End a pause."""
         self.ledger.set_paused(False, now_us=self.now_us())
 
-    def accept_payee(self, service: str, address: str) -> None:
-        """Trust *address* as a payee of *service*, where ``payees="pin"`` refused it.
+    def accept_payee(self, service: str, address: str, origin: str | None = None) -> None:
+        """Trust *address* as a payee of *service* at *origin*, where ``payees="pin"`` refused it.
+
+        Without an origin it is the one that has a refused change of payee for this service.
 
         Raises:
-            ValueError: not an address.
+            ValueError: not an address; not one of ``origins``; or no origin is named, and not one
+                alone has a refused change.
         """
         payee = _payee(address)
-        self.ledger.accept_payee(self.services.canonical(service), payee, now_us=self.now_us())
+        place = None if origin is None else origin_of(origin)
+        if place is not None and place not in self.origins:
+            raise ValueError(f"{place} is not in origins=")
+        name = self.services.canonical(service)
+        self.ledger.accept_payee(name, payee, place, now_us=self.now_us())
 
     def quote(self, asked: Any) -> Quote | None:
         """What a request or a 402 response would cost; ``None`` if it asks for nothing.

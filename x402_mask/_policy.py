@@ -80,7 +80,10 @@ def choose(policy: Policy, challenge: Challenge, trusted: Mapping[str, bool]) ->
     for offer in challenge.offers:
         reason = _objection(policy, offer, trusted) or _size_objection(challenge, offer)
         if reason is not None:
-            skipped.append(Skipped(index=offer.index, reason=reason[0], detail=reason[1]))
+            new = offer.pay_to if _is_new(policy, offer, trusted) else None
+            skipped.append(
+                Skipped(index=offer.index, reason=reason[0], detail=reason[1], new_payee=new)
+            )
             continue
         asset = policy.assets[offer.network, offer.asset.lower()]
         allowed.append(
@@ -189,12 +192,18 @@ def _payee_objection(
     bad = payee_fault(offer.pay_to, payer=policy.payer, asset=offer.asset)
     if bad is not None:
         return "payee", bad
-    payee = offer.pay_to.lower()
-    if policy.payees is not None and payee not in policy.payees:
+    if policy.payees is not None and offer.pay_to.lower() not in policy.payees:
         return "payee", f"payee {offer.pay_to} is not in payees="
-    if policy.pin and trusted and not trusted.get(payee):
+    if _is_new(policy, offer, trusted):
         return "payee", f"payee {offer.pay_to} is new here; payer.accept_payee() allows it"
     return None
+
+
+def _is_new(policy: Policy, offer: Offer, trusted: Mapping[str, bool]) -> bool:
+    """Whether others are pinned, and the owner may accept this one as well."""
+    if not policy.pin or not trusted or trusted.get(offer.pay_to.lower()):
+        return False
+    return payee_fault(offer.pay_to, payer=policy.payer, asset=offer.asset) is None
 
 
 def payee_fault(pay_to: str, *, payer: str | None, asset: str) -> str | None:
@@ -244,4 +253,6 @@ def _refusal(skipped: list[Skipped]) -> OfferRefused:
     ranked = {reason: rank for rank, reason in enumerate(_REASONS)}
     closest = max(skipped, key=lambda skip: ranked.get(skip.reason, -1))
     others = f" ({len(skipped)} offers, none within policy)" if len(skipped) > 1 else ""
-    return OfferRefused(f"no payment: {closest.detail}{others}", reason=closest.reason)
+    refusal = OfferRefused(f"no payment: {closest.detail}{others}", reason=closest.reason)
+    refusal.pay_to = closest.new_payee if closest.reason == "payee" else None
+    return refusal

@@ -1,13 +1,14 @@
 """Offers that were paid before, so that a later call can send its proof with the first request.
 
-Kept in memory by one payer.  An offer is good for ten minutes; an offer that was answered 402 turns
-preemption off for its service for ten minutes; a service that changed its terms between two
-challenges is not preempted again.
+Kept in memory by one payer, per method, origin, service and path, the latest of them.  An offer is
+good for ten minutes; one that was answered 402 turns preemption off for its place for ten minutes;
+a service that changed its terms between two challenges of one place is not preempted again.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+import threading
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from x402_mask._policy import Choice
@@ -15,41 +16,64 @@ if TYPE_CHECKING:
 
 OFFER_S: Final = 600
 PAUSE_S: Final = 600
+_PLACES_MAX: Final = 1024
+
+
+class Place(NamedTuple):
+    """What one offer is for: nothing that is said of it holds anywhere else."""
+
+    method: str
+    origin: str
+    service: str
+    path: str
 
 
 class Memory:
     """What this payer may offer before it is asked."""
 
-    __slots__ = ("_off_until", "_offers", "_terms")
+    __slots__ = ("_changed", "_lock", "_off_until", "_offers", "_terms")
 
     def __init__(self) -> None:
-        self._offers: dict[tuple[str, str, str], tuple[Challenge, float]] = {}
-        self._off_until: dict[tuple[str, str], float] = {}
-        self._terms: dict[tuple[str, str], Any] = {}
+        self._offers: dict[Place, tuple[Challenge, float]] = {}
+        self._off_until: dict[Place, float] = {}
+        self._terms: dict[Place, Any] = {}
+        self._changed: set[tuple[str, str]] = set()
+        self._lock = threading.Lock()
 
-    def recall(self, method: str, origin: str, service: str, now: float) -> Challenge | None:
+    def recall(self, place: Place, now: float) -> Challenge | None:
         """The challenge that was paid last, if it may be answered before it is made again."""
-        if self._off_until.get((origin, service), 0) > now:
+        if (place.origin, place.service) in self._changed or self._off_until.get(place, 0) > now:
             return None
-        challenge, at = self._offers.get((method, origin, service), (None, 0.0))
+        challenge, at = self._offers.get(place, (None, 0.0))
         return challenge if at <= now < at + OFFER_S else None
 
-    def learn(self, origin: str, service: str, choice: Choice) -> None:
+    def learn(self, place: Place, choice: Choice) -> None:
         """Compare the terms of a fresh challenge with the last ones."""
         offer = choice.offer
         terms = (offer.network, offer.asset.lower(), offer.amount, offer.pay_to.lower())
-        if self._terms.setdefault((origin, service), terms) != terms:
-            self._off_until[origin, service] = float("inf")
+        if self._terms.get(place, terms) != terms:
+            self._changed.add((place.origin, place.service))
+        self._put(self._terms, place, terms)
 
-    def keep(self, method: str, origin: str, service: str, challenge: Challenge, at: float) -> None:
+    def keep(self, place: Place, challenge: Challenge, at: float) -> None:
         """An offer made at *at* was paid, and what it bought was delivered."""
-        self._offers[method, origin, service] = (challenge, at)
+        self._put(self._offers, place, (challenge, at))
 
-    def rejected(self, method: str, origin: str, service: str, now: float) -> None:
+    def rejected(self, place: Place, now: float) -> None:
         """An offer that was kept is not good any more."""
-        self._offers.pop((method, origin, service), None)
-        paused = self._off_until.get((origin, service), 0)
-        self._off_until[origin, service] = max(paused, now + PAUSE_S)
+        self._offers.pop(place, None)
+        self._put(self._off_until, place, now + PAUSE_S)
+
+    def _put(self, places: dict[Place, Any], place: Place, value: object) -> None:
+        """Put last; what was put first is let go of, for paths may be without number.
+
+        A place that is forgotten is asked before it is paid.
+        """
+        with self._lock:
+            places.pop(place, None)
+            while len(places) >= _PLACES_MAX:
+                places.pop(next(iter(places)))
+            places[place] = value
 
 
 class HeldTokens:

@@ -92,9 +92,12 @@ def _is_old(payees: set[str]) -> bool:
 
 def _take_payees(db: Db) -> list[tuple[object, ...]]:
     """The pins of the second schema, whose table makes room for one with origins."""
-    pins = db.all("SELECT service, payee, trusted, at FROM payees")
+    pins: dict[tuple[str, str], tuple[int, int]] = {}
+    for service, payee, trusted, at in db.all("SELECT service, payee, trusted, at FROM payees"):
+        before = pins.get(pin := (service_key(service), payee), (trusted, at))
+        pins[pin] = max(before[0], trusted), min(before[1], at)
     db.run("DROP TABLE payees")
-    return pins
+    return [(*pin, *rest) for pin, rest in pins.items()]
 
 
 def _forget_spellings(db: Db) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from x402_mask import _json
 from x402_mask._models import Quote, Receipt
 from x402_mask._money import usd
+from x402_mask._preempt import Place
 from x402_mask._rows import Reservation, Row
 from x402_mask._shelf import Asked
 from x402_mask._windows import as_datetime
@@ -95,6 +96,11 @@ class Purchase:
     is_tool: bool = False
     also: tuple[str, ...] = ()
     """Keys of other services that a usual server may take its URL for: their caps count too."""
+
+    @property
+    def place(self) -> Place:
+        """What its offer is for."""
+        return Place(self.method, self.origin, self.service, self.path)
 
     @property
     def asked(self) -> Asked:

@@ -225,23 +225,29 @@ def _check_same_payee(deal: Deal, payment: MarketPayment | None, choice: Choice)
 
 def _check_pinned(deal: Deal, choice: Choice) -> Generator[Effect, Any, None]:
     """A payee that no live offer names was not recorded with the reservation."""
-    payer, service, payee = deal.payer, deal.purchase.service, choice.offer.pay_to
+    payer, asked, payee = deal.payer, deal.purchase, choice.offer.pay_to
     if not payer.policy.pin:
         return
     now_us = payer.now_us()
     view = yield from record(
-        lambda wait_s: payer.ledger.look("", service, now_us=now_us, wait_s=wait_s)
+        lambda wait_s: payer.ledger.look(
+            "", asked.service, origin=asked.origin, also=asked.also, now_us=now_us, wait_s=wait_s
+        )
     )
     if not view.payees and deal.live_payee is not None:  # the first, and both name it
         yield from record(
-            lambda wait_s: payer.ledger.accept_payee(service, payee, now_us=now_us, wait_s=wait_s)
+            lambda wait_s: payer.ledger.accept_payee(
+                asked.service, payee, asked.origin, now_us=now_us, wait_s=wait_s
+            )
         )
     elif not view.payees.get(payee.lower()):
-        raise TermsRefused(
+        refusal = TermsRefused(
             f"only the payments endpoint names the payee {payee}; if that is right:"
-            f" payer.accept_payee({service!r}, {payee!r})",
+            f" payer.accept_payee({asked.service!r}, {payee!r}, {asked.origin!r})",
             reason="payee",
         )
+        refusal.pay_to = payee
+        raise refusal
 
 
 def _approve(deal: Deal, asked: Purchase, choice: Choice) -> Generator[Effect, Any, None]:

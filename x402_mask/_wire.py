@@ -64,7 +64,7 @@ class Skipped:
     """An offer that was not taken: its place in ``accepts``, a reason code, and words.
 
     ``scheme``, ``network`` and ``asset`` are the offer's own, where it could not be read as a whole
-    and these could.
+    and these could.  ``new_payee`` is whom it names, where others are pinned.
     """
 
     index: int
@@ -73,6 +73,7 @@ class Skipped:
     scheme: str | None = None
     network: str | None = None
     asset: str | None = None
+    new_payee: str | None = None
 
     def __str__(self) -> str:
         return f"offer {self.index}: {self.detail}"

@@ -154,9 +154,14 @@ class OriginRefused(PaymentRefused):
 
 
 class OfferRefused(PaymentRefused):
-    """No offer of the challenge is within policy."""
+    """No offer of the challenge is within policy.
+
+    Attributes:
+        pay_to: the payee that ``payees="pin"`` refused, or ``None``.
+    """
 
     default_reason = "no_offer"
+    pay_to: str | None = None
 
 
 class InputRefused(PaymentRefused):

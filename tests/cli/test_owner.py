@@ -214,7 +214,11 @@ def test_a_pinned_payee_is_changed_by_the_owner_only(
     assert cli("payees", "accept", "thing", "0x1234").code == 2
     told = cli("payees", "accept", "thing", OTHER_PAYEE, "--json").document
     assert told == {"service": "thing", "address": OTHER_PAYEE, "trusted": True}
-    assert OTHER_PAYEE in cli("payees", "accept", "thing", OTHER_PAYEE.lower()).err
+    done = cli("payees", "accept", "thing", OTHER_PAYEE)  # no origin has a change that is refused
+    assert done.code == 2 and "name the origin" in done.err
+    again = cli("payees", "accept", "thing", OTHER_PAYEE.lower(), "--origin", seller.origin)
+    assert again.code == 0 and OTHER_PAYEE in again.err
+    assert cli("payees", "accept", "thing", OTHER_PAYEE, "--origin", "https://x.example").code == 2
     assert cli("call", "thing", "n=2").code == 0
     found = cli("payees", "--json").document["payees"]
     assert {payee["address"]: payee["trusted"] for payee in found} == {

@@ -189,7 +189,10 @@ def test_the_refusal_names_the_knob() -> None:
         assert words in str(refusal(base, entry))
     assert "payees=" in str(refusal(policy_of(payees=[OTHER_PAYEE]), offer()))
     pinned = refusal(policy_of(payees="pin"), offer(), trusted={OTHER_PAYEE.lower(): True})
-    assert "accept_payee" in str(pinned)
+    assert "accept_payee" in str(pinned) and pinned.pay_to == PAYEE
+    for wrong in ("0x" + "0" * 40, "no address", WALLET.address):  # nothing that could be accepted
+        other = refusal(policy_of(payees="pin"), offer(payTo=wrong), trusted={"0x1": True})
+        assert other.pay_to is None
 
 
 def test_payees_none_pin_and_listed() -> None:

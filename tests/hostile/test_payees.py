@@ -47,6 +47,25 @@ def kinds_of(events: list[Any]) -> set[str]:
 # --- row 13
 
 
+def test_sellers_do_not_pin_each_other(world: World, kind: Kind) -> None:
+    """Row 13: the payee of one is a new one at another, for the same service and to the end."""
+    one, other = world.seller(), world.seller()
+    path = "/api/tools/mask-refinement"
+    here, there = one.on(path, shifting(PAYEE, OTHER_PAYEE)), other.on(path, shifting(OTHER_PAYEE))
+    payer = world.payer(payees="pin", origins=[one.origin, other.origin])
+    buyer = world.buyer(kind, payer)
+    assert buyer.get(there).status_code == buyer.get(here).status_code == 200
+    error = world.refused(buyer, here, OfferRefused)
+    assert isinstance(error, OfferRefused) and error.pay_to == OTHER_PAYEE
+    with pytest.raises(ValueError, match="no origin has one"):
+        payer.accept_payee("another", OTHER_PAYEE)
+    with pytest.raises(ValueError, match="not in origins="):
+        payer.accept_payee("mask-refinement", OTHER_PAYEE, "https://shop.example")
+    payer.accept_payee("mask-refinement", OTHER_PAYEE)
+    assert buyer.get(here).status_code == 200
+    assert [seller.authorizations()[-1].to for seller in (one, other)] == [OTHER_PAYEE] * 2
+
+
 def test_a_payee_that_changes_is_paid_by_default_and_reported(world: World, kind: Kind) -> None:
     """Row 13, as the contract has it: whom the listed origin names is paid, a change is reported."""
     seller = world.seller()

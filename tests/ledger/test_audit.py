@@ -14,6 +14,7 @@ import pytest
 
 from tests.ledger.kit import (
     NOW,
+    ORIGIN,
     PAYEE,
     SERVICE,
     Store,
@@ -48,7 +49,8 @@ def lived(ledger: Ledger) -> str:
     lost = in_state(ledger, "settled", *CAPS)
     ledger.reopen(lost.id, now_us=NOW)
     ledger.accept_payee(SERVICE, OTHER, now_us=NOW)
-    ledger.accept_payee("elsewhere", OTHER, now_us=NOW)
+    ledger.accept_payee("elsewhere", OTHER, ORIGIN, now_us=NOW)
+    ledger.note_refusal({"reason": "payee"}, (ORIGIN, "Dear", OTHER), now_us=NOW, wait_s=5)
     ledger.set_paused(True, now_us=NOW)
     ledger.set_paused(False, now_us=NOW)
     ledger.note_refusal({"reason": "cap"}, now_us=NOW, wait_s=5)
@@ -151,7 +153,7 @@ TAMPERED: dict[str, tuple[str, str]] = {
     "a trusted payee": ("UPDATE payees SET trusted=1-trusted", "is seen but not trusted, by the"),
     "a payee forgotten": ("DELETE FROM payees", "is unknown, by the history trusted"),
     "a payee put in": (
-        "INSERT INTO payees VALUES ('o', 's', '0xbad', 1, 1)", "0xbad of s is trusted, by the .* unknown"
+        "INSERT INTO payees VALUES ('o', 's', '0xbad', 1, 1)", "0xbad of s at o is trusted, by the .* unknown"
     ),
     "a pause put on": ("UPDATE meta SET value='1' WHERE name='paused'", "is paused, by the history"),
 }  # fmt: skip

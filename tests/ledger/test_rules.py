@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.ledger.kit import (
@@ -20,11 +22,13 @@ from tests.ledger.kit import (
     want,
 )
 from x402_mask import OfferRefused, Paused, PaymentRefused
+from x402_mask._audit import verify
 from x402_mask._ledger import Ledger
 from x402_mask._rows import Breaker, Reserved
 from x402_mask._windows import as_datetime
 
 OTHER = "0x" + "cd" * 20
+ELSEWHERE = "https://elsewhere.example"
 BREAKER = Breaker(failures=3, seconds=60)
 
 # --- pause ----------------------------------------------------------------------------------------
@@ -68,7 +72,9 @@ def test_without_pins_a_new_payee_is_paid_and_reported(ledger: Ledger) -> None:
     assert ledger.reserve(want(pay_to=PAYEE.lower())) == Reserved(new_payee=False)
     assert ledger.reserve(want(pay_to=OTHER)) == Reserved(new_payee=True)
     assert ledger.reserve(want(pay_to=OTHER)) == Reserved(new_payee=False)
-    assert ledger.payees() == [(SERVICE, PAYEE.lower(), True), (SERVICE, OTHER, False)]
+    assert ledger.payees() == [
+        (ORIGIN, SERVICE, PAYEE.lower(), True), (ORIGIN, SERVICE, OTHER, False),
+    ]  # fmt: skip
 
 
 def test_a_pinned_service_refuses_another_payee_until_it_is_accepted(ledger: Ledger) -> None:
@@ -77,12 +83,13 @@ def test_a_pinned_service_refuses_another_payee_until_it_is_accepted(ledger: Led
     assert isinstance(error, OfferRefused)
     assert error.reason == "payee"
     assert "accept_payee" in str(error)
-    assert ledger.payees() == [(SERVICE, PAYEE.lower(), True)]
+    assert ledger.payees() == [(ORIGIN, SERVICE, PAYEE.lower(), True)]
 
-    ledger.accept_payee(SERVICE, OTHER.upper().replace("0X", "0x"), now_us=NOW)
+    ledger.accept_payee(SERVICE, OTHER.upper().replace("0X", "0x"), ORIGIN, now_us=NOW)
     assert ledger.reserve(want(pin_payee=True, pay_to=OTHER)) == Reserved(new_payee=False)
     reserved(ledger, pin_payee=True)
-    assert ledger.look("", SERVICE, now_us=NOW).payees == {PAYEE.lower(): True, OTHER: True}
+    view = ledger.look("", SERVICE, origin=ORIGIN, now_us=NOW)
+    assert view.payees == {PAYEE.lower(): True, OTHER: True}
 
 
 def test_a_payee_that_was_only_seen_is_not_trusted_by_a_later_pin(ledger: Ledger) -> None:
@@ -97,6 +104,70 @@ def test_every_service_has_its_own_pin(ledger: Ledger) -> None:
     assert isinstance(
         refusal(ledger, want(pin_payee=True, pay_to=PAYEE, service="another")), OfferRefused
     )
+
+
+def test_every_origin_has_its_own_pin(ledger: Ledger) -> None:
+    """What one seller names says nothing about another, whatever it calls its service."""
+    reserved(ledger, pin_payee=True)
+    reserved(ledger, pin_payee=True, pay_to=OTHER, origin=ELSEWHERE)
+    for origin, payee in ((ORIGIN, OTHER), (ELSEWHERE, PAYEE)):
+        error = refusal(ledger, want(pin_payee=True, pay_to=payee, origin=origin))
+        assert isinstance(error, OfferRefused) and error.pay_to == payee
+        assert f"{origin!r})" in str(error)
+    assert ledger.look("", SERVICE, origin=ELSEWHERE, now_us=NOW).payees == {OTHER: True}
+    assert ledger.look("", SERVICE, now_us=NOW).payees == {}
+
+
+def test_a_new_origin_that_names_the_payee_of_one_seller_of_many(ledger: Ledger) -> None:
+    """Origins that agree are one seller's; where they differ, another's payee is no first one."""
+    for origin in (ORIGIN, ELSEWHERE):
+        reserved(ledger, pin_payee=True, origin=origin)
+    reserved(ledger, pin_payee=True, pay_to=OTHER, origin="https://third.example")
+    fourth: dict[str, Any] = {"origin": "https://fourth.example", "pin_payee": True}
+    for payee in (PAYEE, OTHER):
+        error = refusal(ledger, want(pay_to=payee, **fourth))
+        assert isinstance(error, OfferRefused) and error.pay_to == payee
+    reserved(ledger, pay_to="0x" + "9" * 40, **fourth)
+    ledger.accept_payee(SERVICE, OTHER, fourth["origin"], now_us=NOW)
+    reserved(ledger, pay_to=OTHER, **fourth)
+
+
+def test_a_pin_holds_for_every_spelling_of_its_service(ledger: Ledger) -> None:
+    """Else a seller that is called at another spelling would be a new one."""
+    reserved(ledger, pin_payee=True)
+    spelled: dict[str, Any] = {"pay_to": OTHER, "pin_payee": True}
+    for other in ({"service": SERVICE.upper()}, {"service": ORIGIN, "also": (SERVICE,)}):
+        assert isinstance(refusal(ledger, want(**spelled, **other)), OfferRefused)
+        reserved(ledger, pin_payee=True, **other)
+
+
+def test_a_refused_payee_is_remembered_until_it_is_accepted(ledger: Ledger) -> None:
+    """At the one origin that named it; where none or several did the owner says which."""
+    for origin in (ORIGIN, ELSEWHERE):
+        reserved(ledger, pin_payee=True, origin=origin)
+    with pytest.raises(ValueError, match="no origin has one"):
+        ledger.accept_payee(SERVICE, OTHER, now_us=NOW)
+    note = {"reason": "payee", "origin": ELSEWHERE}
+    ledger.note_refusal(note, (ELSEWHERE, SERVICE, OTHER), now_us=NOW, wait_s=5)
+    with pytest.raises(ValueError, match="no origin has one"):
+        ledger.accept_payee("another", OTHER, now_us=NOW)
+    assert ledger.accept_payee(SERVICE, OTHER, now_us=NOW) == ELSEWHERE
+    reserved(ledger, pin_payee=True, pay_to=OTHER, origin=ELSEWHERE)
+    assert isinstance(refusal(ledger, want(pin_payee=True, pay_to=OTHER)), OfferRefused)
+    for origin in (ORIGIN, ELSEWHERE):
+        ledger.note_refusal(note, (origin, SERVICE, "0x" + "9" * 40), now_us=NOW, wait_s=5)
+    with pytest.raises(ValueError, match=f"several .*{ELSEWHERE}, {ORIGIN}"):
+        ledger.accept_payee(SERVICE, OTHER, now_us=NOW)
+    assert verify(ledger).problems == []
+
+
+def test_refused_payees_do_not_fill_the_ledger(ledger: Ledger) -> None:
+    """A seller may name a new one with each 402."""
+    reserved(ledger, pin_payee=True)
+    for number in range(40):
+        payee = (ORIGIN, SERVICE, f"0x{number:040x}")
+        ledger.note_refusal({"reason": "payee"}, payee, now_us=NOW, wait_s=5)
+    assert len(ledger.payees()) == 16 and verify(ledger).problems == []
 
 
 def test_a_payment_to_nobody_in_particular_pins_nobody(ledger: Ledger) -> None:
@@ -199,7 +270,7 @@ def test_every_decision_is_in_the_history(ledger: Ledger) -> None:
     ledger.finish(made.id, end(transaction="0x1"), now_us=NOW)
     ledger.resolve(made.id, "settled", transaction="0x1", note="seen", now_us=NOW)
     ledger.note_refusal({"reason": "cap", "origin": ORIGIN}, now_us=NOW, wait_s=5)
-    ledger.accept_payee(SERVICE, OTHER, now_us=NOW)
+    ledger.accept_payee(SERVICE, OTHER, ORIGIN, now_us=NOW)
     ledger.set_paused(True, now_us=NOW)
     ledger.set_paused(False, now_us=NOW)
 

@@ -6,15 +6,29 @@ import threading
 
 import pytest
 
-from tests.ledger.kit import DAY, NOW, ORIGIN, SERVICE, WIDE, Store, end, proof, reserved, used
+from tests.ledger.kit import (
+    DAY,
+    NOW,
+    ORIGIN,
+    SERVICE,
+    WIDE,
+    Store,
+    end,
+    proof,
+    refusal,
+    reserved,
+    used,
+    want,
+)
 from tests.ledger.test_tokens import with_token
-from x402_mask import Cap, LedgerError
+from x402_mask import Cap, LedgerError, OfferRefused, _json
 from x402_mask._audit import verify
-from x402_mask._ledger import Ledger
+from x402_mask._ledger import Ledger, _record
 from x402_mask._schema import SCHEMA_VERSION
 
 OLDER = range(1, SCHEMA_VERSION)
 PAYEE = "0x" + "ab" * 20
+OTHER = "0x" + "cd" * 20
 
 SECOND_PAYEES = (
     "CREATE TABLE payees (service TEXT NOT NULL, payee TEXT NOT NULL, trusted INTEGER NOT NULL,"
@@ -24,6 +38,8 @@ SECOND_PAYEES = (
 
 def as_before(store: Store, version: int) -> None:
     """Make a ledger what an older schema had; its payees are those of every origin."""
+    tell_no_origins(store.ledger)
+    store.ledger.close()
     store.sql("DROP INDEX payments_summed")
     store.sql("CREATE INDEX payments_counted ON payments (at, service, state, micro)")
     for column in ("also", "again"):
@@ -42,6 +58,21 @@ def as_before(store: Store, version: int) -> None:
         store.sql(f"UPDATE meta SET value='{version}' WHERE name='schema'")
 
 
+def tell_no_origins(ledger: Ledger) -> None:
+    """Write the history as an older program did, which knew payees by their service only."""
+    vault, before = ledger._vault(), b""
+    with ledger._transaction(5) as db:
+        rows = db.all("SELECT seq, at, payment, kind, data FROM history ORDER BY seq")
+        for seq, at, payment, kind, text in rows:
+            data = _json.loads(text)
+            for name in {"reserved": ["payee"], "payee": ["origin"]}.get(kind, []):
+                del data[name]
+            told = _json.dumps(data)
+            before = vault.link(before, _record(seq, at, payment, kind, told))
+            db.run("UPDATE history SET data=?, mac=? WHERE seq=?", told, before, seq)
+            ledger._moved_head(seq, before)
+
+
 def version_of(store: Store) -> int:
     """Which schema a ledger says it has."""
     if store.kind == "sqlite":
@@ -55,8 +86,8 @@ def test_a_ledger_of_an_older_schema_is_migrated(shared: Store, version: int) ->
     old = reserved(shared.ledger)
     shared.ledger.hold(old.id, proof(), now_us=NOW)
     shared.ledger.finish(old.id, end(), now_us=NOW)
-    shared.ledger.accept_payee(SERVICE, PAYEE, now_us=NOW)
-    pins = shared.ledger.payees()
+    shared.ledger.accept_payee(SERVICE, PAYEE, ORIGIN, now_us=NOW)
+    pins = [("", *pin[1:]) for pin in shared.ledger.payees()]
     shared.ledger.close()
     as_before(shared, version)
     assert version_of(shared) == version
@@ -83,6 +114,26 @@ def test_a_cap_in_another_spelling_counts_on_after_a_migration(shared: Store, ve
     assert used(ledger, cap) == 1000
     reserved(ledger, WIDE, cap, service="resize")
     assert used(ledger, cap) == 2000
+    assert verify(ledger).problems == []
+
+
+def test_pins_of_an_older_program_hold_at_every_origin(shared: Store) -> None:
+    """Until a payee is accepted at one: from then on that origin has pins of its own."""
+    reserved(shared.ledger, pay_to=PAYEE)
+    reserved(shared.ledger, pay_to=OTHER)
+    shared.ledger.close()
+    as_before(shared, 2)
+    ledger, elsewhere = shared.again(), "https://elsewhere.example"
+    for origin in (ORIGIN, elsewhere):
+        reserved(ledger, pin_payee=True, pay_to=PAYEE, origin=origin)
+        refused = want(pin_payee=True, pay_to=OTHER, origin=origin)
+        assert isinstance(refusal(ledger, refused), OfferRefused)
+    payee = (ORIGIN, SERVICE, OTHER)
+    ledger.note_refusal({"reason": "payee"}, payee, now_us=NOW, wait_s=5)
+    assert ledger.accept_payee(SERVICE, OTHER, now_us=NOW) == ORIGIN
+    reserved(ledger, pin_payee=True, pay_to=OTHER)
+    assert isinstance(refusal(ledger, want(pin_payee=True, pay_to=PAYEE)), OfferRefused)
+    reserved(ledger, pin_payee=True, pay_to=PAYEE, origin=elsewhere)
     assert verify(ledger).problems == []
 
 

@@ -333,7 +333,7 @@ def test_what_must_survive_a_power_cut_is_synced(path: Path) -> None:
     assert level() == "FULL"
     ledger.set_paused(True, now_us=NOW)
     assert level() == "FULL"
-    ledger.accept_payee("a", "0x" + "1" * 40, now_us=NOW)
+    ledger.accept_payee("a", "0x" + "1" * 40, "https://a.example", now_us=NOW)
     assert level() == "FULL"
     ledger.close()
 

@@ -247,7 +247,7 @@ def test_a_pinned_payee_without_a_live_offer(bazaar: Bazaar) -> None:
     error = refused(bazaar, wallet=WALLET, payees="pin")
     assert getattr(error, "reason", None) == "payee"
     buyer = payer(bazaar, wallet=WALLET, payees="pin")
-    buyer.accept_payee(SERVICE, PAYEE)
+    buyer.accept_payee(SERVICE, PAYEE, bazaar.origin)
     assert call("client", buyer, bazaar.url()).status_code == 200
 
 

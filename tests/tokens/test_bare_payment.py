@@ -192,7 +192,7 @@ def test_the_first_payee_is_pinned(bazaar: Bazaar, theirs: Any) -> None:
             for number in range(2):
                 answer = client.post(bazaar.url(), json={"n": number})
                 assert answer.status_code == 200
-            assert payer.ledger.payees() == [(SERVICE, PAYEE.lower(), True)]
+            assert payer.ledger.payees() == [(bazaar.origin, SERVICE, PAYEE.lower(), True)]
             return
         with pytest.raises(TermsRefused) as caught:
             client.post(bazaar.url(), json={})

@@ -235,6 +235,7 @@ def questions(payer: Payer) -> None:
     payer.pause()
     payer.resume()
     payer.accept_payee("mask-refinement", "0x" + "11" * 20)
+    payer.accept_payee("mask-refinement", "0x" + "11" * 20, origin="https://x402vip.com")
     with payer as same:
         assert_type(same, Payer)
     assert_type(payer.address, str | None)

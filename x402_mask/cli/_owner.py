@@ -87,34 +87,35 @@ def stop_lines(stops: dict[str, Any]) -> list[str]:
 @common
 @click.pass_context
 def payees(ctx: click.Context, session: Session) -> None:
-    """Show which addresses were paid for which service; `accept` trusts another one."""
+    """Show which addresses each origin named for which service; `accept` trusts another one."""
     if ctx.invoked_subcommand is not None:
         return
     ledger = session.ledger()
     try:
-        found = [(service, checksummed(a), trusted) for service, a, trusted in ledger.payees()]
+        found = [(o, service, checksummed(a), t) for o, service, a, t in ledger.payees()]
     finally:
         ledger.close()
     if session.as_json:
-        names = ("service", "address", "trusted")
+        names = ("origin", "service", "address", "trusted")
         put({"payees": [dict(zip(names, row, strict=True)) for row in found]})
         return
     if not found:
         say("no payee is known on this ledger")
         return
-    rows = [(service, address, "yes" if trusted else "no") for service, address, trusted in found]
-    show(table("payees", ("service", "address", "trusted"), rows))
+    rows = [(o or "every origin", s, address, "yes" if t else "no") for o, s, address, t in found]
+    show(table("payees", ("origin", "service", "address", "trusted"), rows))
 
 
 @payees.command()
 @click.argument("service")
 @click.argument("address")
+@click.option("--origin", help="Where it is trusted; default: the one that named a new payee.")
 @common
-def accept(session: Session, service: str, address: str) -> None:
+def accept(session: Session, service: str, address: str, origin: str | None) -> None:
     """Trust ADDRESS as a payee of SERVICE, where payees = "pin" refused the change."""
     with session.payer() as payer:
         try:
-            payer.accept_payee(service, address)
+            payer.accept_payee(service, address, origin)
             name = payer.services.canonical(service)
         except ValueError as exc:
             raise mistake(exc) from exc
