@@ -24,6 +24,7 @@ from x402_mask._ledger import Ledger, contended, owned, reentered
 from x402_mask._private import keep_private, make_folder
 from x402_mask._rows import Busy
 from x402_mask._schema import SCHEMA_VERSION, TABLES, make_tables, meta, newer_schema, set_meta
+from x402_mask._shape import catalog, insist_on_postgres
 from x402_mask._vault import Vault, data_path, load_key
 from x402_mask._wire import shown
 from x402_mask.errors import LedgerError
@@ -232,7 +233,8 @@ class PostgresLedger(Ledger):
         """Make or check the tables; refuse a newer program's, or another key's."""
         keep_private(self._head.path)
         db = _pg.Db(raw)
-        if db.one("SELECT to_regclass('x402_mask.meta')") == (None,):
+        there = catalog(db)
+        if ("table", "meta") not in there:
             raw.begin(_begin_writing(deadline))
             self._make_tables(db)
             raw.ask(b"COMMIT")
@@ -249,6 +251,7 @@ class PostgresLedger(Ledger):
             self._make_tables(db)
             set_meta(db, "schema", str(SCHEMA_VERSION))
             raw.ask(b"COMMIT")
+        insist_on_postgres(db, _SCHEMA, there)
         self._key = self._checked_key(found.get("key"))
         self._meters.clear()  # the database may be another one by now
 

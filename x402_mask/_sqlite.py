@@ -20,6 +20,7 @@ from x402_mask._ledger import Ledger, contended, reentered
 from x402_mask._private import follow, keep_private, make_file, make_folder
 from x402_mask._rows import Busy, Db
 from x402_mask._schema import SCHEMA_VERSION, TABLES, make_tables, meta, newer_schema, set_meta
+from x402_mask._shape import insist_on_sqlite
 from x402_mask._turns import Turn, Turns, caller
 from x402_mask._vault import Vault, data_path, load_key, sync_directory
 from x402_mask.errors import LedgerError
@@ -287,9 +288,11 @@ class SQLiteLedger(_SQL):
         if version > SCHEMA_VERSION:
             raise newer_schema(self.path.name, version)
         if version < SCHEMA_VERSION:
+            insist_on_sqlite(db, _SCHEMA, self.path.name, whole=False)
             self._begin(db, deadline, WAIT_S, write=True, durable=True)
             self._make_tables(db)
             db.raw.execute("COMMIT")
+        insist_on_sqlite(db, _SCHEMA, self.path.name, whole=True)
         self._key = self._checked_key(db)
 
     def _make_tables(self, db: _Connection) -> None:

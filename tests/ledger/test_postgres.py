@@ -487,6 +487,7 @@ def test_a_reservation_without_a_lease_is_not_made(
     ledger.payments()
     admin.execute("ALTER TABLE owners RENAME TO owners_elsewhere")
     assert "a table of the schema x402_mask is gone" in str(refusal(ledger, want()))
+    admin.execute("ALTER TABLE owners_elsewhere RENAME TO owners")
     assert ledger.payments() == []
 
 
