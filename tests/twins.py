@@ -20,7 +20,7 @@ def render(name: str) -> str:
     head = f'"""Made from ``x402_mask/httpx/{name}`` by ``make twins``: edit that."""'
     if name == "__init__.py":
         head = f'"""Paying through httpx2.\n\n{head[3:-3]}\n"""'
-    return head + re.sub(r"\bhttpx\b", "httpx2", code)
+    return head + re.sub(r"\bhttp(x|core)\b", r"http\g<1>2", code)
 
 
 def modules(folder: Path) -> list[str]:

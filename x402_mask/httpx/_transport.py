@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx
 
 from x402_mask._clients import is_foreign
+from x402_mask.httpx import _deadline
 from x402_mask.httpx._layer import Layer, check_payer, straight
 from x402_mask.httpx._session import AsyncSession, SyncSession
 from x402_mask.httpx._slot import SLOT, Slot, is_errand, origin
@@ -28,26 +29,46 @@ class PaymentTransport(httpx.BaseTransport):
     Args:
         payer: decides and pays.
         inner: the transport that is wrapped; default ``httpx.HTTPTransport()``.
+        total_timeout: seconds, from the first byte of a call to the end of its answer's headers;
+            ``httpx.TimeoutException`` when they are over.
 
     Raises:
         TypeError: *inner* is not an httpx transport, or the payer needs an async client.
         ValueError: *inner* pays by another payer.
     """
 
-    def __init__(self, payer: Payer, inner: httpx.BaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        payer: Payer,
+        inner: httpx.BaseTransport | None = None,
+        *,
+        total_timeout: float | None = None,
+    ) -> None:
         check_sync(payer)
         self._layer = Layer(payer)
         self.payer = payer
+        self._total = _deadline.checked(total_timeout)
         if inner is None:
             inner = httpx.HTTPTransport()
         self.inner: httpx.BaseTransport = _checked(payer, inner, "handle_request")
+        if self._total is not None:
+            _watch_sockets(self.inner)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send *request*; pay for it if it must be and may be."""
+        if not _deadline.is_bounded(self._total):
+            return self._handle(request)
+        with _deadline.transporting(self._total):
+            return self._handle(request)
+
+    def _ask(self, request: httpx.Request) -> httpx.Response:
+        return _deadline.ask(self.inner.handle_request, request)
+
+    def _handle(self, request: httpx.Request) -> httpx.Response:
         response = None
         eager = self.payer.sends_first(request.url)
         if not eager and not _KNOWN & request.extensions.keys():  # most calls
-            response = self.inner.handle_request(request)
+            response = self._ask(request)
             if response.status_code != 402:
                 if response.has_redirect_location:  # the next hop belongs to this call
                     slot = request.extensions[SLOT] = Slot(request)
@@ -58,13 +79,13 @@ class PaymentTransport(httpx.BaseTransport):
     def _converse(self, request: httpx.Request, response: httpx.Response | None) -> httpx.Response:
         """Go on from the first *response*, or from the start."""
         if not origin(request) or is_errand(request):
-            return response or self.inner.handle_request(request)
+            return response or self._ask(request)
         session = SyncSession(self._layer, request)
         with session.slot.carried():
             sent = session.start()
             while sent is not None:
                 try:
-                    answer = response or self.inner.handle_request(sent)
+                    answer = response or self._ask(sent)
                 except BaseException as exc:
                     session.failed(exc)
                     raise
@@ -95,25 +116,43 @@ class AsyncPaymentTransport(httpx.AsyncBaseTransport):
     Args:
         payer: decides and pays.
         inner: the transport that is wrapped; default ``httpx.AsyncHTTPTransport()``.
+        total_timeout: seconds, from the first byte of a call to the end of its answer's headers;
+            ``httpx.TimeoutException`` when they are over.
 
     Raises:
         TypeError: *inner* is not an async httpx transport.
         ValueError: *inner* pays by another payer.
     """
 
-    def __init__(self, payer: Payer, inner: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        payer: Payer,
+        inner: httpx.AsyncBaseTransport | None = None,
+        *,
+        total_timeout: float | None = None,
+    ) -> None:
         self._layer = Layer(payer)
         self.payer = payer
+        self._total = _deadline.checked(total_timeout)
         if inner is None:
             inner = httpx.AsyncHTTPTransport()
         self.inner: httpx.AsyncBaseTransport = _checked(payer, inner, "handle_async_request")
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send *request*; pay for it if it must be and may be."""
+        if not _deadline.is_bounded(self._total):
+            return await self._handle(request)
+        with _deadline.transporting(self._total):
+            return await self._handle(request)
+
+    async def _ask(self, request: httpx.Request) -> httpx.Response:
+        return await _deadline.ask_async(self.inner.handle_async_request, request)
+
+    async def _handle(self, request: httpx.Request) -> httpx.Response:
         response = None
         eager = self.payer.sends_first(request.url)
         if not eager and not _KNOWN & request.extensions.keys():  # most calls
-            response = await self.inner.handle_async_request(request)
+            response = await self._ask(request)
             if response.status_code != 402:
                 if response.has_redirect_location:  # the next hop belongs to this call
                     slot = request.extensions[SLOT] = Slot(request)
@@ -126,13 +165,13 @@ class AsyncPaymentTransport(httpx.AsyncBaseTransport):
     ) -> httpx.Response:
         """Go on from the first *response*, or from the start."""
         if not origin(request) or is_errand(request):
-            return response or await self.inner.handle_async_request(request)
+            return response or await self._ask(request)
         session = AsyncSession(self._layer, request)
         with session.slot.carried():
             sent = await session.start()
             while sent is not None:
                 try:
-                    answer = response or await self.inner.handle_async_request(sent)
+                    answer = response or await self._ask(sent)
                 except BaseException as exc:
                     await session.failed(exc)
                     raise
@@ -156,6 +195,12 @@ class AsyncPaymentTransport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close the wrapped transport, never the payer."""
         await self.inner.aclose()
+
+
+def _watch_sockets(inner: httpx.BaseTransport) -> None:
+    from x402_mask.httpx._sockets import watch_sockets  # noqa: PLC0415  # few need it
+
+    watch_sockets(inner)
 
 
 def _checked(payer: Payer, inner: Any, method: str) -> Any:
@@ -193,22 +238,31 @@ class Client(httpx.Client):
 
     ``verify``, ``limits``, ``http2``, ``proxy``, ``mounts`` and environment proxies keep working,
     and are paid through; but a call to a plain http origin, which is on this machine, goes through
-    no proxy.  The default time-out is 5 s, and 60 s to read.
+    no proxy.  The default time-out is 5 s, and 60 s to read.  *total_timeout* bounds a call, with
+    its redirects, from its first byte to the end of its answer's headers, in seconds.
     """
 
-    def __init__(self, payer: Payer, **kwargs: Any) -> None:
+    def __init__(self, payer: Payer, *, total_timeout: float | None = None, **kwargs: Any) -> None:
         check_sync(payer)
         self.payer = payer
+        self._total = _deadline.checked(total_timeout)
         kwargs.setdefault("timeout", TIMEOUT)
         if kwargs.get("mounts"):
             mounts = kwargs["mounts"].items()
             kwargs["mounts"] = {key: t if t is None else self._paying(t) for key, t in mounts}
         super().__init__(**kwargs)
 
+    def send(self, request: httpx.Request, **kwargs: Any) -> httpx.Response:
+        """As ``httpx.Client.send``, within ``total_timeout``."""
+        with _deadline.calling(self._total):
+            return super().send(request, **kwargs)
+
     def _paying(self, transport: httpx.BaseTransport) -> httpx.BaseTransport:
         if isinstance(transport, PaymentTransport) and transport.payer is self.payer:
+            if self._total is not None:
+                _watch_sockets(transport.inner)
             return transport
-        return PaymentTransport(self.payer, transport)
+        return PaymentTransport(self.payer, transport, total_timeout=self._total)
 
     def _transport_for_url(self, url: httpx.URL) -> httpx.BaseTransport:
         found: httpx.BaseTransport | None = straight(self, self.payer, url)
@@ -224,19 +278,25 @@ class Client(httpx.Client):
 class AsyncClient(httpx.AsyncClient):
     """An ``httpx.AsyncClient`` that pays; see :class:`Client`."""
 
-    def __init__(self, payer: Payer, **kwargs: Any) -> None:
+    def __init__(self, payer: Payer, *, total_timeout: float | None = None, **kwargs: Any) -> None:
         check_payer(payer)
         self.payer = payer
+        self._total = _deadline.checked(total_timeout)
         kwargs.setdefault("timeout", TIMEOUT)
         if kwargs.get("mounts"):
             mounts = kwargs["mounts"].items()
             kwargs["mounts"] = {key: t if t is None else self._paying(t) for key, t in mounts}
         super().__init__(**kwargs)
 
+    async def send(self, request: httpx.Request, **kwargs: Any) -> httpx.Response:
+        """As ``httpx.AsyncClient.send``, within ``total_timeout``."""
+        with _deadline.calling(self._total):
+            return await super().send(request, **kwargs)
+
     def _paying(self, transport: httpx.AsyncBaseTransport) -> httpx.AsyncBaseTransport:
         if isinstance(transport, AsyncPaymentTransport) and transport.payer is self.payer:
             return transport
-        return AsyncPaymentTransport(self.payer, transport)
+        return AsyncPaymentTransport(self.payer, transport, total_timeout=self._total)
 
     def _transport_for_url(self, url: httpx.URL) -> httpx.AsyncBaseTransport:
         found: httpx.AsyncBaseTransport | None = straight(self, self.payer, url)

@@ -26,6 +26,7 @@ from x402_mask._effects import (
 from x402_mask._terms import Call, Verdict, operation_key
 from x402_mask._wire import PROOF_HEADERS, REQUIRED_HEADER, SETTLEMENT_HEADERS
 from x402_mask.errors import PaymentError
+from x402_mask.httpx2 import _deadline
 from x402_mask.httpx2._slot import Slot
 from x402_mask.httpx2._streams import AsyncRewound, AsyncWatched, Rewound, Watched
 
@@ -353,7 +354,8 @@ class SyncSession(_Session):
             return self.fingerprint()
         if isinstance(effect, Payload):
             return self.payload()
-        assert not isinstance(effect, (Ask, Fetch))
+        effect = _deadline.shortened(effect)
+        assert not isinstance(effect, (Ask, Fetch, ReadBody, Fingerprint, Payload))
         return perform(effect)
 
     def read(self, *, wanted: bool) -> bytes | None:
@@ -513,7 +515,7 @@ class AsyncSession(_Session):
         if isinstance(effect, Payload):
             return self.payload()
         assert not isinstance(effect, (Ask, Fetch))
-        return await self._performer.perform(effect)
+        return await _deadline.performed(self._performer.perform, effect)
 
     async def read(self, *, wanted: bool) -> bytes | None:
         """The 402's body, as far as the limit goes; the response can still be read in full."""

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 
-class _Around:
+class Around:
     """A stream in place of another, which still knows what the client asks it for."""
 
     _source: Any
@@ -21,7 +21,7 @@ class _Around:
         return getattr(self._source, "elapsed", None)
 
 
-class Watched(_Around, httpx2.SyncByteStream):
+class Watched(Around, httpx2.SyncByteStream):
     """The body of a paid answer: one that breaks off was not delivered.
 
     A caller that stops reading has got what it wanted; that is not a failure.
@@ -49,7 +49,7 @@ class Watched(_Around, httpx2.SyncByteStream):
             raise
 
 
-class AsyncWatched(_Around, httpx2.AsyncByteStream):
+class AsyncWatched(Around, httpx2.AsyncByteStream):
     """:class:`Watched`, async."""
 
     def __init__(
@@ -75,7 +75,7 @@ class AsyncWatched(_Around, httpx2.AsyncByteStream):
             raise
 
 
-class Rewound(_Around, httpx2.SyncByteStream):
+class Rewound(Around, httpx2.SyncByteStream):
     """A stream whose start was read: gives that again, then the rest."""
 
     def __init__(
@@ -91,7 +91,7 @@ class Rewound(_Around, httpx2.SyncByteStream):
         self._source.close()
 
 
-class AsyncRewound(_Around, httpx2.AsyncByteStream):
+class AsyncRewound(Around, httpx2.AsyncByteStream):
     """:class:`Rewound`, async."""
 
     def __init__(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx2
 
 from x402_mask._clients import is_foreign
+from x402_mask.httpx2 import _deadline
 from x402_mask.httpx2._layer import Layer, check_payer, straight
 from x402_mask.httpx2._session import AsyncSession, SyncSession
 from x402_mask.httpx2._slot import SLOT, Slot, is_errand, origin
@@ -28,26 +29,46 @@ class PaymentTransport(httpx2.BaseTransport):
     Args:
         payer: decides and pays.
         inner: the transport that is wrapped; default ``httpx2.HTTPTransport()``.
+        total_timeout: seconds, from the first byte of a call to the end of its answer's headers;
+            ``httpx2.TimeoutException`` when they are over.
 
     Raises:
         TypeError: *inner* is not an httpx2 transport, or the payer needs an async client.
         ValueError: *inner* pays by another payer.
     """
 
-    def __init__(self, payer: Payer, inner: httpx2.BaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        payer: Payer,
+        inner: httpx2.BaseTransport | None = None,
+        *,
+        total_timeout: float | None = None,
+    ) -> None:
         check_sync(payer)
         self._layer = Layer(payer)
         self.payer = payer
+        self._total = _deadline.checked(total_timeout)
         if inner is None:
             inner = httpx2.HTTPTransport()
         self.inner: httpx2.BaseTransport = _checked(payer, inner, "handle_request")
+        if self._total is not None:
+            _watch_sockets(self.inner)
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send *request*; pay for it if it must be and may be."""
+        if not _deadline.is_bounded(self._total):
+            return self._handle(request)
+        with _deadline.transporting(self._total):
+            return self._handle(request)
+
+    def _ask(self, request: httpx2.Request) -> httpx2.Response:
+        return _deadline.ask(self.inner.handle_request, request)
+
+    def _handle(self, request: httpx2.Request) -> httpx2.Response:
         response = None
         eager = self.payer.sends_first(request.url)
         if not eager and not _KNOWN & request.extensions.keys():  # most calls
-            response = self.inner.handle_request(request)
+            response = self._ask(request)
             if response.status_code != 402:
                 if response.has_redirect_location:  # the next hop belongs to this call
                     slot = request.extensions[SLOT] = Slot(request)
@@ -58,13 +79,13 @@ class PaymentTransport(httpx2.BaseTransport):
     def _converse(self, request: httpx2.Request, response: httpx2.Response | None) -> httpx2.Response:
         """Go on from the first *response*, or from the start."""
         if not origin(request) or is_errand(request):
-            return response or self.inner.handle_request(request)
+            return response or self._ask(request)
         session = SyncSession(self._layer, request)
         with session.slot.carried():
             sent = session.start()
             while sent is not None:
                 try:
-                    answer = response or self.inner.handle_request(sent)
+                    answer = response or self._ask(sent)
                 except BaseException as exc:
                     session.failed(exc)
                     raise
@@ -95,25 +116,43 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
     Args:
         payer: decides and pays.
         inner: the transport that is wrapped; default ``httpx2.AsyncHTTPTransport()``.
+        total_timeout: seconds, from the first byte of a call to the end of its answer's headers;
+            ``httpx2.TimeoutException`` when they are over.
 
     Raises:
         TypeError: *inner* is not an async httpx2 transport.
         ValueError: *inner* pays by another payer.
     """
 
-    def __init__(self, payer: Payer, inner: httpx2.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        payer: Payer,
+        inner: httpx2.AsyncBaseTransport | None = None,
+        *,
+        total_timeout: float | None = None,
+    ) -> None:
         self._layer = Layer(payer)
         self.payer = payer
+        self._total = _deadline.checked(total_timeout)
         if inner is None:
             inner = httpx2.AsyncHTTPTransport()
         self.inner: httpx2.AsyncBaseTransport = _checked(payer, inner, "handle_async_request")
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send *request*; pay for it if it must be and may be."""
+        if not _deadline.is_bounded(self._total):
+            return await self._handle(request)
+        with _deadline.transporting(self._total):
+            return await self._handle(request)
+
+    async def _ask(self, request: httpx2.Request) -> httpx2.Response:
+        return await _deadline.ask_async(self.inner.handle_async_request, request)
+
+    async def _handle(self, request: httpx2.Request) -> httpx2.Response:
         response = None
         eager = self.payer.sends_first(request.url)
         if not eager and not _KNOWN & request.extensions.keys():  # most calls
-            response = await self.inner.handle_async_request(request)
+            response = await self._ask(request)
             if response.status_code != 402:
                 if response.has_redirect_location:  # the next hop belongs to this call
                     slot = request.extensions[SLOT] = Slot(request)
@@ -126,13 +165,13 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
     ) -> httpx2.Response:
         """Go on from the first *response*, or from the start."""
         if not origin(request) or is_errand(request):
-            return response or await self.inner.handle_async_request(request)
+            return response or await self._ask(request)
         session = AsyncSession(self._layer, request)
         with session.slot.carried():
             sent = await session.start()
             while sent is not None:
                 try:
-                    answer = response or await self.inner.handle_async_request(sent)
+                    answer = response or await self._ask(sent)
                 except BaseException as exc:
                     await session.failed(exc)
                     raise
@@ -156,6 +195,12 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close the wrapped transport, never the payer."""
         await self.inner.aclose()
+
+
+def _watch_sockets(inner: httpx2.BaseTransport) -> None:
+    from x402_mask.httpx2._sockets import watch_sockets  # noqa: PLC0415  # few need it
+
+    watch_sockets(inner)
 
 
 def _checked(payer: Payer, inner: Any, method: str) -> Any:
@@ -193,22 +238,31 @@ class Client(httpx2.Client):
 
     ``verify``, ``limits``, ``http2``, ``proxy``, ``mounts`` and environment proxies keep working,
     and are paid through; but a call to a plain http origin, which is on this machine, goes through
-    no proxy.  The default time-out is 5 s, and 60 s to read.
+    no proxy.  The default time-out is 5 s, and 60 s to read.  *total_timeout* bounds a call, with
+    its redirects, from its first byte to the end of its answer's headers, in seconds.
     """
 
-    def __init__(self, payer: Payer, **kwargs: Any) -> None:
+    def __init__(self, payer: Payer, *, total_timeout: float | None = None, **kwargs: Any) -> None:
         check_sync(payer)
         self.payer = payer
+        self._total = _deadline.checked(total_timeout)
         kwargs.setdefault("timeout", TIMEOUT)
         if kwargs.get("mounts"):
             mounts = kwargs["mounts"].items()
             kwargs["mounts"] = {key: t if t is None else self._paying(t) for key, t in mounts}
         super().__init__(**kwargs)
 
+    def send(self, request: httpx2.Request, **kwargs: Any) -> httpx2.Response:
+        """As ``httpx2.Client.send``, within ``total_timeout``."""
+        with _deadline.calling(self._total):
+            return super().send(request, **kwargs)
+
     def _paying(self, transport: httpx2.BaseTransport) -> httpx2.BaseTransport:
         if isinstance(transport, PaymentTransport) and transport.payer is self.payer:
+            if self._total is not None:
+                _watch_sockets(transport.inner)
             return transport
-        return PaymentTransport(self.payer, transport)
+        return PaymentTransport(self.payer, transport, total_timeout=self._total)
 
     def _transport_for_url(self, url: httpx2.URL) -> httpx2.BaseTransport:
         found: httpx2.BaseTransport | None = straight(self, self.payer, url)
@@ -224,19 +278,25 @@ class Client(httpx2.Client):
 class AsyncClient(httpx2.AsyncClient):
     """An ``httpx2.AsyncClient`` that pays; see :class:`Client`."""
 
-    def __init__(self, payer: Payer, **kwargs: Any) -> None:
+    def __init__(self, payer: Payer, *, total_timeout: float | None = None, **kwargs: Any) -> None:
         check_payer(payer)
         self.payer = payer
+        self._total = _deadline.checked(total_timeout)
         kwargs.setdefault("timeout", TIMEOUT)
         if kwargs.get("mounts"):
             mounts = kwargs["mounts"].items()
             kwargs["mounts"] = {key: t if t is None else self._paying(t) for key, t in mounts}
         super().__init__(**kwargs)
 
+    async def send(self, request: httpx2.Request, **kwargs: Any) -> httpx2.Response:
+        """As ``httpx2.AsyncClient.send``, within ``total_timeout``."""
+        with _deadline.calling(self._total):
+            return await super().send(request, **kwargs)
+
     def _paying(self, transport: httpx2.AsyncBaseTransport) -> httpx2.AsyncBaseTransport:
         if isinstance(transport, AsyncPaymentTransport) and transport.payer is self.payer:
             return transport
-        return AsyncPaymentTransport(self.payer, transport)
+        return AsyncPaymentTransport(self.payer, transport, total_timeout=self._total)
 
     def _transport_for_url(self, url: httpx2.URL) -> httpx2.AsyncBaseTransport:
         found: httpx2.AsyncBaseTransport | None = straight(self, self.payer, url)
