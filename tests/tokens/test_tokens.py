@@ -644,3 +644,15 @@ def test_one_client_is_attached_and_used_by_hand(bazaar: Bazaar) -> None:
     with Client(buyer, verify=NO_TLS, trust_env=False, limits=limits, timeout=5) as c:
         assert c.get(bazaar.url()).status_code == 200
     assert len({hit.connection for hit in bazaar.hits}) == 2
+
+
+@pytest.mark.parametrize("style", PAIR)
+def test_no_cache_answers_for_the_marketplace(bazaar: Bazaar, style: str) -> None:
+    """A payment that a cache once saw unpaid would be unpaid for as long as it is kept."""
+    bazaar.paid_at = 1
+    buyer = payer(bazaar, marketplace_headers={"Cache-Control": "max-age=60, no-transform"})
+    call(style, buyer, bazaar.url())
+    asked = [hit for hit in bazaar.hits if hit.path.startswith("/api/payments")]
+    assert {hit.method for hit in asked} == {"POST", "GET"}
+    for hit in asked:
+        assert hit.values("cache-control") == ["no-transform, no-store, no-cache"]

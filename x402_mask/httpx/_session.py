@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 import httpx
 
 from x402_mask import _flow
-from x402_mask._body import DRAIN_S, READ_S, Gathered, body_digest, date_of, is_replayable
+from x402_mask._body import DRAIN_S, READ_S, Gathered, body_digest, is_replayable
 from x402_mask._book import WAIT_S
+from x402_mask._caching import clock_in, uncached
 from x402_mask._drive import Abandoned, AsyncPerformer, perform
 from x402_mask._effects import (
     PAYLOAD_BYTES_MAX,
@@ -81,7 +82,7 @@ class _Session:
             told = _lists(hop, SETTLEMENT_HEADERS) if hop.request is paid else {}
             found |= told  # of a paid answer that redirected, seen by an auth flow
             status = hop.status_code if told and status == 402 else status  # which is another price
-        date = date_of(response.headers.get("date")) if status == 402 else None
+        date = _clock_in(response) if status == 402 else None
         return Reply(
             status=status,
             url=_url(request),
@@ -95,6 +96,7 @@ class _Session:
         request = self.request
         headers = request.headers.copy()
         headers[proof[0]] = proof[1]
+        headers["cache-control"] = uncached(headers.get_list("cache-control"))
         retry = httpx.Request(
             request.method,
             request.url,
@@ -126,6 +128,7 @@ class _Session:
             headers["content-type"] = "application/json"
         named = httpx.Headers(headers)
         named.update(wanted.headers)
+        named["cache-control"] = uncached(named.get_list("cache-control"))
         errand = httpx.Request(
             wanted.method, url, headers=named, content=wanted.content,
             extensions=self.request.extensions,
@@ -161,7 +164,7 @@ class _Session:
             url=str(errand.url),
             headers=_lists(response, _ERRAND_HEADERS) if straight else {},
             body=body if straight else None,
-            date=date_of(response.headers.get("date")),
+            date=_clock_in(response),
         )
 
     def _keep_cookies(self, response: httpx.Response, errand: httpx.Request) -> None:
@@ -221,7 +224,10 @@ class _Session:
         self.leave(self.response)
         if verdict.receipt is not None:
             self.response.extensions["x402_mask"] = verdict.receipt
+            if self.response.status_code == 402:  # a cache outside would go on saying it
+                self.response.headers["cache-control"] = "no-store"
         if verdict.refusal is not None:
+            self.response.headers["cache-control"] = "no-store"
             self.response.extensions["x402_mask_refusal"] = verdict.refusal
             verdict.refusal.response = self.response
 
@@ -581,6 +587,10 @@ def _lists(response: httpx.Response, names: tuple[str, ...]) -> dict[str, list[s
         if name in names:
             found.setdefault(name, []).append(value)
     return found
+
+
+def _clock_in(response: httpx.Response) -> float | None:
+    return clock_in(response.headers.get("date"), response.headers.get("age"))
 
 
 def _in_memory(request: httpx.Request) -> bool:

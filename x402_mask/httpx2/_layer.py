@@ -20,21 +20,24 @@ class Layer:
     def __init__(self, payer: Payer) -> None:
         check_payer(payer)
         self.payer = payer
-        self.direct: set[str] = set()
-        """Plain http origins whose last answer came from themselves."""
+        self.direct: dict[str, bool] = {}
+        """Of plain http origins: whether the last answer came from themselves."""
 
     def may_begin(self, url: httpx2.URL) -> bool:
         """Whether a proof may go with the first request: to plain http only where it is known."""
-        return url.scheme != "http" or origin_at(url) in self.direct
+        return url.scheme != "http" or self.direct.get(origin_at(url), False)
 
     def note(self, url: httpx2.URL, response: httpx2.Response) -> bool:
         """Whether *response* came from *url*'s own origin, as far as that matters; remembered."""
         if url.scheme != "http":
             return True
-        asked, found = origin_at(url), _is_own_peer(url, response.extensions.get("network_stream"))
+        asked, stream = origin_at(url), response.extensions.get("network_stream")
+        if stream is None:  # in this process, where nobody is in between; or a cache's answer
+            return self.direct.setdefault(asked, True)
+        found = _is_own_peer(url, stream)
         if found is None:
-            return asked in self.direct
-        (self.direct.add if found else self.direct.discard)(asked)
+            return self.direct.get(asked, False)
+        self.direct[asked] = found
         return found
 
 
@@ -51,11 +54,8 @@ def check_payer(payer: object) -> None:
 def _is_own_peer(url: httpx2.URL, stream: Any) -> bool | None:
     """Whether the other end of *stream* is the loopback address and port that *url* names.
 
-    A transport in this process has no stream, and nobody in between.  ``None``: the connection is
-    gone already, and cannot tell.
+    ``None``: the connection is gone already, and cannot tell.
     """
-    if stream is None:
-        return True
     try:
         peer = stream.get_extra_info("server_addr")
     except OSError:

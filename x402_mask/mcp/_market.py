@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 import httpx
 
-from x402_mask._body import Gathered, date_of
+from x402_mask._body import Gathered
+from x402_mask._caching import clock_in, uncached
 from x402_mask._clients import around
 from x402_mask._effects import Fetched
 from x402_mask.errors import TokenFlowError
@@ -41,11 +42,9 @@ class Market:
             self._client = httpx.AsyncClient(
                 timeout=_TIMEOUT, follow_redirects=False, mounts=around([self._origin])
             )
-        headers = {
-            "accept": "application/json",
-            "accept-encoding": "gzip, deflate",
-            **wanted.headers,
-        }
+        headers = httpx.Headers({"accept": "application/json", "accept-encoding": "gzip, deflate"})
+        headers.update(wanted.headers)
+        headers["cache-control"] = uncached(headers.get_list("cache-control"))
         if wanted.content is not None:
             headers.setdefault("content-type", "application/json")
         if wanted.proof is not None:
@@ -65,7 +64,7 @@ class Market:
             url=url,
             headers={name.lower(): found.get_list(name) for name in found},
             body=gathered.decoded(found.get("content-encoding", "")),
-            date=date_of(found.get("date")),
+            date=clock_in(found.get("date"), found.get("age")),
         )
 
     @property
