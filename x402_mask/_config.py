@@ -15,10 +15,21 @@ import tomllib
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
-from x402_mask._given import fixed, plain, quoted, variable
-from x402_mask._models import Asset, Cap
+from x402_mask._given import (
+    can_be_sent,
+    fixed,
+    plain,
+    quoted,
+    secret_like,
+    told,
+    told_name,
+    variable,
+)
+from x402_mask._models import Asset, Cap, Route
+from x402_mask._money import parse_usd
+from x402_mask._policy import payee_fault
 from x402_mask._registry import caip2
 from x402_mask._services import Services, parse_origins
 from x402_mask._wallet import Wallet
@@ -43,6 +54,7 @@ VARIABLES: Final = (
 
 _ELSEWHERE: Final = ("X402_MASK_LEDGER_KEY", "X402_MASK_FACILITATOR_KEY")
 
+_TOML_PLACE: Final = re.compile(r"at (line [0-9]+, column [0-9]+|end of document)")
 _FILE_BYTES_MAX: Final = 1 << 20
 _SPAN: Final = re.compile(r"([1-9][0-9]{0,8}) ?([a-z]+)")
 _UNITS: Final = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -61,6 +73,7 @@ _UNLIKELY: Final = re.compile(r"[:@=?*|<>\"'`;]|//")
 """What other names of files are refused for: it is part of a DSN that cannot be read."""
 _RPC_ITEM: Final = re.compile(r",(?=\s*[A-Za-z0-9:-]+\s*=)")
 _RPC_NETWORK: Final = re.compile(r"eip155:[1-9][0-9]{0,18}")
+NO_KEYSTORE: Final = "there is no keystore at the path that it names"
 _MISSING: Final = {
     "caps": 'set X402_MASK_CAPS, such as "0.25/call,5/day", or caps in the file X402_MASK_CONFIG',
     "origins": "set X402_MASK_ORIGINS to the sellers that may be paid, such as"
@@ -110,13 +123,23 @@ class KeystoreSource:
         from x402_mask._eip712 import checksum  # noqa: PLC0415
 
         try:
-            document = json.loads(self.path.read_text("utf-8"))
+            document = json.loads(self.path.read_text("utf-8-sig"))
         except (OSError, ValueError):
             return None
         named = document.get("address") if isinstance(document, dict) else None
         if not isinstance(named, str) or not re.fullmatch(r"(0x)?[0-9a-fA-F]{40}", named):
             return None
         return checksum("0x" + named.removeprefix("0x"))
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the path is that of a file; if not, it may be a secret in the wrong place."""
+        return os.path.isfile(self.path)  # noqa: PTH113  # is_file() raises for long names
+
+    @property
+    def password_told(self) -> str:
+        """Where the password belongs, for a message."""
+        return told_name(self.password_name, "the variable that password_env names")
 
     def open(self, password: str | None = None) -> Wallet:
         """The wallet; *password* where none is configured.
@@ -125,16 +148,16 @@ class KeystoreSource:
             ValueError: there is no password, it is wrong, or the file is not a keystore.
         """
         secret = password if password is not None else self.password
-        if not self.path.is_file():
-            raise ValueError(f"{self.where}: there is no keystore {self.path}")
+        if not self.is_there:
+            raise ValueError(f"{self.where}: {NO_KEYSTORE}")
         if secret is None:
-            raise ValueError(f"{self.where} needs a password: set {self.password_name}")
+            raise ValueError(f"{self.where} needs a password: set {self.password_told}")
         try:
             return Wallet.from_keystore(self.path, secret)
         except OSError as exc:
             raise ValueError(f"{self.where}: {self.path}: {exc.strerror}") from None
         except ValueError as exc:
-            hint = f"; {self.password_name} is still in quotation marks" if quoted(secret) else ""
+            hint = f"; {self.password_told} is still in quotation marks" if quoted(secret) else ""
             raise ValueError(f"{self.where}: {exc} ({self.path}){hint}") from None
 
 
@@ -274,7 +297,7 @@ def _named_file(env: Mapping[str, str]) -> Settings:
     try:
         return _file_at(named, "X402_MASK_CONFIG", env)
     except OSError as exc:
-        raise ValueError(f"X402_MASK_CONFIG: {named}: {exc.strerror}") from exc
+        raise ValueError(f"X402_MASK_CONFIG: the file that it names: {exc.strerror}") from None
 
 
 def _values(env: Mapping[str, str]) -> dict[str, Any]:
@@ -315,6 +338,11 @@ def _keystore(
     )
 
 
+def _kind(exc: Exception) -> str:
+    """What is wrong, without what was written: our messages put that behind a colon."""
+    return str(exc).partition(": ")[0]
+
+
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
     """Put the name of what is being read in front of what is wrong with it."""
@@ -333,9 +361,20 @@ def parse_caps(text: str) -> list[Cap]:
     Raises:
         ValueError: not that language, or no cap at all.
     """
-    found = [parse_cap(part) for part in text.split(",") if part.strip()]
+    found = _parse_caps([part for part in text.split(",") if part.strip()])
     if not found:
         raise ValueError('names no cap; write such as "0.25/call,5/day"')
+    return found
+
+
+def _parse_caps(texts: list[str]) -> list[Cap]:
+    found = []
+    for number, text in enumerate(texts, 1):
+        try:
+            found.append(parse_cap(text))
+        except ValueError as exc:
+            which = f"cap {number}: " if len(texts) > 1 else ""
+            raise ValueError(f"{which}{exc}") from None
     return found
 
 
@@ -345,13 +384,17 @@ def parse_cap(text: str) -> Cap:
     ``PER`` is call, hour, day, month, total, or a rolling span such as 30min, 36h, 7d, 2w.
 
     Raises:
-        ValueError: not that language.
+        ValueError: not that language; what was written is not quoted.
     """
     what, at, service = text.strip().partition("@")
     limit, slash, per = what.partition("/")
-    if not slash or (at and not service.strip()):
-        raise ValueError(f"{text.strip()!r} is not USD/PER or USD/PER@SERVICE, such as 0.25/call")
+    if not slash or (at and not service.strip()) or secret_like(service):
+        raise ValueError("it is not USD/PER or USD/PER@SERVICE, such as 0.25/call")
     amount = limit.strip().removeprefix("$")
+    try:
+        parse_usd(amount)
+    except ValueError as exc:
+        raise ValueError(_kind(exc)) from None
     return Cap(amount, per=_per(per.strip()), service=service.strip() or "*")
 
 
@@ -359,12 +402,12 @@ def _per(text: str) -> str | timedelta:
     if text in ("call", "hour", "day", "month", "total"):
         return text
     if re.fullmatch(r"[0-9]+ ?m", text):
-        raise ValueError(f"{text!r} may mean minutes or months: write {text[:-1].strip()}min or d")
+        raise ValueError(f"{told(text)} may mean minutes or months; write such as 30min or 30d")
     try:
         return parse_span(text)
     except ValueError:
         raise ValueError(
-            f"{text!r} is not call, hour, day, month, total, or a span such as 30min, 36h, 7d"
+            f"{told(text)} is not call, hour, day, month, total, or a span such as 30min, 36h, 7d"
         ) from None
 
 
@@ -377,10 +420,10 @@ def parse_span(text: str) -> timedelta:
     found = _SPAN.fullmatch(text.strip())
     unit = _UNITS.get("min" if found[2] == "m" else found[2]) if found else None
     if found is None or unit is None:
-        raise ValueError(f"{text!r} is not a length of time such as 90s, 30min, 36h, 7d")
+        raise ValueError(f"{told(text)} is not a length of time such as 90s, 30min, 36h, 7d")
     seconds = int(found[1]) * unit
     if seconds > _SPAN_MAX.total_seconds():
-        raise ValueError(f"{text!r} is longer than ten years")
+        raise ValueError(f"{told(text)} is longer than ten years")
     return timedelta(seconds=seconds)
 
 
@@ -401,13 +444,14 @@ def parse_rpc(text: str) -> dict[str, list[str]]:
         name, equals, url = (part.strip() for part in item.partition("="))
         if not equals:
             raise ValueError(f"endpoint {number} is not NETWORK=URL, such as eip155:8453=https://h")
-        found.setdefault(_rpc_network(name), []).append(_rpc_url(name, url))
+        network = _rpc_network(name)
+        found.setdefault(network, []).append(_rpc_url(name, url))
     return found
 
 
 def _rpc_network(name: str) -> str:
     if _RPC_NETWORK.fullmatch(caip2(name)) is None:
-        raise ValueError(f"{name[:40]!r} is not an EVM network in CAIP-2 form, such as eip155:8453")
+        raise ValueError(f"{told(name)} is not an EVM network in CAIP-2 form, such as eip155:8453")
     return caip2(name)
 
 
@@ -427,11 +471,13 @@ def _read_file(path: Path, env: Mapping[str, str]) -> Settings:
     if len(data) > _FILE_BYTES_MAX:
         raise ValueError(f"{path}: larger than {_FILE_BYTES_MAX} bytes")
     try:
-        document = tomllib.loads(data.decode("utf-8"))
+        document = tomllib.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not UTF-8 text") from None
     except tomllib.TOMLDecodeError as exc:
-        raise ValueError(f"{path}: not TOML: {exc}") from None
+        found = _TOML_PLACE.search(str(exc))
+        where = found[0] if found else "near its end"
+        raise ValueError(f"{path}: not TOML: what stands {where} cannot be read") from None
     with _naming(str(path)):
         _check_keys(document, ("wallet", "ledger", *_READERS))
     shared = os.name == "posix" and bool(mode & 0o077)
@@ -452,7 +498,9 @@ def _read_file(path: Path, env: Mapping[str, str]) -> Settings:
 def _check_keys(table: Mapping[str, object], known: Collection[str]) -> None:
     for name in table:
         if name not in known:
-            raise ValueError(f"unknown key {name!r}{_meant(name, known)}")
+            called = told_name(name, "")
+            which = repr(called) if called else "(not shown: it may be a secret)"
+            raise ValueError(f"unknown key {which}{_meant(name, known)}")
 
 
 def _meant(name: str, known: Collection[str]) -> str:
@@ -507,7 +555,8 @@ def _key_in_variable(name: str, where: str, env: Mapping[str, str]) -> KeySource
         raise ValueError(f"{where}: private_key_env is the name of a variable, not a key")
     key = variable(env, name)
     if key is None:
-        raise ValueError(f"{where}: the variable {name} is not set")
+        which = told_name(name, "that private_key_env names")
+        raise ValueError(f"{where}: the variable {which} is not set")
     return KeySource(where=name, key=key)
 
 
@@ -591,14 +640,38 @@ def _texts(value: object) -> list[str]:
 
 def _origins(value: object) -> list[str]:
     found = _texts(value)
-    parse_origins(found)
+    try:
+        parse_origins(found)
+    except ValueError as exc:
+        raise ValueError(_kind(exc) if found else str(exc)) from None
+    return found
+
+
+def _some_origins(value: object) -> list[str]:
+    return _origins(value) if _texts(value) else []
+
+
+def _networks(value: object) -> list[str]:
+    return [_network(name) for name in _texts(value)]
+
+
+def _network(name: str) -> str:
+    if caip2(name) == name:  # no name of version 1
+        return _rpc_network(name)
+    return name
+
+
+def _prefer(value: object) -> list[str]:
+    found = _texts(value)
+    if not set(found) <= set(get_args(Route)):
+        raise ValueError(f"orders some of {', '.join(get_args(Route))}")
     return found
 
 
 def _caps(value: object) -> list[Cap]:
     if isinstance(value, str):
         return parse_caps(value)
-    found = [parse_cap(item) for item in _texts(value)]
+    found = _parse_caps(_texts(value))
     if not found:
         raise ValueError('is empty; write such as ["0.25/call", "5/day"]')
     return found
@@ -620,7 +693,10 @@ def _asset(table: object) -> Asset:
             raise ValueError(f"an asset has no {name}")
     for name in ("network", "address", "name", "version"):
         _text(table[name], name)
-    return Asset(**{**table, "network": caip2(table["network"])})
+    try:
+        return Asset(**{**table, "network": caip2(table["network"])})
+    except ValueError as exc:
+        raise ValueError(_kind(exc)) from None
 
 
 def _payees(value: object) -> str | list[str]:
@@ -628,21 +704,32 @@ def _payees(value: object) -> str | list[str]:
         if value != "pin":
             raise ValueError('is "pin" or a list of addresses')
         return value
-    return _texts(value)
+    found = _texts(value)
+    for number, payee in enumerate(found, 1):
+        if payee_fault(payee, payer=None, asset="") is not None:
+            raise ValueError(f"payee {number} is not an address that can be paid")
+    return found
 
 
 def _services(value: object) -> dict[str, str]:
     if not isinstance(value, dict):
         raise TypeError("is a table of name = URL pattern")
-    found = {name: _text(pattern, name) for name, pattern in value.items()}
-    Services(found)
+    found = {name: _text(pattern, told_name(name, "a pattern")) for name, pattern in value.items()}
+    try:
+        Services(found)
+    except ValueError as exc:
+        raise ValueError(_kind(exc)) from None
     return found
 
 
 def _headers(value: object) -> dict[str, str]:
     if not isinstance(value, dict):
         raise TypeError("is a table of header = value")
-    return {name: _text(text, name) for name, text in value.items()}
+    found = {name: _text(text, told_name(name, "a header")) for name, text in value.items()}
+    for name, text in found.items():
+        if not can_be_sent(name, text):
+            raise ValueError(f"{told_name(name, 'a header')} cannot be sent in a header")
+    return found
 
 
 def _word(value: object) -> str:
@@ -656,8 +743,9 @@ def _rpc(value: object) -> dict[str, list[str]]:
     for name, urls in value.items():
         several = urls if isinstance(urls, list) else [urls]
         if not several:
-            raise ValueError(f"{name} has no endpoint")
-        found[_rpc_network(name)] = [_rpc_url(name, url) for url in several]
+            raise ValueError(f"{told_name(name, 'a network')} has no endpoint")
+        network = _rpc_network(name)
+        found[network] = [_rpc_url(name, url) for url in several]
     return found
 
 
@@ -665,20 +753,20 @@ def _span(value: object) -> timedelta:
     if isinstance(value, str):
         return parse_span(value)
     if type(value) is not int or not 0 < value <= _SPAN_MAX.total_seconds():
-        raise ValueError(f'is seconds, or a length of time such as "5m", not {value!r}')
+        raise ValueError('is seconds, or a length of time such as "5m"')
     return timedelta(seconds=value)
 
 
 def _flag(value: object) -> bool:
     if not isinstance(value, bool):
-        raise TypeError(f"is true or false, not {value!r}")
+        raise TypeError("is true or false")
     return value
 
 
 def _one_of(*allowed: str) -> Callable[[object], str]:
     def reader(value: object) -> str:
         if value not in allowed:
-            raise ValueError(f"is one of {', '.join(allowed)}, not {value!r}")
+            raise ValueError(f"is one of {', '.join(allowed)}")
         return str(value)
 
     return reader
@@ -688,7 +776,7 @@ def _breaker_after(value: object) -> int | None:
     if value is False:
         return None
     if type(value) is not int or value < 1:
-        raise ValueError(f"is a number of bad ends above 0, or false for never, not {value!r}")
+        raise ValueError("is a number of bad ends above 0, or false for never")
     return value
 
 
@@ -696,17 +784,17 @@ def _max_gas_wei(value: object) -> int | None:
     if value is False:
         return None
     if type(value) is not int or value < 1:
-        raise ValueError(f"is wei above 0, or false for no on-chain transfers, not {value!r}")
+        raise ValueError("is wei above 0, or false for no on-chain transfers")
     return value
 
 
 _READERS: Final[Mapping[str, Callable[[object], Any]]] = {
     "caps": _caps,
     "origins": _origins,
-    "networks": _texts,
+    "networks": _networks,
     "assets": _assets,
     "payees": _payees,
-    "prefer": _texts,
+    "prefer": _prefer,
     "services": _services,
     "max_validity": _span,
     "rpc": _rpc,
@@ -715,8 +803,8 @@ _READERS: Final[Mapping[str, Callable[[object], Any]]] = {
     "resign": _one_of("expired", "never"),
     "breaker_after": _breaker_after,
     "breaker_for": _span,
-    "token_origins": _texts,
-    "balance_origins": _texts,
+    "token_origins": _some_origins,
+    "balance_origins": _some_origins,
     "poll_unpaid": _span,
     "poll_paid": _span,
     "marketplace_headers": _headers,

@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _QUOTES: Final = "\"'`\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb"
+_HEADER: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_FIELD: Final = re.compile(r"([\x21-\x7e]([\t\x20-\x7e]*[\x21-\x7e])?)?")
+_SHORT: Final = 5
+_NAME: Final = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+|[a-z]+([_-][a-z]+)*")
+_KEY: Final = re.compile(
+    r"(0[xX])?[0-9a-fA-F]{64}|(0[xX])?[0-9a-fA-F]{128}|[1-9A-HJ-NP-Za-km-z]{86,88}"
+    r"|\[(\s*[0-9]{1,3}\s*,){31,63}\s*[0-9]{1,3}\s*\]|([A-Za-z]{3,8}\s+){11,23}[A-Za-z]{3,8}"
+)
+"""A private key of an EVM chain or of Solana, in any of its forms, or BIP-39 words."""
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|(file|sqlite3?|postgres(ql)?):", re.IGNORECASE)
 """How a URL begins, also where its second slash was lost; a drive has one letter only."""
@@ -38,6 +47,22 @@ def quoted(text: str) -> bool:
     return text[0] in _QUOTES or (text[-1] in _QUOTES and text.count(text[-1]) % 2 == 1)
 
 
+def told(text: str, otherwise: str = "it") -> str:
+    """*text* for a message, where it is too short to be a secret in the wrong place."""
+    return repr(text) if len(text) <= _SHORT and text.isascii() and text.isalnum() else otherwise
+
+
+def told_name(name: str, otherwise: str) -> str:
+    """What should be the name of a variable or a key, for a message, if it looks like one."""
+    likely = len(name) <= _SHORT or (len(name) <= 48 and _NAME.fullmatch(name))
+    return name if likely and name.isidentifier() else otherwise
+
+
+def secret_like(text: str) -> bool:
+    """Whether *text* can hardly be anything but a private key, or the words of one."""
+    return _KEY.fullmatch(text.strip()) is not None
+
+
 def variable(environ: Mapping[str, str], name: str) -> str | None:
     """What the variable *name* says; ``None`` where it is not set, or says nothing.
 
@@ -50,6 +75,11 @@ def variable(environ: Mapping[str, str], name: str) -> str | None:
         raise ValueError(f"{name}: {exc}") from None
 
 
+def can_be_sent(name: str, value: str) -> bool:
+    """Whether this can be a header of a request."""
+    return bool(_HEADER.fullmatch(name) and _FIELD.fullmatch(value))
+
+
 def fixed(path: str | os.PathLike[str], base: Path | None = None) -> Path:
     """The one place that *path* names from now on, wherever the process goes later.
 
@@ -57,8 +87,8 @@ def fixed(path: str | os.PathLike[str], base: Path | None = None) -> Path:
     this moment.
 
     Raises:
-        ValueError: it can name no file: it is empty, a URL, quoted, has blanks at its ends or
-            control characters, or begins with the ``~`` of a user who is not known here.
+        ValueError: it can name no file: it is empty, a URL, a private key, quoted, has blanks at
+            its ends or control characters, or begins with the ``~`` of a user unknown here.
         OSError: it is relative, and the directory of the process is gone.
     """
     text = os.fspath(path)
@@ -66,6 +96,8 @@ def fixed(path: str | os.PathLike[str], base: Path | None = None) -> Path:
         raise ValueError("is empty, not a path")
     if _CONTROL.search(text) or text != plain(text):
         raise ValueError("is not a path: it has blanks at its ends, or control characters")
+    if secret_like(text):
+        raise ValueError("is a private key or its words, not a path")
     if _URL.match(text):
         raise ValueError("is a URL, not a path")
     if text == ":memory:":

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from datetime import timedelta
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, cast, get_args
 
+from x402_mask._given import can_be_sent
 from x402_mask._models import Asset, Cap, Event, State
 from x402_mask._policy import Policy
 from x402_mask._preempt import HeldTokens, Memory
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("x402_mask")
 
 _ROUTES = ("held-token", "x402", "token")
-_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-_FIELD = re.compile(r"([\x21-\x7e]([\t\x20-\x7e]*[\x21-\x7e])?)?")
 
 
 class Payer:
@@ -59,7 +58,8 @@ class Payer:
         services: ``{"name": "https://host/path/*"}`` for what is not a marketplace path.
         approve: asked with a :class:`~x402_mask.Quote` before anything is reserved; only ``True``
             approves. May be async for async clients.
-        on_event: observes :class:`~x402_mask.Event` records; what it raises is logged.
+        on_event: observes :class:`~x402_mask.Event` records, a plain function in async clients
+            too; what it raises is logged.
         payees: ``None``, ``"pin"``, or the only addresses that may be paid.
         max_validity: longest life of a signature.
         preempt: send a proof with the first request where the price is already known.
@@ -155,8 +155,8 @@ class Payer:
         self.strict_clock = clock is None
         self.breaker = _breaker(breaker_after, breaker_for)
         self.max_gas_wei = _max_gas(max_gas_wei)
-        self._on_event = _callable(on_event, "on_event")
-        self._clock = _callable(clock, "clock") or time.time
+        self._on_event = _plain_callable(on_event, "on_event")
+        self._clock = _plain_callable(clock, "clock") or time.time
         self._rpc = _endpoints(rpc)
         self._chain: ChainReader | None = None
         self.ledger: Ledger = _default_ledger() if ledger is None else _checked_ledger(ledger)
@@ -368,7 +368,12 @@ class Payer:
             detail=detail or {},
         )  # fmt: skip
         try:
-            self._on_event(event)
+            returned = self._on_event(event)
+            if isawaitable(returned):  # which only calling could tell
+                close = getattr(returned, "close", None)
+                if close is not None:
+                    close()
+                raise TypeError("on_event returned an awaitable, which nobody awaits")  # noqa: TRY301
         except Exception:
             log.exception("on_event failed at %s", kind)
 
@@ -532,6 +537,13 @@ def _callable(function: Any, name: str) -> Any:
     return function
 
 
+def _plain_callable(function: Any, name: str) -> Any:
+    """What is called in the middle of everything, in sync and async calls alike."""
+    if function is not None and is_async(function):
+        raise TypeError(f"{name} is a plain function, not a coroutine function: nobody awaits it")
+    return _callable(function, name)
+
+
 def _among(origins: Iterable[str] | None, listed: frozenset[str], name: str) -> frozenset[str]:
     given = () if origins is None else _texts(origins, name)
     found = parse_origins(given) if given else frozenset()
@@ -546,7 +558,7 @@ def _headers(headers: Mapping[str, str] | None) -> dict[str, str]:
     for name, value in found.items():
         if {type(name), type(value)} != {str}:
             raise TypeError("marketplace_headers holds str")
-        if not _HEADER.fullmatch(name) or not _FIELD.fullmatch(value):
+        if not can_be_sent(name, value):
             raise ValueError(f"marketplace_headers: {shown(name, 40)} cannot be sent in a header")
     return found
 

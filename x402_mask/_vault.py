@@ -121,7 +121,7 @@ def load_key(path: Path, *, create: bool) -> bytes | None:
 def _read_key(path: Path) -> bytes:
     keep_private(path)
     try:
-        key = bytes.fromhex(path.read_text("ascii").strip())
+        key = bytes.fromhex(path.read_text("utf-8-sig").strip())
     except ValueError:
         key = b""
     if len(key) != _KEY_BYTES:

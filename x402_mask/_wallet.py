@@ -95,6 +95,8 @@ class Wallet:
     ) -> Wallet:
         """A wallet from a V3 keystore, by path or already parsed (Web3 Secret Storage).
 
+        Where *password* does not open it, it is tried without the blanks and newlines at its ends.
+
         Raises:
             OSError: the file cannot be read.
             ValueError: not a keystore, or the wrong password.
@@ -103,11 +105,13 @@ class Wallet:
 
         if isinstance(keystore, (str, os.PathLike)):
             keystore = _read_keystore(_named(keystore))
-        try:
-            return cls(bytes(Account.decrypt(dict(keystore), password)))
-        except (ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as exc:
-            told = "the password is wrong" if "MAC" in str(exc) else "not a V3 keystore"
-            raise ValueError(told) from None
+        told = ""
+        for secret in dict.fromkeys((password, password.strip("\r\n"), password.strip())):
+            try:
+                return cls(bytes(Account.decrypt(dict(keystore), secret)))
+            except (ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as exc:
+                told = "the password is wrong" if "MAC" in str(exc) else "not a V3 keystore"
+        raise ValueError(told)
 
     @classmethod
     def from_mnemonic(
@@ -125,8 +129,9 @@ class Wallet:
 
         assert ETHEREUM_DEFAULT_PATH == MNEMONIC_PATH
         Account.enable_unaudited_hdwallet_features()
+        plain = " ".join(words.split())  # a file of them ends with a newline
         try:
-            account = Account.from_mnemonic(words, passphrase=passphrase, account_path=path)
+            account = Account.from_mnemonic(plain, passphrase=passphrase, account_path=path)
         except Exception:  # noqa: BLE001  # its errors may quote the words
             raise ValueError("not a BIP-39 mnemonic, or not a derivation path") from None
         return cls(bytes(account.key))
@@ -215,7 +220,7 @@ def _read_keystore(path: Path) -> Mapping[str, Any]:
     if path.stat().st_size > 65536:
         raise ValueError(f"{path.name} is not a V3 keystore")
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document = json.loads(path.read_text("utf-8-sig"))
     except (ValueError, RecursionError):
         raise ValueError(f"{path.name} is not a V3 keystore") from None
     if isinstance(document, dict):

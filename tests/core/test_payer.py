@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from datetime import timedelta
@@ -248,3 +249,30 @@ def test_names_that_do_not_exist() -> None:
     with pytest.raises(AttributeError, match="Walet"):
         x402_mask.Walet  # noqa: B018
     assert sorted(x402_mask.__all__) == x402_mask.__all__
+
+
+# --- what nobody awaits
+
+
+class _Observer:
+    async def __call__(self, event: Any) -> None:
+        """Never run."""
+
+
+async def _seen(event: Any = None) -> None:
+    """Never run."""
+
+
+@pytest.mark.parametrize("name", ["on_event", "clock"])
+@pytest.mark.parametrize(
+    "function", [_seen, _Observer(), functools.partial(_seen, event=1)], ids=repr
+)
+def test_a_coroutine_function_is_refused_where_nobody_awaits_it(name: str, function: Any) -> None:
+    with pytest.raises(TypeError, match=f"^{name} is a plain function"):
+        made(**{name: function})
+
+
+def test_what_turns_out_to_be_one_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """And leaves no warning of a coroutine that was never awaited."""
+    made(on_event=lambda event: (event, _seen(event))[1]).emit("challenge")
+    assert "on_event failed at challenge" in caplog.text and "awaitable" in caplog.text

@@ -351,3 +351,34 @@ def test_keystores_are_private_whatever_the_umask(
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "k.json").stat().st_mode) == 0o600
+
+
+# --- as files and variables give them
+
+
+WORDS = "test test test test test test test test test test test junk"
+
+
+@pytest.mark.parametrize("ends", ["{}\n", " {}", "{}\r\n", "\t{} \n"])
+def test_words_with_a_last_newline(ends: str) -> None:
+    assert Wallet.from_mnemonic(ends.format(WORDS)).address == Wallet.from_mnemonic(WORDS).address
+    assert (
+        Wallet.from_mnemonic(WORDS.replace(" ", "\n")).address
+        == Wallet.from_mnemonic(WORDS).address
+    )
+
+
+@pytest.mark.parametrize("password", ["horse", " horse ", "horse\n"])
+@pytest.mark.parametrize("ends", ["{}", "{}\n", "{}\r\n"])
+def test_a_password_with_a_last_newline(password: str, ends: str) -> None:
+    """Tried as it is first: blanks may be part of it."""
+    from eth_account import Account
+
+    made = Account.encrypt("0x" + "11" * 32, password, kdf="pbkdf2", iterations=1)
+    if password.endswith("\n") and ends != "{}":
+        return
+    assert Wallet.from_keystore(made, ends.format(password)).address
+    padded = Account.encrypt("0x" + "11" * 32, "horse", kdf="pbkdf2", iterations=1)
+    assert Wallet.from_keystore(padded, f" {ends.format('horse')}").address
+    with pytest.raises(ValueError, match="the password is wrong"):
+        Wallet.from_keystore(made, "cow\n")

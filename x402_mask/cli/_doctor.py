@@ -144,9 +144,9 @@ def _wallet_checks(settings: Settings) -> Iterator[Check]:
 
 
 def _keystore_checks(source: _config.KeystoreSource) -> Iterator[Check]:
-    if not source.path.is_file():
+    if not source.is_there:
         if source.password is None:
-            yield _fail("wallet", f"there is no keystore {source.path}")
+            yield _fail("wallet", f"{source.where}: {_config.NO_KEYSTORE}")
         return
     if os.name == "posix" and source.path.stat().st_mode & 0o077:
         yield _warn("wallet", f"others may read {source.path}", f"chmod 600 {source.path}")
@@ -154,7 +154,7 @@ def _keystore_checks(source: _config.KeystoreSource) -> Iterator[Check]:
         claimed = source.claimed_address or "a keystore that names no address"
         yield _warn(
             "wallet", f"{claimed} from {source.path}, not opened",
-            f"set {source.password_name} to have it opened here; commands that pay ask for it",
+            f"set {source.password_told} to have it opened here; commands that pay ask for it",
         )  # fmt: skip
 
 

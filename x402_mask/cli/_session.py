@@ -85,9 +85,10 @@ class Session:
         if source is None:
             return None
         try:
-            if isinstance(source, _config.KeystoreSource) and source.password is None:
-                return source.open(ask_password(f"Password of {source.path}"))
-            return source.open()
+            if not isinstance(source, _config.KeystoreSource):
+                return source.open()
+            asks = source.password is None and source.is_there
+            return source.open(ask_password(f"Password of {source.path}") if asks else None)
         except ValueError as exc:
             raise mistake(exc) from exc
 

@@ -105,7 +105,7 @@ def _secret(name: str) -> str:
     if sys.stdin.isatty():
         typed: str = click.prompt(name, hide_input=True, err=True)
         return typed.strip()
-    return sys.stdin.read(_SECRET_MAX).strip()
+    return sys.stdin.read(_SECRET_MAX).removeprefix("\ufeff").strip()  # a file saved on Windows
 
 
 def _hex_key(text: str) -> bytes:
@@ -121,12 +121,15 @@ def _words_key(words: str) -> bytes:
     from x402_mask._wallet import MNEMONIC_PATH, Wallet
 
     Wallet.from_mnemonic(words)  # says what is wrong without quoting the words
-    return bytes(Account.from_mnemonic(words, account_path=MNEMONIC_PATH).key)
+    return bytes(Account.from_mnemonic(" ".join(words.split()), account_path=MNEMONIC_PATH).key)
 
 
 def _password(target: Path) -> str:
     given = os.environ.get(PASSWORD)
-    password = ask_password(f"New password for {target}", confirm=True) if given is None else given
+    if given is None:
+        password = ask_password(f"New password for {target}", confirm=True)
+    else:
+        password = given.strip()
     if not password:
         raise Failure("an empty password protects nothing: choose one", USAGE)
     return password
