@@ -83,7 +83,7 @@ class AsyncPerformer:
             case Checkpoint():
                 return None
             case Record(call):
-                return await self._record(call)
+                return await self.record(call)
             case Sleep(seconds):
                 from anyio import sleep  # noqa: PLC0415
 
@@ -91,7 +91,8 @@ class AsyncPerformer:
             case Consult(function, args):
                 return await _consult(function, args)
 
-    async def _record(self, call: Callable[[float], T]) -> T:
+    async def record(self, call: Callable[[float], T]) -> T:
+        """Call the ledger, to the end, with the seconds that it may wait."""
         if self._inline:
             try:
                 return call(0)

@@ -520,7 +520,7 @@ def _reserve_and_buy(
     """Reserve, sign, present; ``None`` if the operation was opened by another call meanwhile."""
     want = _reservation(payer, call, purchase, plan)
     try:
-        reserved = yield from _reserve(payer, purchase, plan, want)
+        reserved = yield from _reserve(payer, call, purchase, plan, want)
         if reserved is None:
             return None
         row, proof = row_of(want), reserved.proof
@@ -542,7 +542,7 @@ def _reserve_and_buy(
                 refusal.quote = replace(refusal.quote, caps=caps)
         raise
     finally:  # whatever interrupts this, at whichever line: nobody carries the payment any more
-        payer.ledger.put_down(want.id, now_us=want.at)
+        payer.ledger.put_down(want.id, call.by, now_us=want.at)
 
 
 def _reservation(payer: Payer, call: Call, purchase: Purchase, plan: Plan) -> Reservation:
@@ -562,7 +562,7 @@ def _reservation(payer: Payer, call: Call, purchase: Purchase, plan: Plan) -> Re
 
 
 def _reserve(
-    payer: Payer, purchase: Purchase, plan: Plan, want: Reservation
+    payer: Payer, call: Call, purchase: Purchase, plan: Plan, want: Reservation
 ) -> Generator[Effect, Any, Reserved | None]:
     """Reserve against every cap at once; ``None`` if the operation was opened meanwhile.
 
@@ -574,7 +574,12 @@ def _reserve(
         make = partial(prove_here, payer, purchase, plan.choice, want.id)
     answer = yield from record(
         lambda wait_s: payer.ledger.reserve(
-            want, payer.breaker, durable=plan.route == "x402", prove=make, wait_s=wait_s
+            want,
+            payer.breaker,
+            durable=plan.route == "x402",
+            prove=make,
+            carrier=call.by,
+            wait_s=wait_s,
         )
     )
     if isinstance(answer, Twin):
@@ -627,14 +632,14 @@ def _represent(
     row, now_us = twin.row, payer.now_us()
     try:
         proof = yield from record(
-            lambda wait_s: payer.ledger.claim(row.id, call, now_us=now_us, wait_s=wait_s)
+            lambda wait_s: payer.ledger.claim(row.id, call.by, now_us=now_us, wait_s=wait_s)
         )
         if proof is None:
             return None
         payer.emit("represented", row, payment_id=row.id, usd=usd(row.micro))
         return (yield from _present(payer, call, row, proof))
     finally:
-        payer.ledger.put_down(row.id, call, now_us=now_us)
+        payer.ledger.put_down(row.id, call.by, now_us=now_us)
 
 
 # --- after the point of no return -----------------------------------------------------------------

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, overload
 
 from x402_mask import _counters, _json, _payees
 from x402_mask._book import NOTHING_ELSE, WAIT_S
+from x402_mask._carrier import Carrier
 from x402_mask._models import Payment
 from x402_mask._money import usd
 from x402_mask._rows import (
@@ -64,6 +65,8 @@ class _Self:
 
     owner: str
     flying: dict[str, object] = field(default_factory=dict)
+    handing: dict[str, tuple[Carrier, int]] = field(default_factory=dict)
+    """Payments recorded as delivered by calls that have not been seen to end yet, and when."""
     unwritten: dict[str, tuple[Result, int]] = field(default_factory=dict)
 
 
@@ -125,6 +128,7 @@ class Ledger(TokenBook, TransferBook):
         *shop* is the origin whose tokens would do, if any would; *origin* the one whose payees are
         asked for, and *also* the keys of what the service may be besides.
         """
+        self._flush(wait_s)
         with self._transaction(wait_s, write=False) as db:
             rows = self._undelivered(db, operation)
             return View(
@@ -146,13 +150,14 @@ class Ledger(TokenBook, TransferBook):
         *,
         durable: bool = False,
         prove: Callable[[], Proof] | None = None,
+        carrier: object = None,
         wait_s: float = WAIT_S,
     ) -> Reserved | Twin:
         """Check every cap and reserve, in one atomic step.
 
         Returns a :class:`Twin` instead when the operation turned out to be open already.
         *prove* makes the proof, without waiting for anybody: it is stored in the same transaction,
-        as :meth:`hold` would, and may leave when this returns.
+        as :meth:`hold` would, and may leave when this returns.  *carrier* carries it from then on.
 
         Raises:
             Paused, CapExceeded, OfferRefused, PaymentRefused: nothing was reserved.
@@ -161,7 +166,7 @@ class Ledger(TokenBook, TransferBook):
         self._know(_counters.units(want.limits), wait_s)
         self._flush(wait_s)
         durable = durable or prove is not None
-        with self._carrying(want.id), self._transaction(wait_s, durable=durable) as db:
+        with self._carrying(want.id, carrier), self._transaction(wait_s, durable=durable) as db:
             if self._is_paused(db):
                 raise Paused("this ledger is paused; `x402-mask resume` ends it")
             rows = self._undelivered(db, want.operation)
@@ -216,10 +221,17 @@ class Ledger(TokenBook, TransferBook):
         result: Result,
         breaker: Breaker | None = None,
         *,
+        carrier: object = None,
         now_us: int,
         wait_s: float = WAIT_S,
     ) -> bool:
-        """Record how the call ended.  Returns whether this opened the origin's breaker."""
+        """Record how the call ended.  Returns whether this opened the origin's breaker.
+
+        What was delivered is re-opened after all if *carrier*, the call, ends in any other way than
+        in its caller's hands: however it is interrupted, and wherever.
+        """
+        if result.delivered and isinstance(carrier, Carrier):
+            self._self().handing[payment_id] = (carrier, now_us)  # before anybody can see it
         try:
             with self._transaction(wait_s) as db:
                 opened = self._finish(db, payment_id, result, breaker, now_us)
@@ -247,10 +259,12 @@ class Ledger(TokenBook, TransferBook):
 
     def reopen(self, payment_id: str, *, now_us: int, wait_s: float = WAIT_S) -> None:
         """The answer that was recorded as delivered never reached its caller after all."""
-        note = "the answer broke off before its caller had it"
-        end, _ = self._unwritten.get(payment_id, (Result(outcome="unknown", delivered=False), 0))
-        self._unwritten[payment_id] = (replace(end, delivered=False, lost=True, note=note), now_us)
+        self._take_back(payment_id, now_us)
         self._flush(wait_s)
+
+    def handed_by(self, carrier: object) -> list[str]:
+        """Payments that were recorded as delivered by *carrier*, which has not ended yet."""
+        return [name for name, (by, _) in list(self._self().handing.items()) if by is carrier]
 
     def release(
         self,
@@ -454,7 +468,7 @@ class Ledger(TokenBook, TransferBook):
         if row.flight is None:
             return False
         if row.flight == self._me():
-            return row.id in self._flying
+            return self._is_carried(row.id)
         known = {} if known is None else known
         if row.flight not in known:
             known[row.flight] = self._is_alive(db, row.flight)
@@ -531,7 +545,7 @@ class Ledger(TokenBook, TransferBook):
         owners = [owner for (owner,) in db.all(sql) if not self._is_other(db, owner)]
         sql = f"SELECT {COLUMNS} FROM payments WHERE state='reserved' AND flight=?"  # noqa: S608
         rows = [Row._make(found) for owner in owners for found in db.all(sql, owner)]
-        idle = [row for row in rows if row.id not in self._flying]
+        idle = [row for row in rows if not self._is_carried(row.id)]
         dead = [row for row in idle if row.route != "token" or not self._is_purchase(db, row.id)]
         for row in dead:
             note = "its process ended before a proof was stored"
@@ -692,16 +706,34 @@ class Ledger(TokenBook, TransferBook):
 
     def _flush(self, wait_s: float) -> None:
         """Write the ends of calls that could not be written when they happened."""
+        handing = self._self().handing
+        for payment_id, (carrier, at) in list(handing.items()):
+            if carrier.is_lost:
+                self._take_back(payment_id, at)
+            elif not carrier.is_running:
+                handing.pop(payment_id, None)
         for payment_id, (result, at) in list(self._unwritten.items()):
             with self._transaction(wait_s) as db:
                 if self._find(db, payment_id) is not None:
                     self._finish(db, payment_id, result, None, at)
             self._unwritten.pop(payment_id, None)
 
+    def _take_back(self, payment_id: str, at: int) -> None:
+        """What is to be written of a payment whose answer its caller never had."""
+        note = "the answer broke off before its caller had it"
+        end, _ = self._unwritten.get(payment_id, (Result(outcome="unknown", delivered=False), 0))
+        self._unwritten[payment_id] = (replace(end, delivered=False, lost=True, note=note), at)
+        self._self().handing.pop(payment_id, None)  # last: until then it would be found again
+
+    def _is_carried(self, payment_id: str) -> bool:
+        """Whether a call of this process carries the payment, and still runs."""
+        carrier = self._flying.get(payment_id, self)
+        return carrier is not self and (not isinstance(carrier, Carrier) or carrier.is_running)
+
     @contextmanager
-    def _carrying(self, payment_id: str) -> Iterator[None]:
+    def _carrying(self, payment_id: str, carrier: object) -> Iterator[None]:
         """This process carries the payment, from before others can see its row."""
-        self._flying[payment_id] = None
+        self._flying[payment_id] = carrier
         try:
             yield
         except BaseException:

@@ -419,6 +419,11 @@ class Payer:
         except LedgerError:
             log.exception("payment %s is re-opened with the next call only", payment_id)
 
+    def take_back(self, carrier: object, wait_s: float) -> None:
+        """The call of *carrier* does not end in its caller's hands, whatever was recorded of it."""
+        for payment_id in self.ledger.handed_by(carrier):
+            self.reopen(payment_id, wait_s)
+
     def resolve(self, row: Row) -> Resolved:
         """Ask the chain about one payment and write down what it proves."""
         from x402_mask._reconcile import resolve  # noqa: PLC0415

@@ -327,11 +327,14 @@ class PostgresLedger(Ledger):
         *,
         durable: bool = False,
         prove: Callable[[], Proof] | None = None,
+        carrier: object = None,
         wait_s: float = WAIT_S,
     ) -> Reserved | Twin:
         """Check every cap and reserve; see :meth:`Ledger.reserve`."""
         self._stay_alive(wait_s)
-        return super().reserve(want, breaker, durable=durable, prove=prove, wait_s=wait_s)
+        return super().reserve(
+            want, breaker, durable=durable, prove=prove, carrier=carrier, wait_s=wait_s
+        )
 
     def claim(
         self, payment_id: str, carrier: object = None, *, now_us: int, wait_s: float = WAIT_S

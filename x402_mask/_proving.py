@@ -172,7 +172,7 @@ def conclude(
     """
     call.trip.receipt = receipt_for(row, result.outcome, result.transaction)
     try:
-        yield from finish(payer, row, result, told=told)
+        yield from finish(payer, row, result, told=told, carrier=call.by)
         yield from checkpoint()  # the last moment for a cancellation
     except BaseException:
         if result.delivered:  # but it never reached the caller
@@ -214,14 +214,14 @@ def _is_hash(text: str | None) -> bool:
 
 
 def finish(
-    payer: Payer, row: Row, result: Result, *, told: bool = False
+    payer: Payer, row: Row, result: Result, *, told: bool = False, carrier: object = None
 ) -> Generator[Effect, Any, None]:
     """Write down the end.  A ledger that fails now costs nobody the answer: money stays held."""
     now_us = payer.now_us()
     try:
         opened = yield from record(
             lambda wait_s: payer.ledger.finish(
-                row.id, result, payer.breaker, now_us=now_us, wait_s=wait_s
+                row.id, result, payer.breaker, carrier=carrier, now_us=now_us, wait_s=wait_s
             )
         )
     except LedgerError as exc:

@@ -18,6 +18,7 @@ from x402_mask._shelf import Asked
 from x402_mask._windows import as_datetime
 
 if TYPE_CHECKING:
+    from x402_mask._carrier import Carrier
     from x402_mask._effects import Reply
     from x402_mask._models import Asset, Offer, Route, Spend
     from x402_mask._payer import Payer
@@ -70,7 +71,14 @@ class Call:
     key: str | None = None
     wait_s: float | None = 5.0
     has_proof: bool = False
+    carrier: Carrier | None = None
+    """Who makes it, where that is known."""
     may_begin: bool = True
+
+    @property
+    def by(self) -> object:
+        """Who carries what this call pays, for the ledger."""
+        return self if self.carrier is None else self.carrier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

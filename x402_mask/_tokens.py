@@ -277,7 +277,7 @@ def resume(
     try:
         begun = yield from record(
             lambda wait_s: payer.ledger.claim_purchase(
-                twin.row.id, call, now_us=now_us, wait_s=wait_s
+                twin.row.id, call.by, now_us=now_us, wait_s=wait_s
             )
         )
         if begun is None:
@@ -296,7 +296,7 @@ def resume(
         )  # fmt: skip
         return (yield from _orderly(deal, _go_on(deal, begun)))
     finally:
-        payer.ledger.put_down(twin.row.id, call, now_us=now_us)
+        payer.ledger.put_down(twin.row.id, call.by, now_us=now_us)
 
 
 def _let_go(payer: Payer, row: Row) -> Generator[Effect, Any, None]:

@@ -55,10 +55,6 @@ ANSWERS: dict[str, Callable[[], Answer]] = {
 }
 """What the seller does with a proof; "sent-ahead": a purchase before makes the proof go first."""
 
-LOCKING = (" _transaction", " owned")
-ABANDONED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-"""Ctrl-C in the driver itself leaves a conversation to the garbage collector, which complains."""
-
 _numbers = iter(range(1, 1_000_000))
 
 
@@ -278,40 +274,6 @@ def test_two_cuts(seller: Seller, fast_path: Path, how: str) -> None:
     count = len(points_of(seller, fast_path, "client", "delivered"))
     pairs = [(n, n + more) for n in range(count // 2, count + 1, 2) for more in range(1, 4)]
     found = run_all(seller, fast_path, "client", how, at=pairs)
-    assert not found, "\n".join(found)
-
-
-def was_delivered(path: Path) -> bool:
-    """Whether the ledger says of any payment that its answer was handed over."""
-    if not path.exists() or not rows(path, "SELECT 1 FROM sqlite_master WHERE name='payments'"):
-        return False
-    return bool(rows(path, "SELECT 1 FROM payments WHERE delivered=1"))
-
-
-def interrupted_at_lines(seller: Seller, directory: Path, kind: str, step: int) -> list[str]:
-    """Ctrl-C at every *step*-th line that a call executes in the library; what went wrong."""
-    found, at = [], 0
-    while True:
-        trial = Trial(seller, directory, kind)
-        trial.cut("fault", lines=(lines := jobs.Lines(at=at, strike=raising(KeyboardInterrupt))))
-        if at and not lines.struck:
-            return found
-        # A line after the end was written: nobody can tell any more that it was not handed over.
-        delivered = was_delivered(trial.path)
-        trial.repeat("same-payer")
-        if trial.outcomes[-1] == "LedgerError" and lines.struck.endswith(LOCKING):
-            # Between taking the lock and noting it, or the reverse: that object is lost, no other.
-            trial.repeat("new-ledger")
-        if wrong := trial.faults(maybe_delivered=delivered):
-            found.append(f"{at} {lines.struck} -> {trial.outcomes}: {'; '.join(wrong)}")
-        at += step
-
-
-@ABANDONED
-@pytest.mark.parametrize("kind", SYNC)
-def test_ctrl_c_at_any_line(seller: Seller, fast_path: Path, kind: str) -> None:
-    """Not only at effects: wherever a signal may strike.  Some lines here, all in the soak."""
-    found = interrupted_at_lines(seller, fast_path, kind, 61)
     assert not found, "\n".join(found)
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import bazaar, killing, test_cuts
+from tests.faults import bazaar, killing, lines, test_cuts
 from tests.support.chain import Chain
 from tests.support.seller import Seller
+from tests.transport.kit import Kind
 
 SEED = int(os.environ.get("X402_MASK_SOAK_SEED", "402"))
 
@@ -62,10 +63,17 @@ def test_every_cut_of_every_kind(
     assert not found, "\n".join(found)
 
 
-@test_cuts.ABANDONED
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("kind", test_cuts.SYNC)
-def test_ctrl_c_at_every_line(seller: Seller, fast_path: Path, kind: str) -> None:
-    """Each third line that a paid call executes in the library."""
-    found = test_cuts.interrupted_at_lines(seller, fast_path, kind, 3)
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <finalize:pytest.PytestUnraisableExceptionWarning"
+)
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("kind", lines.KINDS, ids=str)
+def test_interrupted_at_every_line(
+    kind: Kind, fast_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C, and memory that ran out, at each line that a paid call executes in the library."""
+    count = lines.lines_of(lines.Trial, kind, fast_path)
+    found = lines.interrupted(kind, fast_path, range(1, count + 1))
+    with capsys.disabled():
+        print(f"\n{kind}: {count} lines, {2 * count} interruptions, {len(found)} faults")
     assert not found, "\n".join(found)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import AsyncGenerator
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx
 
+from x402_mask._book import WAIT_S
+from x402_mask._carrier import Carrier, yes
 from x402_mask._clients import payer_of
 from x402_mask._wire import PROOF_HEADERS
 from x402_mask.httpx._layer import Layer, check_payer
@@ -59,44 +62,51 @@ class PaymentAuth(httpx.Auth):
         check_sync(self.payer)
         if self._prepare is not None:
             self._prepare()
+        carrier = Carrier()
+        return carrier.follow(self._sync_auth_flow(carrier, request))
+
+    def _sync_auth_flow(
+        self, carrier: Carrier, request: httpx.Request
+    ) -> Generator[httpx.Request, httpx.Response, None]:
         outer = self._other(request).sync_auth_flow(request)
         try:
-            wanted = next(outer)
-            while True:
-                response = yield from self._paid(wanted)
-                wanted = outer.send(response)
-        except StopIteration:
-            return
-        finally:
-            outer.close()
+            with suppress(StopIteration), closing(outer):
+                wanted = next(outer)
+                while True:
+                    response = yield from self._paid(carrier, wanted)
+                    wanted = outer.send(response)
+        except BaseException:
+            self.payer.take_back(carrier, WAIT_S)
+            raise
+        carrier.handed = yes  # last, as what follows is not ours to see
 
     def _paid(
-        self, request: httpx.Request
+        self, carrier: Carrier, request: httpx.Request
     ) -> Generator[httpx.Request, httpx.Response, httpx.Response]:
         if not origin(request):
             return (yield request)
-        session = SyncSession(self._layer, request)
+        session, sent = SyncSession(self._layer, request, carrier), None
         deferred = session.slot.deferred = []
-        with session.slot.carried():
-            sent, response = session.start(), None
-            while sent is not None:
-                try:
+        try:
+            with session.slot.carried():
+                sent, response = session.start(), None
+                while sent is not None:
                     response = yield sent
-                except BaseException as exc:
-                    if sent is not request:
-                        _bare(sent)
-                    # httpx closes the flow: the real exception is the context of the GeneratorExit
-                    session.failed(exc.__context__ or exc)
-                    raise
-                asked = _scrub(response, sent, request, session.errand)
-                sent = session.received(response, asked)
+                    asked = _scrub(response, sent, request, session.errand)
+                    sent = session.received(response, asked)
+        except BaseException as exc:
+            if sent is not None and sent is not request:
+                _bare(sent)
+            # httpx closes the flow: the real exception is the context of the GeneratorExit
+            session.failed(exc.__context__ or exc)
+            raise
         assert response is not None
-        assert session.response is not None
-        _become(response, session.response)
+        answer = session.answer()
+        _become(response, answer)
         for hook, seen in deferred:
-            if seen is session.response:
+            if seen is answer:
                 hook(seen)
-        return session.response
+        return answer
 
     def async_auth_flow(
         self, request: httpx.Request
@@ -104,43 +114,50 @@ class PaymentAuth(httpx.Auth):
         """Send *request*; pay for it if it must be and may be."""
         if self._prepare is not None:
             self._prepare()
-        return _Closable(cast("Any", self._async_auth_flow(request)))
+        carrier, closable = Carrier(), _Closable()
+        flow = carrier.follow(self._async_auth_flow(carrier, closable, request))
+        closable.flow = cast("Any", flow)
+        return closable
 
     async def _async_auth_flow(
-        self, request: httpx.Request
+        self, carrier: Carrier, closable: _Closable, request: httpx.Request
     ) -> AsyncGenerator[httpx.Request, httpx.Response]:
         outer = self._other(request).async_auth_flow(request)
+        session = sent = wanted = None
         try:
-            wanted = await anext(outer)
-            while True:
-                if not origin(wanted):
-                    wanted = await outer.asend((yield wanted))
-                    continue
-                session = AsyncSession(self._layer, wanted)
-                deferred = session.slot.deferred = []
-                with session.slot.carried():
-                    sent, response = await session.start(), None
-                    while sent is not None:
-                        try:
+            with suppress(StopAsyncIteration):
+                wanted = await anext(outer)
+                while True:
+                    if not origin(wanted):
+                        wanted = await outer.asend((yield wanted))
+                        continue
+                    session = AsyncSession(self._layer, wanted, carrier)
+                    deferred = session.slot.deferred = []
+                    with session.slot.carried():
+                        sent, response = await session.start(), None
+                        while sent is not None:
                             response = yield sent
-                        except BaseException as exc:
-                            if sent is not wanted:
-                                _bare(sent)
-                            await session.failed(exc)
-                            raise
-                        asked = _scrub(response, sent, wanted, session.errand)
-                        sent = await session.received(response, asked)
-                assert response is not None
-                assert session.response is not None
-                _become(response, session.response)
-                for hook, seen in deferred:
-                    if seen is session.response:
-                        await hook(seen)
-                wanted = await outer.asend(session.response)
-        except StopAsyncIteration:
-            return
-        finally:
+                            asked = _scrub(response, sent, wanted, session.errand)
+                            sent = await session.received(response, asked)
+                    assert response is not None
+                    answer = session.answer()
+                    _become(response, answer)
+                    for hook, seen in deferred:
+                        if seen is answer:
+                            await hook(seen)
+                    wanted = await outer.asend(answer)
             await outer.aclose()
+        except BaseException as exc:
+            if sent is not None and sent is not wanted:
+                _bare(sent)
+            try:
+                if session is not None:
+                    await session.failed(exc)
+            finally:
+                await outer.aclose()
+            raise
+        closable.done()
+        carrier.handed = yes  # last, as what follows is not ours to see
 
 
 class _Closable(AsyncGenerator[httpx.Request, httpx.Response]):
@@ -150,28 +167,31 @@ class _Closable(AsyncGenerator[httpx.Request, httpx.Response]):
     ``GeneratorExit``; Python sets none for an async one, so it is looked up here.
     """
 
-    def __init__(self, flow: AsyncGeneratorType[httpx.Request, httpx.Response]) -> None:
-        self._flow = flow
+    flow: AsyncGeneratorType[httpx.Request, httpx.Response]
+
+    def done(self) -> None:
+        """Nothing failed: closing, which comes before the caller has the answer, takes no step."""
+        self.aclose = self.flow.aclose  # type: ignore[method-assign]
 
     async def asend(self, value: Any) -> httpx.Request:
-        return await self._flow.asend(value)
+        return await self.flow.asend(value)
 
     async def athrow(self, *exc: Any) -> httpx.Request:
-        return await self._flow.athrow(*exc)
+        return await self.flow.athrow(*exc)
 
     async def aclose(self) -> None:
         failure = sys.exc_info()[1]
-        if self._flow.ag_running:
+        if self.flow.ag_running:
             return  # it is where the failure happened, and was closed with all that waited for it
-        if failure is not None and self._flow.ag_frame is not None:
+        if failure is not None and self.flow.ag_frame is not None:
             try:
-                await self._flow.athrow(failure)
+                await self.flow.athrow(failure)
             except StopAsyncIteration:
                 return
             except BaseException as raised:  # the caller is about to raise it
                 if raised is not failure:
                     raise
-        await self._flow.aclose()
+        await self.flow.aclose()
 
 
 def _scrub(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
+from inspect import GEN_CLOSED, getgeneratorstate
 from typing import TYPE_CHECKING, Any, cast
 
 import httpx2
@@ -34,6 +36,7 @@ from x402_mask.httpx2._streams import AsyncRewound, AsyncWatched, Rewound, Watch
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
+    from x402_mask._carrier import Carrier
     from x402_mask._effects import Effect
     from x402_mask.httpx2._layer import Layer
 
@@ -46,11 +49,16 @@ _OURS = frozenset({"x402_mask", "x402_mask_refusal"})
 class _Session:
     """What both colours of a call have in common: everything but waiting."""
 
-    def __init__(self, layer: Layer, request: httpx2.Request) -> None:
+    def __init__(
+        self, layer: Layer, request: httpx2.Request, carrier: Carrier | None = None
+    ) -> None:
         self.layer, self.payer = layer, layer.payer
         self.request = request
         self.slot = Slot.of(request)
         self.is_nested = self.slot.is_carried
+        if not self.is_nested:  # else the outer layer hands over what this one bought
+            self.slot.carrier = carrier
+        self.carrier = self.slot.carrier
         self.slot.shed(request)
         self.has_proven = False
         self.response: httpx2.Response | None = None
@@ -70,6 +78,7 @@ class _Session:
             wait_s=timeout.get("read") if isinstance(timeout, dict) else None,
             has_proof=unpaid or not _PROOFS.isdisjoint(self.request.headers.keys()),
             may_begin=self.layer.may_begin(self.request.url),
+            carrier=self.carrier,
         )
 
     def reply(self, response: httpx2.Response, request: httpx2.Request) -> Reply:
@@ -182,6 +191,16 @@ class _Session:
         """Leave nothing to read in a 402 that is discarded: under an auth flow httpx2 reads it."""
         response.headers.pop("content-encoding", None)
         response.stream = httpx2.ByteStream(b"")
+
+    def answer(self) -> httpx2.Response:
+        """The response that is handed back, when the conversation is over."""
+        assert self.response is not None
+        return self.response
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the conversation has come to its end, good or bad."""
+        return getgeneratorstate(self.flow) == GEN_CLOSED
 
     def throw(self, exc: BaseException) -> Effect:
         """Tell the conversation of a failure."""
@@ -303,12 +322,19 @@ class SyncSession(_Session):
         return self.fetched(response, request, gathered)
 
     def failed(self, exc: BaseException) -> None:
-        """Sending failed: the conversation writes down what that means."""
+        """The call ends with *exc*: write down what that means, wherever it came from."""
         try:
-            self._pump(lambda: self.throw(exc))
+            if not self.is_over:
+                self._pump(lambda: self.throw(exc))
         except BaseException as raised:  # re-raised unless it is the same
             if raised is not exc and not isinstance(raised, Abandoned):
                 raise
+        finally:
+            self.lost()
+
+    def lost(self) -> None:
+        """Its caller does not get what was recorded as delivered."""
+        self.payer.take_back(self.carrier, WAIT_S)
 
     def _pump(self, step: Callable[[], Effect]) -> httpx2.Request | None:
         try:
@@ -416,8 +442,10 @@ class SyncSession(_Session):
 class AsyncSession(_Session):
     """:class:`SyncSession`, async."""
 
-    def __init__(self, layer: Layer, request: httpx2.Request) -> None:
-        super().__init__(layer, request)
+    def __init__(
+        self, layer: Layer, request: httpx2.Request, carrier: Carrier | None = None
+    ) -> None:
+        super().__init__(layer, request, carrier)
         self._performer = AsyncPerformer(inline=self.payer.ledger.inline)
 
     async def start(self) -> httpx2.Request | None:
@@ -454,12 +482,21 @@ class AsyncSession(_Session):
         return self.fetched(response, request, gathered)
 
     async def failed(self, exc: BaseException) -> None:
-        """Sending failed: the conversation writes down what that means."""
+        """The call ends with *exc*: write down what that means, wherever it came from."""
         try:
-            await self._pump(lambda: self.throw(exc))
+            if not self.is_over:
+                await self._pump(lambda: self.throw(exc))
         except BaseException as raised:  # re-raised unless it is the same
             if raised is not exc and not isinstance(raised, GeneratorExit):
                 raise
+        finally:
+            self._performer.may_wait = not isinstance(exc, GeneratorExit)
+            await self.lost()
+
+    async def lost(self) -> None:
+        """Its caller does not get what was recorded as delivered."""
+        if self.payer.ledger.handed_by(self.carrier):
+            await self._performer.record(partial(self.payer.take_back, self.carrier))
 
     def throw(self, exc: BaseException) -> Effect:
         """Tell the conversation of a failure; a coroutine that is being closed cannot wait."""

@@ -17,6 +17,8 @@ from x402_mask._wire import PROOF_HEADERS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from x402_mask._carrier import Carrier
+
 SLOT = "x402_mask_trip"
 _carried: ContextVar[Slot | None] = ContextVar("x402_mask_carried", default=None)
 """The call that a layer further out is making: what it sends, a layer below does not begin anew."""
@@ -26,14 +28,15 @@ class Slot:
     """What the requests of one call share: redirects copy extensions, but not what is in them."""
 
     __slots__ = (
-        "_layers", "_leads_to", "_trip", "_url", "deferred", "errand", "private", "proof",
-        "requests", "retry",
+        "_layers", "_leads_to", "_trip", "_url", "carrier", "deferred", "errand", "private",
+        "proof", "requests", "retry",
     )  # fmt: skip
 
     def __init__(self, request: httpx2.Request) -> None:
         self._url = request.url
         self._trip: Trip | None = None
         self._layers = 0
+        self.carrier: Carrier | None = None
         self._leads_to: tuple[str, httpx2.URL] | None = None
         self.requests = [weakref.ref(request)]
         self.retry: weakref.ref[httpx2.Request] | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -31,6 +33,7 @@ class Watched(Around, httpx2.SyncByteStream):
         self, source: httpx2.SyncByteStream, broken: Callable[[BaseException], None]
     ) -> None:
         self._source, self._broken = source, broken
+        self._told = False
 
     def __iter__(self) -> Iterator[bytes]:
         try:
@@ -38,14 +41,21 @@ class Watched(Around, httpx2.SyncByteStream):
         except GeneratorExit:
             raise
         except BaseException as failure:
-            self._broken(failure)
+            self._tell(failure)
             raise
+
+    def _tell(self, failure: BaseException) -> None:
+        self._told = True
+        self._broken(failure)
 
     def close(self) -> None:
         try:
+            failure = sys.exc_info()[1]
             self._source.close()
+            if failure is not None and _came_from(failure, Watched.__iter__) and not self._told:
+                self._tell(failure)
         except BaseException as failure:
-            self._broken(failure)
+            self._tell(failure)
             raise
 
 
@@ -56,6 +66,7 @@ class AsyncWatched(Around, httpx2.AsyncByteStream):
         self, source: httpx2.AsyncByteStream, broken: Callable[[BaseException], Awaitable[None]]
     ) -> None:
         self._source, self._broken = source, broken
+        self._told = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
@@ -64,15 +75,34 @@ class AsyncWatched(Around, httpx2.AsyncByteStream):
         except GeneratorExit:
             raise
         except BaseException as failure:
-            await self._broken(failure)
+            await self._tell(failure)
             raise
+
+    async def _tell(self, failure: BaseException) -> None:
+        self._told = True
+        await self._broken(failure)
 
     async def aclose(self) -> None:
         try:
+            failure = sys.exc_info()[1]
             await self._source.aclose()
+            if (
+                not self._told
+                and failure is not None
+                and _came_from(failure, AsyncWatched.__aiter__)
+            ):
+                await self._tell(failure)
         except BaseException as failure:
-            await self._broken(failure)
+            await self._tell(failure)
             raise
+
+
+def _came_from(failure: BaseException, function: Any) -> bool:
+    """Whether *function* was interrupted by it, where not even its own ``try`` had begun."""
+    code = function.__code__
+    return any(
+        frame.f_code is code for frame, _ in walk_tb(failure.__traceback__)
+    )
 
 
 class Rewound(Around, httpx2.SyncByteStream):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx2
 
+from x402_mask._carrier import Carrier, carried
 from x402_mask._clients import is_foreign
 from x402_mask.httpx2 import _deadline
 from x402_mask.httpx2._layer import Layer, check_payer, straight
@@ -74,24 +76,25 @@ class PaymentTransport(httpx2.BaseTransport):
                     slot = request.extensions[SLOT] = Slot(request)
                     slot.lead(request, response)
                 return response
-        return self._converse(request, response)
+        return carried([partial(self._converse, request, response)])
 
     def _converse(self, request: httpx2.Request, response: httpx2.Response | None) -> httpx2.Response:
         """Go on from the first *response*, or from the start."""
         if not origin(request) or is_errand(request):
             return response or self._ask(request)
-        session = SyncSession(self._layer, request)
-        with session.slot.carried():
-            sent = session.start()
-            while sent is not None:
-                try:
+        handed = False
+        session = SyncSession(self._layer, request, Carrier.here(lambda: handed))
+        try:
+            with session.slot.carried():
+                sent = session.start()
+                while sent is not None:
                     answer = response or self._ask(sent)
-                except BaseException as exc:
-                    session.failed(exc)
-                    raise
-                sent, response = session.received(answer, session.asked(sent, request)), None
-        assert session.response is not None
-        return session.response
+                    sent, response = session.received(answer, session.asked(sent, request)), None
+            answer = session.answer()
+        except BaseException as exc:
+            session.failed(exc)
+            raise
+        return (answer, handed := True)[0]  # in one step: see Carrier
 
     def __enter__(self) -> Self:
         self.inner.__enter__()
@@ -158,27 +161,30 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
                     slot = request.extensions[SLOT] = Slot(request)
                     slot.lead(request, response)
                 return response
-        return await self._converse(request, response)
+        carrier = Carrier()
+        return await carrier.follow(self._converse(carrier, request, response))
 
     async def _converse(
-        self, request: httpx2.Request, response: httpx2.Response | None
+        self, carrier: Carrier, request: httpx2.Request, response: httpx2.Response | None
     ) -> httpx2.Response:
         """Go on from the first *response*, or from the start."""
         if not origin(request) or is_errand(request):
             return response or await self._ask(request)
-        session = AsyncSession(self._layer, request)
-        with session.slot.carried():
-            sent = await session.start()
-            while sent is not None:
-                try:
+        handed = False
+        carrier.handed = lambda: handed
+        session = AsyncSession(self._layer, request, carrier)
+        try:
+            with session.slot.carried():
+                sent = await session.start()
+                while sent is not None:
                     answer = response or await self._ask(sent)
-                except BaseException as exc:
-                    await session.failed(exc)
-                    raise
-                asked = session.asked(sent, request)
-                sent, response = await session.received(answer, asked), None
-        assert session.response is not None
-        return session.response
+                    asked = session.asked(sent, request)
+                    sent, response = await session.received(answer, asked), None
+            answer = session.answer()
+        except BaseException as exc:
+            await session.failed(exc)
+            raise
+        return (answer, handed := True)[0]  # in one step: see Carrier
 
     async def __aenter__(self) -> Self:
         await self.inner.__aenter__()

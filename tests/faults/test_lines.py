@@ -1,0 +1,83 @@
+"""Whichever line an interruption strikes, nothing is paid twice and no ledger is lost."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from random import Random
+
+import httpx
+import pytest
+
+from tests.faults.lines import KINDS, interrupted, lines_of
+from tests.faults.lines import Trial as OneProof
+from tests.transport.kit import Kind, Rig
+from x402_mask import Cap, SQLiteLedger
+from x402_mask._audit import verify
+
+STRIDE = 67
+"""Every so manieth line here, from another one for each kind; every line in the soak."""
+
+pytestmark = [
+    pytest.mark.timeout(300),
+    # one that comes while the garbage collector closes something is Python's to report
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. <finalize:pytest.PytestUnraisableExceptionWarning"
+    ),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_call_interrupted_at_any_line(kind: Kind, fast_path: Path) -> None:
+    """The ledger counts what is out, is free for all, and an identical call shows the same proof."""
+    count = lines_of(OneProof, kind, fast_path)
+    assert count > 500
+    found = interrupted(kind, fast_path, range(1 + KINDS.index(kind) * 5, count + 1, STRIDE))
+    assert not found, "\n".join(found)
+
+
+def test_ctrl_c_by_a_real_signal(fast_path: Path) -> None:
+    """At random moments, in whatever Python is doing then: the process lives on, as a notebook's."""
+    rig = Rig(KINDS[0])
+    rig.payer = rig.make_payer(
+        ledger=SQLiteLedger(fast_path / "signals.db"), caps=[Cap("5000", per="total")]
+    )
+    transport = rig.wrap(rig.payer, rig.wire)
+    got: list[int] = []
+
+    def call(number: int) -> int:
+        request = httpx.Request("POST", rig.sells(), json={"number": number})
+        response = transport.handle_request(request)
+        got.append(number)
+        return int(response.status_code)
+
+    begun = time.perf_counter()
+    for number in range(20):
+        assert call(-number - 1) == 200
+    each = (time.perf_counter() - begun) / 20
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    hits, chance, until = 0, Random(4), time.monotonic() + 6
+    try:
+        for number in range(1, 3000):
+            seen, first = len(rig.proofs), None
+            try:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-5, each * 1.3))
+                    first = call(number)
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                hits += 1
+            if got[-1] == number:  # the caller had its answer
+                continue
+            assert first is None
+            assert call(number) == 200
+            assert len(set(rig.proofs[seen:])) == 1
+            if time.monotonic() > until:
+                break
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert hits > 50
+    assert verify(rig.payer.ledger).ok
+    rig.payer.close()

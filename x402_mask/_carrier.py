@@ -1,0 +1,77 @@
+"""Who makes a call, and whether what it bought has reached its caller.
+
+A call may be interrupted between any two steps, those of cleaning up after an interruption
+included.  So nothing here rests on a line that must be executed: whether a call still runs is asked
+of the function that makes it, and whether it ended in its caller's hands is written by the very
+step that hands it over.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from x402_mask._turns import caller, is_running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+T = TypeVar("T")
+
+_FRAMES = ("gi_frame", "cr_frame", "ag_frame")
+
+
+class Carrier:
+    """Whoever makes one call: a function that runs, or a coroutine or generator not at its end.
+
+    Args:
+        handed: whether the caller has the answer; asked when the call has ended.  A function that
+            returns nothing may set it to :func:`yes` with its last line.
+    """
+
+    __slots__ = ("_flow", "_frame", "handed")
+
+    def __init__(self, handed: Callable[[], bool] | None = None) -> None:
+        self.handed = handed or _not_yet
+        self._frame: FrameType | None = None
+        self._flow: weakref.ref[Any] | None = None
+
+    @classmethod
+    def here(cls, handed: Callable[[], bool]) -> Carrier:
+        """Of the call that :func:`carried` makes, in the function that it calls."""
+        made = cls(handed)
+        made._frame = caller(2)
+        return made
+
+    def follow(self, flow: T) -> T:
+        """The call is what *flow*, a coroutine or a generator, makes from beginning to end."""
+        self._flow = weakref.ref(flow)
+        return flow
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the call may still come to its end."""
+        if self._frame is not None:
+            return is_running(self._frame)
+        flow = None if self._flow is None else self._flow()
+        return flow is not None and any(getattr(flow, name, None) for name in _FRAMES)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the call has ended, and not in the hands of its caller."""
+        return not self.is_running and not self.handed()  # in this order: both may change once
+
+
+def yes() -> bool:
+    """The caller has the answer."""
+    return True
+
+
+def _not_yet() -> bool:
+    return False
+
+
+def carried(call: list[Callable[[], T]]) -> T:
+    """Make a call, in a function that runs as long as the call does and keeps nothing of it."""
+    return call.pop()()
