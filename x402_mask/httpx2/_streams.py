@@ -100,9 +100,7 @@ class AsyncWatched(Around, httpx2.AsyncByteStream):
 def _came_from(failure: BaseException, function: Any) -> bool:
     """Whether *function* was interrupted by it, where not even its own ``try`` had begun."""
     code = function.__code__
-    return any(
-        frame.f_code is code for frame, _ in walk_tb(failure.__traceback__)
-    )
+    return any(frame.f_code is code for frame, _ in walk_tb(failure.__traceback__))
 
 
 class Rewound(Around, httpx2.SyncByteStream):
