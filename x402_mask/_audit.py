@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from typing import IO, TYPE_CHECKING, Any, Final, Literal
@@ -19,6 +19,7 @@ from x402_mask import _json
 from x402_mask._eip712 import keccak
 from x402_mask._money import usd
 from x402_mask._payees import EVERYWHERE
+from x402_mask._restore import counted
 from x402_mask._services import service_key
 from x402_mask._tokenbook import TERMS, token_label
 from x402_mask._transfers import transfer_label
@@ -29,11 +30,10 @@ from x402_mask.errors import LedgerError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from x402_mask._head import Head
     from x402_mask._ledger import Ledger
     from x402_mask._rows import Db
     from x402_mask._vault import Vault
-
-    Head = tuple[int, bytes] | None
 
 _CHUNK: Final = 2000
 _PROBLEMS_MAX: Final = 200
@@ -122,15 +122,17 @@ def export_audited(
 
 
 @contextmanager
-def _snapshot(ledger: Ledger) -> Iterator[tuple[Db, Head]]:
+def _snapshot(ledger: Ledger) -> Iterator[tuple[Db, Head | None]]:
     """One state of the database, and the head as it was known just before."""
-    ledger._vault()  # noqa: SLF001  # opens the ledger, so that its own complaints come first
-    head = None if ledger.head_file is None else ledger.head_file.read()
-    with ledger._transaction(_WAIT_S, write=False) as db:  # noqa: SLF001
-        yield db, head
+    past = ledger._past  # noqa: SLF001
+    with nullcontext() if past is None else past.leniently():  # what is lost is for the report
+        ledger._vault()  # noqa: SLF001  # opens the ledger, so that its own complaints come first
+        head = None if ledger.head_file is None else ledger.head_file.read()
+        with ledger._transaction(_WAIT_S, write=False) as db:  # noqa: SLF001
+            yield db, head
 
 
-def _audit(ledger: Ledger, db: Db, head: Head) -> AuditReport:
+def _audit(ledger: Ledger, db: Db, head: Head | None) -> AuditReport:
     vault, replay = ledger._vault(), _Replay()  # noqa: SLF001
     _check_chain(db, vault, replay, head)
     if head is None and ledger.head_is_whole and replay.rows:
@@ -142,6 +144,7 @@ def _audit(ledger: Ledger, db: Db, head: Head) -> AuditReport:
     _check_tokens(db, vault, replay)
     _check_transfers(db, vault, replay)
     _check_pause(db, replay)
+    _check_restores(db, replay)
     return AuditReport(
         ok=not replay.problems,
         rows=replay.rows,
@@ -170,6 +173,7 @@ class _Replay:
     maybe_closed: set[str] = field(default_factory=set)
     unknown: list[str] = field(default_factory=list)
     paused: bool = False
+    restores: dict[int, int | None] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     more: int = 0
 
@@ -200,6 +204,12 @@ class _Replay:
             self.paused = kind == "paused"
         elif kind in ("payee", "refused"):
             self._see_payee(data, trusted=kind == "payee")
+        elif kind == "head_made":
+            self.unknown.append(
+                f"whether rows before {as_datetime(at)} were lost: no head was left"
+            )
+        elif kind == "accepted":
+            self.restores = counted(self.restores, at, data["micro"])
 
     def _reserve(self, at: int, payment: str, data: Mapping[str, Any]) -> None:
         if type(data["micro"]) is not int:
@@ -292,9 +302,10 @@ class _Replay:
         self.maybe_closed |= may
 
 
-def _check_chain(db: Db, vault: Vault, replay: _Replay, head: tuple[int, bytes] | None) -> None:
+def _check_chain(db: Db, vault: Vault, replay: _Replay, head: Head | None) -> None:
     """Walk the history: nothing missing, nothing changed, nothing after the fact."""
     expected, before = 1, b""
+    marks = {} if head is None else {x.seq: x.mac for x in (head.durable, head.last) if x}
     for seq, at, payment, kind, text, mac in _stream(db, "seq, at, payment, kind, data, mac"):
         replay.rows += 1
         if type(seq) is not int or seq < expected:
@@ -304,17 +315,17 @@ def _check_chain(db: Db, vault: Vault, replay: _Replay, head: tuple[int, bytes] 
             replay.problem(f"{_rows(expected, seq - 1)} missing from the history")
         if _linked(vault, before, [seq, at, payment, kind, text]) != mac:
             replay.problem(f"history row {seq} ({kind}) is not as it was written")
-        if head is not None and head[0] == seq and head[1] != mac:
+        if marks.get(seq, mac) != mac:
             replay.problem(f"history row {seq} is not the one that the head file knows")
         try:
             replay.apply(at, payment, kind, _json.loads(text))
         except (KeyError, TypeError, ValueError, AttributeError):
             replay.problem(f"history row {seq} ({kind}) does not follow from the rows before it")
         expected, before = seq + 1, mac if isinstance(mac, bytes) else b""
-    if head is not None and head[0] >= expected:
+    if head is not None and head.last.seq >= expected:
         replay.problem(
-            f"{_rows(expected, head[0])} missing from the end of the history, which the head file"
-            " knows (a power cut can cost the last ones, too)"
+            f"{_rows(expected, head.last.seq)} missing from the end of the history, which the head"
+            " file knows"
         )
 
 
@@ -492,6 +503,11 @@ def _check_pause(db: Db, replay: _Replay) -> None:
         replay.problem(
             f"the ledger is {said[paused]}, by the history it should be {said[replay.paused]}"
         )
+
+
+def _check_restores(db: Db, replay: _Replay) -> None:
+    if dict(db.all("SELECT at, micro FROM restores")) != replay.restores:
+        replay.problem("what counts for rows that a restore lost is not what the history says")
 
 
 def _stream(db: Db, columns: str, table: str = "history") -> Iterator[tuple[Any, ...]]:

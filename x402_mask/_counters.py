@@ -36,6 +36,9 @@ _WINDOW: Final = (
     " FROM counters WHERE scope=? AND unit=? AND bucket>=?"
 )
 
+_RESTORES: Final = "SELECT -1, micro, 0, at FROM restores"
+"""What counts for rows that a restore lost, read with the counters."""
+
 _SUMS: Final = (
     "SUM(CASE WHEN state='settled' THEN micro ELSE 0 END),"
     " SUM(CASE WHEN state='settled' THEN 0 ELSE micro END)"
@@ -69,14 +72,19 @@ def meters(db: Db, keys: frozenset[str]) -> list[tuple[str, str]]:
 def used(db: Db, limits: Sequence[Limit], now_us: int) -> list[Used]:
     """What each limit's window holds, asked at once."""
     found: dict[int, Used] = {}
+    restores: dict[int, int | None] = {}
     read = [(n, x, scope) for n, x in enumerate(limits) if not x.per_call for scope in x.scopes]
     for some in _parts(read):
-        sql = " UNION ALL ".join(_WINDOW.format(n) for n, _, _ in some)
+        sql = " UNION ALL ".join([*(_WINDOW.format(n) for n, _, _ in some), _RESTORES])
         params = [(scope, x.unit, x.first_bucket(now_us)) for _, x, scope in some]
         for n, settled, held, oldest in db.all(sql, *chain.from_iterable(params)):
+            if n < 0:
+                restores[oldest] = None if settled is None else int(settled)
+                continue
             here = Used(int(settled or 0), int(held or 0), oldest)
             found[n] = here if n not in found else found[n].plus(here)
-    return [found.get(n, NOTHING) for n in range(len(limits))]
+    each = [(x, found.get(n, NOTHING)) for n, x in enumerate(limits)]
+    return [u if not restores else x.restored(u, restores, now_us) for x, u in each]
 
 
 def measure(db: Db, want: Reservation) -> tuple[dict[str, int], PaymentRefused | None]:

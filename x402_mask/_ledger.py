@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from x402_mask._head import HeadFile
     from x402_mask._models import Spend, State
+    from x402_mask._past import Past
     from x402_mask._rows import Breaker, Db
     from x402_mask._windows import Limit
 
@@ -82,6 +83,9 @@ class Ledger(TokenBook, TransferBook):
 
     head_is_whole: ClassVar[bool] = False
     """Whether every writer keeps the same head file, so that one must be there."""
+
+    _past: Past | None = None
+    """What is known of the ledger besides what it says itself."""
 
     def __init__(self) -> None:
         self._meters: set[tuple[str, str]] = set()

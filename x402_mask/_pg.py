@@ -78,6 +78,8 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     """A connection that gives up on a server that does not answer."""
 
     answer_s: float = ANSWER_S
+    fit: bool = True
+    """Whether others may use it after whoever opened it."""
     clock_us: int | None = None
     """What the server's clock said when the open transaction began."""
 
@@ -254,7 +256,7 @@ class Pool:
             self._slots.release()
 
     def _take_back(self, raw: Connection) -> None:
-        if raw.closed or raw.info.transaction_status != TransactionStatus.IDLE:
+        if raw.closed or not raw.fit or raw.info.transaction_status != TransactionStatus.IDLE:
             raw.close()
         else:
             self._idle.append(raw)

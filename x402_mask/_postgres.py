@@ -21,6 +21,7 @@ from x402_mask._book import WAIT_S
 from x402_mask._head import HeadFile
 from x402_mask._lease import boot_id, is_alive, new_owner
 from x402_mask._ledger import Ledger, contended, owned, reentered
+from x402_mask._past import Past
 from x402_mask._private import keep_private, make_folder
 from x402_mask._rows import Busy
 from x402_mask._schema import SCHEMA_VERSION, TABLES, make_tables, meta, newer_schema, set_meta
@@ -61,6 +62,7 @@ _LOCK: Final = int.from_bytes(sha256(b"x402_mask ledger").digest()[:8], signed=T
 _IDLE_MS: Final = 15_000  # a stopped process must not keep the lock from the others
 _KEY_VARIABLE: Final = "X402_MASK_LEDGER_KEY"
 _KEY_BYTES: Final = 32
+_NAME: Final = "the ledger's database"
 
 
 class PostgresLedger(Ledger):
@@ -90,6 +92,7 @@ class PostgresLedger(Ledger):
     """
 
     inline: ClassVar[bool] = False
+    _past: Past
 
     def __init__(self, dsn: str, *, key: bytes | str | None = None) -> None:
         super().__init__()
@@ -99,7 +102,7 @@ class PostgresLedger(Ledger):
         self._key: Vault | None = None
         self._pool = _pg.Pool(dsn, self._prepare)
         self._folder = data_path()
-        self._head = HeadFile(self._folder / f"postgres-{self._pool.identity}.head")
+        self._past = Past(HeadFile(self._folder / f"postgres-{self._pool.identity}.head"))
         self._writing = _pg.Turn()
         self._heart = _Heart(weakref.ref(self))
         self._pid = os.getpid()
@@ -122,7 +125,7 @@ class PostgresLedger(Ledger):
     @property
     def head_file(self) -> HeadFile:
         """The last entry this host wrote, kept besides the database."""
-        return self._head
+        return self._past.head
 
     def close(self) -> None:
         """Close the connections; the ledger opens new ones when it is used again."""
@@ -131,7 +134,7 @@ class PostgresLedger(Ledger):
         self._heart.stop()
         self._pool.close()
         if self._writing.acquire(WAIT_S):
-            self._head.close()
+            self._past.head.close()
             self._writing.release()
 
     # --- transactions
@@ -165,12 +168,12 @@ class PostgresLedger(Ledger):
                     _pg.roll_back(raw)
                     raise
             if write:
-                self._head.write()
+                self._past.committed(durable=True)
         except _pg.Error as exc:
             raise self._explained(exc, wait_s) from None
         finally:
             if owned(self._writing):
-                self._head.forget()
+                self._past.head.forget()
                 self._writing.release()
 
     def _commit(self, raw: _pg.Connection, wait_s: float) -> None:
@@ -196,7 +199,7 @@ class PostgresLedger(Ledger):
         Whoever holds the lock knows that the transaction has ended; its last entry of the history
         is chained by a keyed hash, so that no other transaction can have written the same.
         """
-        last, deadline = self._head.pending, time.monotonic() + wait_s
+        last, deadline = self._past.head.pending, time.monotonic() + wait_s
         try:
             with self._pool.connection(deadline, wait_s, _begin_writing(deadline)) as raw:
                 db = _pg.Db(raw)
@@ -221,17 +224,18 @@ class PostgresLedger(Ledger):
         self._writing = _pg.Turn()
         self._pool.forked()
         self._heart = _Heart(weakref.ref(self))
-        self._head = HeadFile(self._head.path)
+        self._past.forked()
         self._pid = os.getpid()
 
     def _moved_head(self, seq: int, mac: bytes) -> None:
-        self._head.moved(seq, mac)
+        self._past.moved(seq, mac, _NAME)
 
     # --- tables and key
 
     def _prepare(self, raw: _pg.Connection, deadline: float) -> None:
         """Make or check the tables; refuse a newer program's, or another key's."""
-        keep_private(self._head.path)
+        keep_private(self._past.head.path)
+        memory = self._past.remember()  # before the database: rows after it are no contradiction
         db = _pg.Db(raw)
         there = catalog(db)
         if ("table", "meta") not in there:
@@ -245,7 +249,7 @@ class PostgresLedger(Ledger):
         if not _VERSION.fullmatch(version):
             raise LedgerError(f"the schema {shown(version)!r} is not a ledger of x402_mask")
         if int(version) > SCHEMA_VERSION:
-            raise newer_schema("the ledger's database", version)
+            raise newer_schema(_NAME, version)
         if int(version) < SCHEMA_VERSION:
             raw.begin(_begin_writing(deadline))
             self._make_tables(db)
@@ -254,25 +258,20 @@ class PostgresLedger(Ledger):
         insist_on_postgres(db, _SCHEMA, there)
         self._key = self._checked_key(found.get("key"))
         self._meters.clear()  # the database may be another one by now
+        raw.begin(_READING)
+        self._past.judge(db, memory, _NAME)
+        raw.ask(b"COMMIT")
+        raw.fit = self._past.loss is None  # else for this thread only, which does not pay
 
     def _make_tables(self, db: Db) -> None:
         if db.one("SELECT to_regclass('x402_mask.meta')") == (None,):
-            self._refuse_to_forget()
+            self._past.refuse_to_forget(_NAME)
         if db.one("SELECT to_regnamespace('x402_mask')") == (None,):
             db.run("CREATE SCHEMA x402_mask")
         make_tables(db, _SCHEMA, partial(_columns, db))
         if meta(db, "key") is None:
             set_meta(db, "schema", str(SCHEMA_VERSION))
             set_meta(db, "key", self._new_key().key_id)
-
-    def _refuse_to_forget(self) -> None:
-        known = self._head.read()
-        if known is not None:
-            raise LedgerError(
-                f"the ledger's database is empty, but {self._head.path.name} knows of"
-                f" {known[0]} entries: restore it from a backup. To begin again with every cap"
-                f" unused, remove {self._head.path.name}"
-            )
 
     def _configured_key(self) -> bytes | None:
         if self._given_key is not None:

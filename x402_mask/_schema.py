@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION: Final = 3
 """1: payments.  2: marketplace payments, tokens and on-chain transfers besides.  3: pins by origin,
-the owner's spoken no, the ledger's own id, and two more columns of ``payments``: ``also``, services
+the owner's spoken no, the ledger's own id, what counts for rows that a restore lost (``micro`` is
+NULL where every cap is full), and two more columns of ``payments``: ``also``, services
 besides its own that a payment counts for (a JSON list), and ``again``, when a repeat of an
 operation that is proven settled was first refused (microseconds)."""
 
@@ -46,6 +47,7 @@ CREATE TABLE IF NOT EXISTS payees (
   origin TEXT NOT NULL, service TEXT NOT NULL, payee TEXT NOT NULL, trusted INTEGER NOT NULL,
   at BIGINT NOT NULL, PRIMARY KEY (origin, service, payee));
 CREATE TABLE IF NOT EXISTS denials (operation TEXT PRIMARY KEY, until BIGINT NOT NULL){plain};
+CREATE TABLE IF NOT EXISTS restores (at BIGINT PRIMARY KEY, micro BIGINT);
 CREATE TABLE IF NOT EXISTS breakers (
   origin TEXT PRIMARY KEY, failures INTEGER NOT NULL, until BIGINT NOT NULL);
 CREATE TABLE IF NOT EXISTS history (

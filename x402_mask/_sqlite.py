@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import random
 import sqlite3
 import threading
 import time
@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from x402_mask import _checkpoints
 from x402_mask._book import WAIT_S
+from x402_mask._busy import begun, insist, pause
 from x402_mask._given import fixed
 from x402_mask._head import HeadFile
 from x402_mask._lease import is_alive, new_owner
 from x402_mask._ledger import Ledger, contended, reentered
+from x402_mask._past import Past
 from x402_mask._private import follow, keep_private, make_file, make_folder
 from x402_mask._rows import Busy, Db
 from x402_mask._schema import SCHEMA_VERSION, TABLES, make_tables, meta, newer_schema, set_meta
@@ -29,14 +31,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from x402_mask._past import Memory
+
+log = logging.getLogger("x402_mask")
+
 _SCHEMA: Final = TABLES.format(
     serial="INTEGER PRIMARY KEY",  # no row is ever deleted, so none is numbered twice
     key="INTEGER PRIMARY KEY",
     plain=" WITHOUT ROWID",
     blob="BLOB",
 )
-_PAUSE_S: Final = 0.004
-_PAUSE_MAX_S: Final = 0.05
+_UNKNOWN: Final = (
+    "it is made anew, and nobody can say whether the ledger has lost its last rows;"
+    " `x402-mask ledger accept` counts what may have been spent"
+)
 
 
 class _Connection:
@@ -74,6 +82,11 @@ class _SQL(Ledger):
         self._turns = Turns()
         self._pid = os.getpid()
         self._db: _Connection | None = None
+        self._disposal: weakref.finalize[..., Any] | None = None
+
+    def _current(self) -> _Connection | None:
+        """The open connection, if there is one that may be used."""
+        return self._db
 
     def _open(self, deadline: float) -> _Connection:
         raise NotImplementedError
@@ -94,7 +107,7 @@ class _SQL(Ledger):
         try:
             if not self._turns.take(turn, wait_s):
                 raise Busy if wait_s == 0 else contended(wait_s)
-            db = self._db or self._opened(deadline, wait_s)
+            db = self._current() or self._opened(deadline, wait_s)
             self._db = db
             try:
                 self._begin(db, deadline, wait_s, write=write, durable=durable)
@@ -115,8 +128,10 @@ class _SQL(Ledger):
             raise Busy  # opening touches the disk: not on an event loop
         self._meters.clear()  # the file may be another one by now
         db = self._open(deadline)
-        disposal = weakref.finalize(self, _dispose, db.raw, os.getpid())
-        disposal.atexit = False
+        if self._disposal is not None:
+            self._disposal.detach()
+        self._disposal = weakref.finalize(self, _dispose, db.raw, os.getpid())
+        self._disposal.atexit = False
         return db
 
     def _begin(
@@ -131,14 +146,14 @@ class _SQL(Ledger):
             db.raw.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
             db.durable = durable
         tries = 0
-        while not _begun(db.raw, write=write):
+        while not begun(db.raw, write=write):
             left = deadline - time.monotonic()
             if wait_s == 0:
                 raise Busy
             if left <= 0:
                 raise contended(wait_s)
             tries += 1
-            time.sleep(_pause(tries, left))
+            time.sleep(pause(tries, left))
 
     def _roll_back(self, db: _Connection) -> None:
         try:
@@ -205,13 +220,16 @@ class SQLiteLedger(_SQL):
     """
 
     head_is_whole: ClassVar[bool] = True
+    _past: Past
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         super().__init__()
         self.path = _named(path) if path is not None else default_path()
         self._key: Vault | None = None
         self._real: str | None = None
-        self._head = HeadFile(self.path.with_name(self.path.name + ".head"))
+        self._past = Past(HeadFile(self.path.with_name(self.path.name + ".head")))
+        self._place: tuple[int, int] | None = None
+        self._unfit = False
         self._checkpointer = _checkpoints.Checkpointer()
         self._frozen: Turn | None = None
         _ledgers.add(self)
@@ -231,7 +249,7 @@ class SQLiteLedger(_SQL):
     @property
     def head_file(self) -> HeadFile:
         """Where the head of the history is kept besides the database."""
-        return self._head
+        return self._past.head
 
     def _vault(self) -> Vault:
         if self._key is None:
@@ -243,10 +261,13 @@ class SQLiteLedger(_SQL):
     def _open(self, deadline: float) -> _Connection:
         if os.path.realpath(self.path) in _open_before_fork:
             raise _forked_in_use()
+        memory = self._past.remember()  # before the file: rows after it are no contradiction
         try:
-            make_folder(self.path.parent)
-            fresh = not self.path.exists()
+            self._place = self._found()
+            fresh = self._place is None
             if fresh:
+                self._past.refuse_to_forget(self.path.name)
+                make_folder(self.path.parent)
                 make_file(self.path)
             for file in self._files():
                 keep_private(file)
@@ -262,12 +283,14 @@ class SQLiteLedger(_SQL):
         db = _Connection(raw)
         try:
             self._real = os.path.realpath(self.path)
-            _insist(db, "PRAGMA journal_mode=WAL", deadline)
-            _insist(db, f"PRAGMA wal_autocheckpoint={_checkpoints.LOG_PAGES_MAX}", deadline)
-            _insist(db, "PRAGMA fullfsync=1", deadline)  # macOS: sync reaches the platter
+            insist(raw, "PRAGMA journal_mode=WAL", deadline)
+            insist(raw, f"PRAGMA wal_autocheckpoint={_checkpoints.LOG_PAGES_MAX}", deadline)
+            insist(raw, "PRAGMA fullfsync=1", deadline)  # macOS: sync reaches the platter
             self._prepare(db, deadline)
+            self._compare(db, memory, deadline)
             if fresh:
                 sync_directory(self.path.parent)
+                self._place = self._found()
         except OSError as exc:
             raw.close()
             raise LedgerError(f"cannot open the ledger {self.path.name}: {exc.strerror}") from exc
@@ -280,11 +303,66 @@ class SQLiteLedger(_SQL):
         """The database and what lies beside it."""
         file = follow(self.path)
         yield from (file.with_name(file.name + end) for end in ("", "-wal", "-shm", "-journal"))
-        yield from (self.key_path, self._head.path)
+        yield from (self.key_path, self._past.head.path)
+
+    def _found(self) -> tuple[int, int] | None:
+        """Which file lies at the path; ``None`` for none."""
+        try:
+            found = os.stat(self.path)  # noqa: PTH116  # quicker, and asked in each transaction
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _current(self) -> _Connection | None:
+        """The open connection, if its file still lies at the path.
+
+        Else what lies there is opened and compared: some mounts only number their files anew.
+        """
+        if self._db is not None and not self._is_there():
+            self._drop()
+        return self._db
+
+    def _is_there(self) -> bool:
+        try:
+            return self._found() == self._place
+        except OSError:  # whoever opens it says what it is
+            return False
+
+    def _drop(self) -> None:
+        db, self._db, self._unfit = self._db, None, False
+        if db is not None:
+            db.raw.close()  # where the file was moved SQLite leaves alone what now has its name
+
+    def _compare(self, db: _Connection, memory: Memory, deadline: float) -> None:
+        """Refuse what is older or another than it was; see to it that there is a head."""
+        self._begin(db, deadline, WAIT_S, write=False, durable=False)
+        try:
+            self._past.judge(db, memory, self.path.name)
+        finally:
+            db.raw.execute("ROLLBACK")
+        headless = memory.head is None and self._past.has_rows
+        if self._past.lenient:  # whoever pays next opens it strictly
+            self._unfit = headless or self._past.loss is not None
+        elif headless:
+            self._make_head(db, deadline)
+
+    def _make_head(self, db: _Connection, deadline: float) -> None:
+        """There are rows and no head: whether the last ones are gone, nobody can say."""
+        try:
+            self._begin(db, deadline, WAIT_S, write=True, durable=True)
+            if self._past.head.read() is None:  # else another process was first
+                log.warning("%s is missing, or not to be read: %s", self._past.head.path, _UNKNOWN)
+                self._write(db, time.time_ns() // 1000, None, "head_made", {})
+            db.raw.execute("COMMIT")
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
+                raise
+            log.warning("%s is missing, and %s cannot be written", self._past.head.path, self.path)
+        self._past.committed(durable=True)
 
     def _prepare(self, db: _Connection, deadline: float) -> None:
         """Make or check the tables; refuse a newer program's file, or another key's."""
-        version = _insist(db, "PRAGMA user_version", deadline)
+        version = insist(db.raw, "PRAGMA user_version", deadline)
         if version > SCHEMA_VERSION:
             raise newer_schema(self.path.name, version)
         if version < SCHEMA_VERSION:
@@ -298,7 +376,7 @@ class SQLiteLedger(_SQL):
     def _make_tables(self, db: _Connection) -> None:
         """In a new file, or one that another process has made meanwhile."""
         if db.one("SELECT 1 FROM sqlite_master WHERE name='meta'") is None:
-            self._refuse_to_forget()
+            self._past.refuse_to_forget(self.path.name)
             if db.one("SELECT 1 FROM sqlite_master LIMIT 1") is not None:
                 raise LedgerError(f"{self.path.name} is not a ledger of x402_mask")
         make_tables(db, _SCHEMA, db.columns)
@@ -307,16 +385,6 @@ class SQLiteLedger(_SQL):
             key = load_key(self.key_path, create=True)
             assert key is not None
             set_meta(db, "key", Vault(key).key_id)
-
-    def _refuse_to_forget(self) -> None:
-        """Only the owner may swap a ledger for an empty one: that is a whole new budget."""
-        known = self._head.read()
-        if known is not None:
-            raise LedgerError(
-                f"{self.path.name} is empty or gone, but {self._head.path.name} knows of"
-                f" {known[0]} entries: restore it from a backup. To begin again with every cap"
-                f" unused, remove {self._head.path.name} too"
-            )
 
     def _checked_key(self, db: _Connection) -> Vault:
         made_with = meta(db, "key")
@@ -361,21 +429,29 @@ class SQLiteLedger(_SQL):
         self._turns = Turns()
         self._frozen = None
         self._pid = os.getpid()
-        self._head = HeadFile(self._head.path)
+        self._past.forked()
 
     def _moved_head(self, seq: int, mac: bytes) -> None:
-        self._head.moved(seq, mac)
+        self._past.moved(seq, mac, self.path.name)
 
     def _committed(self) -> None:
-        if self._head.pending is not None:
-            self._head.write()
+        if self._past.head.pending is not None:
+            durable = self._db is None or self._db.durable is not False
+            self._past.committed(durable=durable)
             self._checkpointer.committed(str(self._real))
+        if self._unfit:
+            self._drop()
 
     def _forget_head(self) -> None:
-        self._head.forget()
+        self._past.head.forget()
+
+    def _roll_back(self, db: _Connection) -> None:
+        super()._roll_back(db)
+        if self._unfit or self._past.loss is not None:
+            self._drop()
 
     def _closed(self) -> None:
-        self._head.close()
+        self._past.head.close()
 
     def _explained(self, exc: sqlite3.Error) -> LedgerError:
         text = str(exc)
@@ -492,43 +568,3 @@ if hasattr(os, "register_at_fork"):
         after_in_parent=_after_fork_in_parent,
         after_in_child=_after_fork_in_child,
     )
-
-
-def _begun(raw: sqlite3.Connection, *, write: bool) -> bool:
-    """Begin a transaction that sees one state of the ledger; ``False`` if it is locked."""
-    try:
-        raw.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-        if not write:
-            raw.execute("SELECT 1 FROM meta").fetchone()  # takes the snapshot, or finds the lock
-    except sqlite3.OperationalError as exc:
-        if not _is_busy(exc):
-            raise
-        if raw.in_transaction:
-            raw.execute("ROLLBACK")
-        return False
-    return True
-
-
-def _pause(tries: int, left_s: float) -> float:
-    """Seconds until the next try: rarer the longer the queue, but often again for the eldest.
-
-    Many waiters that all try often leave no processor to the one that holds the lock.
-    """
-    longest = _PAUSE_S if left_s < WAIT_S / 2 else min(_PAUSE_S * tries, _PAUSE_MAX_S)
-    return random.uniform(_PAUSE_S / 8, longest)  # noqa: S311  # spreads the writers
-
-
-def _insist(db: _Connection, pragma: str, deadline: float) -> Any:
-    while True:
-        try:
-            found = db.raw.execute(pragma).fetchall()
-        except sqlite3.OperationalError as exc:
-            if not _is_busy(exc) or time.monotonic() >= deadline:
-                raise
-            time.sleep(_PAUSE_S)
-        else:
-            return found[0][0] if found else None
-
-
-def _is_busy(exc: sqlite3.Error) -> bool:
-    return exc.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

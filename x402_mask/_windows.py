@@ -19,7 +19,7 @@ from x402_mask._money import usd
 from x402_mask._services import service_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from x402_mask._models import Cap
 
@@ -69,6 +69,21 @@ class Limit:
     def first_bucket(self, now_us: int) -> int:
         """The oldest bucket that counts at *now_us*."""
         return bucket(self.unit, now_us - self.window_us)
+
+    def restored(self, used: Used, restores: Mapping[int, int | None], now_us: int) -> Used:
+        """*used*, and what the owner counts for rows that a restore lost at some instants.
+
+        An amount in micro-USD, or ``None``: then the cap is full until its window has passed.
+        """
+        if self.per_call:
+            return used
+        first = self.first_bucket(now_us)
+        for at, micro in restores.items():
+            slot = bucket(self.unit, at)
+            if slot >= first:
+                held = max(0, self.micro - used.total) if micro is None else micro
+                used = used.plus(Used(held=held, oldest=slot))
+        return used
 
     def resets_at(self, now_us: int, oldest: int | None) -> datetime | None:
         """When the window next forgets something; *oldest* is the oldest bucket in use."""

@@ -16,6 +16,7 @@ from x402_mask.cli._completion import completion
 from x402_mask.cli._demo import demo
 from x402_mask.cli._doctor import doctor
 from x402_mask.cli._faults import DONE, FAILED, USAGE, Failure, Money, of_payment_error
+from x402_mask.cli._ledger import ledger
 from x402_mask.cli._mcp import mcp_server
 from x402_mask.cli._owner import pause, payees, reconcile, resume, spend
 from x402_mask.cli._payments import payments
@@ -58,8 +59,8 @@ def app(session: Session, debug: bool, config: str | None) -> None:
 
 
 for _command in (
-    demo, call, quote, wallet, spend, payments, payees, reconcile, pause, resume, sandbox,
-    mcp_server, doctor, completion,
+    demo, call, quote, wallet, spend, payments, payees, reconcile, pause, resume, ledger,
+    sandbox, mcp_server, doctor, completion,
 ):  # fmt: skip
     app.add_command(_command)
 

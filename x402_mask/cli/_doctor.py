@@ -17,10 +17,10 @@ from x402_mask._clients import around
 from x402_mask._exact import SKEW_IGNORED_S, SKEW_MAX_S
 from x402_mask.cli._answer import bounded, told
 from x402_mask.cli._faults import DONE, FAILED, Failure
-from x402_mask.cli._owner import place_of, stop_lines, stops_of
+from x402_mask.cli._owner import full_lines, place_of, stop_lines, stops_of
 from x402_mask.cli._parse import parse
 from x402_mask.cli._session import Session, common
-from x402_mask.cli._show import clean, count, money, put, show
+from x402_mask.cli._show import clean, count, moment, money, put, show
 from x402_mask.errors import LedgerError, PaymentError
 
 if TYPE_CHECKING:
@@ -169,6 +169,7 @@ def _ledger_checks(session: Session) -> Iterator[Check]:
         return
     try:
         yield from _ledger_lines(ledger)
+        yield from _past_lines(session, ledger)
     except LedgerError as exc:
         yield _fail("ledger", str(exc))
     finally:
@@ -188,6 +189,25 @@ def _ledger_lines(ledger: Ledger) -> Iterator[Check]:
             "`x402-mask payments --state held` says what each waits for",
         )  # fmt: skip
     for line in stop_lines(stops_of(ledger)):
+        yield _warn("ledger", line)
+
+
+def _past_lines(session: Session, ledger: Ledger) -> Iterator[Check]:
+    """Whether rows may have been lost, and what counts for those that were."""
+    from x402_mask._restore import standing
+    from x402_mask._services import Services
+    from x402_mask._windows import as_datetime, compile_caps
+
+    for at in standing(ledger).headless:
+        yield _warn(
+            "ledger",
+            f"its head file was missing and was made anew at {moment(as_datetime(at))}: whether"
+            " the last rows were lost then, nobody can say",
+            "`x402-mask ledger accept` ends this, and counts what may have been spent",
+        )
+    values = session.settings().values
+    limits = compile_caps(values.get("caps", ()), Services(values.get("services")).canonical)
+    for line in full_lines(ledger, limits):
         yield _warn("ledger", line)
 
 

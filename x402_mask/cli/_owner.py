@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from x402_mask._money import usd
 from x402_mask.cli._faults import DONE, FAILED
 from x402_mask.cli._session import Session, common, mistake
 from x402_mask.cli._show import (
@@ -16,6 +17,7 @@ from x402_mask.cli._show import (
     count,
     listing,
     moment,
+    money,
     put,
     say,
     short_hash,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
     from x402_mask._ledger import Ledger
     from x402_mask._models import Resolved
+    from x402_mask._windows import Limit
 
 
 def _now_us() -> int:
@@ -47,12 +50,13 @@ def spend(session: Session) -> None:
     with session.payer() as payer:
         caps = payer.spend()
         stops, place = stops_of(payer.ledger), place_of(payer.ledger)
+        full = full_lines(payer.ledger, payer.limits)
     if session.as_json:
         put({"ledger": place, "caps": caps, **stops})
         return
     show_caps(caps)
     show_line(f"on the ledger {place}")
-    for line in stop_lines(stops):
+    for line in [*stop_lines(stops), *full]:
         say(line, style="yellow")
 
 
@@ -70,6 +74,26 @@ def stops_of(ledger: Ledger) -> dict[str, Any]:
         "paused": ledger.is_paused(),
         "breakers": {origin: as_datetime(until) for origin, until in breakers.items()},
     }
+
+
+def full_lines(ledger: Ledger, limits: Sequence[Limit]) -> list[str]:
+    """Why caps are fuller than the payments on the ledger make them: an accepted loss."""
+    from x402_mask._restore import standing
+    from x402_mask._windows import NOTHING, as_datetime
+
+    if ledger.head_file is None:
+        return []
+    lines = []
+    for at, micro in standing(ledger).restores.items():
+        if not any(x.restored(NOTHING, {at: micro}, _now_us()).total for x in limits):
+            continue
+        what = "caps are full" if micro is None else f"{money(usd(micro))} counts against caps"
+        until = " until their windows have passed, or `x402-mask ledger accept --spent USD` is said"
+        lines.append(
+            f"{what} since a loss was accepted at {moment(as_datetime(at))}"
+            f"{until if micro is None else ''}"
+        )
+    return lines
 
 
 def stop_lines(stops: dict[str, Any]) -> list[str]:

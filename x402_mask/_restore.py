@@ -1,0 +1,102 @@
+"""After a restore: the owner accepts that rows are lost, and says what to count for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from x402_mask._book import WAIT_S
+from x402_mask._head import Mark
+from x402_mask._schema import meta, set_meta
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from x402_mask._ledger import Ledger
+    from x402_mask._past import Loss, Past
+    from x402_mask._rows import Db
+
+
+class Standing(NamedTuple):
+    """What an owner should know of the past of a ledger.
+
+    ``loss``: rows that are known to be missing.  ``headless``: when a missing head was made anew
+    since the last acceptance, so that nobody can say (microseconds).  ``restores``: what counts for
+    accepted losses, by their time: micro-USD, or ``None`` where every cap is full.
+    """
+
+    loss: Loss | None
+    headless: list[int]
+    restores: dict[int, int | None]
+
+
+def standing(ledger: Ledger) -> Standing:
+    """What is to be accepted, and what was.
+
+    Raises:
+        LedgerError: the ledger cannot be opened, or is gone.
+    """
+    past = _past(ledger)
+    with past.leniently(), ledger._transaction(WAIT_S, write=False) as db:  # noqa: SLF001
+        return _standing(db, past)
+
+
+def accept(ledger: Ledger, micro: int | None, *, now_us: int) -> Standing:
+    """Accept what is lost, durably and for every process on the ledger; returns what was.
+
+    Args:
+        ledger: one that is kept somewhere.
+        micro: micro-USD that may have been spent by the rows that are lost, counted now against
+            every cap, in place of caps that were full; ``None``: every cap is full until its window
+            has passed, a ``"total"`` until this is said with an amount.
+        now_us: the time, microseconds.
+
+    Raises:
+        LedgerError: the ledger cannot be opened or written.
+    """
+    past = _past(ledger)
+    with past.leniently():
+        with ledger._transaction(WAIT_S, durable=True) as db:  # noqa: SLF001
+            found = _standing(db, past)
+            mark = _accept(ledger, db, found.loss, micro, now_us)
+        past.accepted(mark)
+    return found
+
+
+def counted(before: Mapping[int, int | None], at: int, micro: int | None) -> dict[int, int | None]:
+    """What counts after an acceptance, where it was *before*: an amount goes for full caps."""
+    kept = {t: m for t, m in before.items() if m is not None or micro is None}
+    return {**kept, at: micro}
+
+
+def _accept(ledger: Ledger, db: Db, loss: Loss | None, micro: int | None, now_us: int) -> Mark:
+    if micro is not None:
+        db.run("DELETE FROM restores WHERE micro IS NULL")
+    db.run(
+        "INSERT INTO restores (at, micro) VALUES (?, ?) ON CONFLICT (at) DO UPDATE SET micro=?",
+        now_us, micro, micro,
+    )  # fmt: skip
+    lost = None if loss is None else {"ledger": loss.known.ledger, "seq": loss.known.seq}
+    missing = 0 if loss is None else loss.missing
+    detail = {"missing": missing, "lost": lost, "micro": micro}
+    ledger._write(db, now_us, None, "accepted", detail)  # noqa: SLF001
+    assert ledger.head_file is not None
+    assert ledger.head_file.pending is not None
+    seq, mac = ledger.head_file.pending
+    set_meta(db, "accepted", str(seq))
+    return Mark(seq, mac, meta(db, "id") or "", seq)
+
+
+def _standing(db: Db, past: Past) -> Standing:
+    sql = "SELECT at FROM history WHERE kind='head_made' AND seq > ? ORDER BY seq"
+    return Standing(
+        loss=past.loss,
+        headless=[at for (at,) in db.all(sql, past.era)],
+        restores=dict(db.all("SELECT at, micro FROM restores ORDER BY at")),
+    )
+
+
+def _past(ledger: Ledger) -> Past:
+    past = ledger._past  # noqa: SLF001
+    if past is None:
+        raise TypeError("a ledger in memory has no past")
+    return past
