@@ -28,6 +28,7 @@ from tests.tokens.shop import (
     payer,
     states,
 )
+from tests.transport.servers import Proxy
 from x402_mask import (
     Cap,
     Client,
@@ -656,3 +657,21 @@ def test_no_cache_answers_for_the_marketplace(bazaar: Bazaar, style: str) -> Non
     assert {hit.method for hit in asked} == {"POST", "GET"}
     for hit in asked:
         assert hit.values("cache-control") == ["no-transform, no-store, no-cache"]
+
+
+@pytest.mark.parametrize("plug", ["transport", "attach", "auth"])
+def test_a_held_token_goes_through_no_proxy(bazaar: Bazaar, plug: str) -> None:
+    """It is a bearer's, and the wire is plain: the seller is asked, and then it is refused."""
+    buyer = rich(bazaar)
+    with Proxy() as proxy:
+        place = f"http://127.0.0.1:{proxy.port}"
+        if plug == "transport":
+            inner = httpx.HTTPTransport(proxy=place, verify=NO_TLS)
+            client = httpx.Client(transport=PaymentTransport(buyer, inner))
+        elif plug == "attach":
+            client = attach(httpx.Client(proxy=place, verify=NO_TLS), buyer)
+        else:
+            client = httpx.Client(proxy=place, verify=NO_TLS, auth=PaymentAuth(buyer))
+        with client, pytest.raises(OriginRefused, match="proxy"):
+            client.post(bazaar.url(), json={})
+        assert len(proxy.asked) == 1 and "x-payment-token" not in proxy.headers

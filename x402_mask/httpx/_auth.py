@@ -259,8 +259,20 @@ def attach(client: _AnyClient, payer: Payer) -> _AnyClient:
         raise ValueError("this client pays by another payer")
     auth = PaymentAuth(payer, client.auth)
     auth._prepare = _keeper(client)  # noqa: SLF001  # they are made for each other
+    auth._layer.way = _way(client)  # noqa: SLF001  # as above
     client.auth = auth
     return client
+
+
+def _way(client: httpx.Client | httpx.AsyncClient) -> Callable[[httpx.URL], Any]:
+    """Which transport a client takes; to look is private, and where it fails nothing is known."""
+    held = weakref.ref(client)
+
+    def way(url: httpx.URL) -> Any:
+        look = getattr(held(), "_transport_for_url", None)
+        return look(url) if look is not None else None
+
+    return way
 
 
 def _keeper(client: httpx.Client | httpx.AsyncClient) -> Callable[[], None]:

@@ -14,6 +14,7 @@ from x402_mask._terms import Call
 from x402_mask._wire import CHALLENGE_BYTES_MAX
 from x402_mask.httpx._layer import Layer
 from x402_mask.httpx._session import AsyncSession, SyncSession
+from x402_mask.httpx._slot import origin_at
 from x402_mask.httpx._transport import TIMEOUT
 
 if TYPE_CHECKING:
@@ -58,8 +59,9 @@ async def aquote(payer: Payer, asked: httpx.Request | httpx.Response) -> Quote |
 
 
 def _judged(payer: Payer, response: httpx.Response, body: bytes | None) -> Quote | None:
-    session = SyncSession(Layer(payer), response.request)
-    request = response.request
+    layer, request = Layer(payer), response.request
+    layer.direct[origin_at(request.url)] = True  # where its connection is gone and cannot tell
+    session = SyncSession(layer, request)
     call = Call(method=request.method, url=str(request.url), trip=session.slot.trip)
     flow = _flow.quote(payer, call, session.reply(response, response.request))
     try:

@@ -47,7 +47,7 @@ class PaymentTransport(httpx.BaseTransport):
         total_timeout: float | None = None,
     ) -> None:
         check_sync(payer)
-        self._layer = Layer(payer)
+        self._layer = Layer(payer, lambda url: self.inner)  # noqa: ARG005  # one way for all
         self.payer = payer
         self._total = _deadline.checked(total_timeout)
         if inner is None:
@@ -134,7 +134,7 @@ class AsyncPaymentTransport(httpx.AsyncBaseTransport):
         *,
         total_timeout: float | None = None,
     ) -> None:
-        self._layer = Layer(payer)
+        self._layer = Layer(payer, lambda url: self.inner)  # noqa: ARG005  # one way for all
         self.payer = payer
         self._total = _deadline.checked(total_timeout)
         if inner is None:

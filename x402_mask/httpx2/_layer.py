@@ -5,27 +5,38 @@ from __future__ import annotations
 import ipaddress
 from typing import TYPE_CHECKING, Any
 
+import httpx2
+
 from x402_mask._payer import Payer
 from x402_mask.httpx2._slot import origin_at
 
 if TYPE_CHECKING:
-    import httpx2
+    from collections.abc import Callable
 
 
 class Layer:
-    """What the calls through one transport, or by one auth, share."""
+    """What the calls through one transport, or by one auth, share.
 
-    __slots__ = ("direct", "payer")
+    *way* tells the transport that carries a call to a URL, as far as it is known.
+    """
 
-    def __init__(self, payer: Payer) -> None:
+    __slots__ = ("direct", "payer", "way")
+
+    def __init__(self, payer: Payer, way: Callable[[httpx2.URL], Any] | None = None) -> None:
         check_payer(payer)
         self.payer = payer
+        self.way = way
         self.direct: dict[str, bool] = {}
         """Of plain http origins: whether the last answer came from themselves."""
 
     def may_begin(self, url: httpx2.URL) -> bool:
         """Whether a proof may go with the first request: to plain http only where it is known."""
-        return url.scheme != "http" or self.direct.get(origin_at(url), False)
+        if url.scheme != "http":
+            return True
+        known = self.direct.get(origin_at(url))
+        if known is None:
+            return self.way is not None and _dials(self.way(url), url)
+        return known
 
     def note(self, url: httpx2.URL, response: httpx2.Response) -> bool:
         """Whether *response* came from *url*'s own origin, as far as that matters; remembered."""
@@ -75,8 +86,19 @@ def _is_own_peer(url: httpx2.URL, stream: Any) -> bool | None:
 
 def is_proxy(transport: Any) -> bool:
     """Whether *transport* is the family's own, made to go through a proxy."""
-    pool = getattr(getattr(transport, "inner", transport), "_pool", None)
-    return getattr(pool, "_proxy_url", None) is not None
+    return getattr(_pool(transport), "_proxy_url", None) is not None
+
+
+def _dials(transport: Any, url: httpx2.URL) -> bool:
+    """Whether *transport* is sure to connect to the very loopback address that *url* names."""
+    inner = getattr(transport, "inner", transport)
+    own = isinstance(inner, (httpx2.HTTPTransport, httpx2.AsyncHTTPTransport))
+    near = own and not is_proxy(inner) and getattr(_pool(inner), "_uds", "?") is None
+    return near and url.host != "localhost"  # which is what a file of hosts makes of it
+
+
+def _pool(transport: Any) -> Any:
+    return getattr(getattr(transport, "inner", transport), "_pool", None)
 
 
 def straight(client: Any, payer: Payer, url: httpx2.URL) -> Any:
@@ -87,6 +109,6 @@ def straight(client: Any, payer: Payer, url: httpx2.URL) -> Any:
     if url.scheme != "http" or origin_at(url) not in payer.origins:
         return None
     for pattern, transport in client._mounts.items():  # noqa: SLF001  # no public way round a proxy
-        if pattern.matches(url) and transport is not None and not is_proxy(transport):
-            return transport
+        if pattern.matches(url) and not is_proxy(transport):
+            return client._transport if transport is None else transport  # noqa: SLF001  # as above
     return client._transport  # noqa: SLF001  # as above
