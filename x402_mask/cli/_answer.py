@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from x402_mask.cli._faults import DONE, USAGE, Failure, of_lost_answer
 from x402_mask.cli._parse import parse
 from x402_mask.cli._show import clean, count, document, plain, put, say
+from x402_mask.cli._unpack import TooLarge, Unreadable, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,8 +34,12 @@ _SHOWN_MAX: Final = 20_000
 """Characters of an answer that a terminal gets."""
 _DOCUMENT_BYTES_MAX: Final = 32 << 20
 """Bytes of an answer that are held in memory, for ``--json`` or a terminal."""
+_BYTES_MAX: Final = 1 << 30
+"""Bytes of an answer that go to a file or a pipe."""
 _ERROR_BYTES_MAX: Final = 64 << 10
 _QUOTE_BYTES_MAX: Final = 1 << 20
+_BOUNDED_S: Final = 60.0
+"""Seconds for what is only looked at."""
 _SUFFIXES: Final = {
     "application/json": ".json",
     "application/pdf": ".pdf",
@@ -105,12 +111,13 @@ class Answer:
     """A response that was handed back, and what was paid for it."""
 
     def __init__(
-        self, session: Session, response: httpx.Response, paid: Paid, service: str
+        self, session: Session, response: httpx.Response, paid: Paid, service: str, until: float
     ) -> None:
         self.session = session
         self.response = response
         self.paid = paid
         self.service = service
+        self.until = until
 
     def deliver(self, target: Target | None) -> int:
         """Hand the answer to the user.
@@ -130,11 +137,15 @@ class Answer:
             raise of_lost_answer(exc, url, self.session.money) from exc
         except OSError as exc:
             raise self._lost(f"the answer could not be written: {exc.strerror or exc}") from exc
+        except Unreadable as exc:
+            raise self._lost(f"the answer cannot be read: {exc}") from exc
+        except TooLarge:
+            raise self._lost("the answer grows without end as it is decoded") from None
         return DONE
 
     def _write(self, target: Target | None) -> None:
         if target is not None:
-            size = target.write(self.response.iter_bytes())
+            size = target.write(self._pieces())
             self._report(
                 {"output": str(target.path), "bytes": size},
                 f"{count(size, 'byte')} in {target.path}",
@@ -144,18 +155,19 @@ class Answer:
         elif sys.stdout.isatty():
             self._show(self._whole())
         else:
-            for chunk in self.response.iter_bytes():
-                sys.stdout.buffer.write(chunk)
+            for piece in self._pieces():
+                sys.stdout.buffer.write(piece)
             sys.stdout.buffer.flush()
             self._report({}, "")
 
+    def _pieces(self) -> Iterator[bytes]:
+        return unpacked(self.response, _BYTES_MAX, self.until)
+
     def _whole(self) -> bytes:
-        content = bytearray()
-        for chunk in self.response.iter_bytes():
-            content += chunk
-            if len(content) > _DOCUMENT_BYTES_MAX:
-                raise self._lost("the answer is larger than 32 MiB: use --output FILE")
-        return bytes(content)
+        try:
+            return b"".join(unpacked(self.response, _DOCUMENT_BYTES_MAX, self.until))
+        except TooLarge:
+            raise self._lost("the answer is larger than 32 MiB: use --output FILE") from None
 
     def _show(self, content: bytes) -> None:
         """The answer in a terminal; what would not survive that, in a file."""
@@ -245,11 +257,9 @@ def bounded(response: httpx.Response, limit: int = _QUOTE_BYTES_MAX) -> httpx.Re
 
     content = bytearray()
     try:
-        for chunk in response.iter_bytes():
-            content += chunk
-            if len(content) >= limit:
-                break
-    except httpx.HTTPError:
+        for piece in unpacked(response, limit, time.monotonic() + _BOUNDED_S):
+            content += piece
+    except (httpx.HTTPError, TooLarge, Unreadable):
         pass  # what came is what there is to show
     finally:
         response.close()
@@ -259,7 +269,7 @@ def bounded(response: httpx.Response, limit: int = _QUOTE_BYTES_MAX) -> httpx.Re
         if name.lower() not in (b"content-encoding", b"content-length", b"transfer-encoding")
     ]
     return httpx.Response(
-        response.status_code, headers=headers, content=bytes(content[:limit]),
+        response.status_code, headers=headers, content=bytes(content),
         request=response.request, extensions={"reason_phrase": response.reason_phrase.encode()},
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import re
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +25,7 @@ from x402_mask.cli._paid import Paid, payment_of
 from x402_mask.cli._parse import parse
 from x402_mask.cli._session import Session, common, usd_option
 from x402_mask.cli._show import clean, facts, money, put, say, show, show_caps
+from x402_mask.cli._unpack import ACCEPTED
 from x402_mask.errors import ApprovalDenied, OriginRefused
 
 if TYPE_CHECKING:
@@ -35,6 +37,10 @@ if TYPE_CHECKING:
     from x402_mask._models import Quote
     from x402_mask._payer import Payer
 
+_HEAD: Final = 2
+"""Time-outs until the answer begins."""
+_WHOLE: Final = 10
+"""Time-outs for all of it."""
 _CATALOG_S: Final = 3.0
 """Longest wait for the catalog, which a call does not need."""
 _SERVICE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -62,11 +68,18 @@ class Asked:
         return {"method": self.method or "POST", "url": url, "json": dict(self.fields)}
 
     @property
-    def patience(self) -> httpx.Timeout:
-        """Five seconds to connect, as long as asked to read."""
+    def bounds(self) -> dict[str, Any]:
+        """For the client: five seconds to connect, as long as asked to read, and no endless heads.
+
+        Only codings are offered that are undone here, in bounds.
+        """
         import httpx
 
-        return httpx.Timeout(min(5.0, self.timeout), read=self.timeout)
+        return {
+            "timeout": httpx.Timeout(min(5.0, self.timeout), read=self.timeout),
+            "total_timeout": self.timeout * _HEAD,
+            "headers": {"accept-encoding": ACCEPTED},
+        }
 
 
 def _query_text(name: str, value: Any) -> str:
@@ -121,7 +134,9 @@ def _asking(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option(
             "--timeout", type=click.FloatRange(0, 3600, min_open=True), default=60.0,
-            show_default=True, metavar="SECONDS", help="Longest silence of the seller.",
+            show_default=True, metavar="SECONDS",
+            help="Longest silence of the seller; twice that until its answer begins, and ten times"
+            " that for all of it.",
         ),
         click.option(
             "--method", type=click.Choice(["GET", "POST"], case_sensitive=False),
@@ -168,16 +183,17 @@ def call(
     from x402_mask.httpx import Client, receipt_of
 
     asked.parts(session)  # mistakes are said before a wallet is opened
+    until = time.monotonic() + asked.timeout * _WHOLE
     approve = None if max_price is None else _at_most(max_price)
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(_answer.Target.open(output))
         payer = stack.enter_context(session.payer(signs=True, approve=approve))
-        client = stack.enter_context(Client(payer, timeout=asked.patience))
+        client = stack.enter_context(Client(payer, **asked.bounds))
         asked = asked if no_check else _looked_up(session, payer, asked)
         response = _sent(session, client, asked, payer)
         stack.callback(response.close)
         paid = Paid.of(payer, receipt_of(response))
-        return _answer.Answer(session, response, paid, asked.service).deliver(target)
+        return _answer.Answer(session, response, paid, asked.service, until).deliver(target)
 
 
 def _looked_up(session: Session, payer: Payer, asked: Asked) -> Asked:
@@ -188,12 +204,12 @@ def _looked_up(session: Session, payer: Payer, asked: Asked) -> Asked:
     import httpx
 
     from x402_mask._catalog import CatalogError, Marketplace
-    from x402_mask._clients import around
+    from x402_mask.httpx import Client
 
     origin = session.origin(asked.base_url)
     patience = min(_CATALOG_S, asked.timeout)
     try:
-        with httpx.Client(timeout=patience, mounts=around([origin])) as client:
+        with Client(payer, timeout=patience, total_timeout=patience) as client:
             market = Marketplace(origin, client, payer=payer, seconds=patience)
             found = market.glance(asked.service)
     except (httpx.HTTPError, CatalogError, OriginRefused):
@@ -210,7 +226,9 @@ def _sent(
     """
     from x402_mask.httpx import receipt_of
 
-    request = client.build_request(**asked.parts(session))
+    request = client.build_request(
+        **asked.parts(session), extensions={"x402_mask": {"pay": payer is not None}}
+    )
     response = _sent_once(session, client, request, payer)
     receipt = receipt_of(response)
     unpaid = receipt is None or receipt.route == "held-token"
@@ -257,13 +275,11 @@ def quote(session: Session, asked: Asked) -> int:
 
     Exits with 3 where the call would be refused.
     """
-    import httpx
-
-    from x402_mask._clients import around
+    from x402_mask.httpx import Client
 
     asked.parts(session)
     with session.payer() as payer:
-        with httpx.Client(timeout=asked.patience, mounts=around(payer.origins)) as client:
+        with Client(payer, **asked.bounds) as client:
             response = _answer.bounded(_sent(session, client, asked))
         found = payer.quote(response)
     if found is None:
