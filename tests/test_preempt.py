@@ -78,7 +78,7 @@ class World:
 
     def call(self, name: str, method: str = "POST") -> httpx.Response:
         self.seller.requests.clear()
-        return self.client.request(method, URL, json={"ImageURL": name})
+        return self.client.request(method, URL, json={"picture": name})
 
 
 def test_the_second_call_takes_one_round_trip() -> None:
@@ -117,7 +117,7 @@ def test_another_path_is_asked_first(other: str) -> None:
     world.call("a")
     world.seller.free.add(httpx.URL(other).path)
     world.seller.requests.clear()
-    assert world.client.post(other, json={"ImageURL": "a"}).status_code == 200
+    assert world.client.post(other, json={"picture": "a"}).status_code == 200
     assert world.seller.requests == [False] and len(world.seller.nonces) == 1
 
 

@@ -55,6 +55,7 @@ from x402_mask._proving import (
     release,
     seen,
     settlement_fault,
+    warn_of_error,
 )
 from x402_mask._rows import Proof, Reservation, Result, Row, Twin, new_payment_id
 from x402_mask._schemas import check_input
@@ -215,7 +216,8 @@ def _held_first(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | Re
     if (origin, service) not in known:
         return None
     try:
-        yield from _check_input(payer, Asked(call.method, origin, service))
+        also = payer.services.also(call.url)
+        yield from _check_input(payer, Asked(call.method, origin, service, also=also))
     except InputRefused:
         return None  # said when the seller asks for money; until then it costs no token
     from x402_mask._redeem import spend_held  # noqa: PLC0415  # most payers hold none
@@ -361,11 +363,13 @@ def _check_lapsed(payer: Payer, purchase: Purchase, view: View) -> Generator[Eff
 
 def _check_input(payer: Payer, asked: Asked) -> Generator[Effect, Any, None]:
     """Refuse a body that the service will refuse once it is paid, as far as schemas tell."""
-    checkers = payer.checkers(asked)
-    content = (yield from payload()) if checkers else None
+    stated = payer.input_schemas(asked)
+    if stated is None:
+        return
+    content = yield from payload()
     if content is None:
         return
-    for checker in checkers:
+    for checker in payer.checkers(asked, stated, content.body):
         reason = check_input(checker, content.body, content.type, asked.method)
         if reason is not None:
             raise InputRefused(
@@ -657,6 +661,7 @@ def _present(payer: Payer, call: Call, row: Row, proof: Proof) -> Generator[Effe
         yield from finish(payer, row, Result(outcome="unknown", delivered=False, note=note))
         failure.add_note(f"x402_mask: payment {row.id} was sent and its outcome is not known")
         raise
+    warn_of_error(row, reply)
     return (yield from conclude(payer, call, row, result))
 
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, cast, get_args
 
+from x402_mask._builtin import is_built_in, schemas_for
 from x402_mask._given import can_be_sent
 from x402_mask._models import Asset, Cap, Event, State
 from x402_mask._policy import Policy
@@ -329,18 +330,23 @@ class Payer:
         """The catalog's price, in micro-USD, if there is one that must not be passed."""
         if self.allow_above_catalog:
             return None
-        terms = self.catalog.recall(purchase.origin, purchase.service, self.now())
-        return None if terms is None else terms.micro
+        known = self.catalog.every(purchase.asked, self.now())
+        return min((terms.micro for terms in known if terms.micro is not None), default=None)
 
-    def checkers(self, asked: Asked) -> list[Checker]:
-        """What a request body must fit, by the challenge and by the catalog."""
+    def input_schemas(self, asked: Asked) -> list[str] | None:
+        """The schemas that the challenge and the catalog state; ``None``: nothing is judged."""
         if not self.validate_input or not has_body(asked.method):
-            return []
+            return None
         texts = schemas_of(asked.challenge) if asked.challenge is not None else []
-        terms = self.catalog.recall(asked.origin, asked.service, self.now())
-        if terms is not None and terms.schema and terms.schema not in texts:
-            texts.append(terms.schema)
-        return [self._checker(asked, text) for text in texts]
+        listed = [terms.schema for terms in self.catalog.every(asked, self.now()) if terms.schema]
+        texts = list(dict.fromkeys((*texts, *listed)))
+        return texts if texts or is_built_in(asked.keys) else None
+
+    def checkers(self, asked: Asked, stated: list[str], body: bytes | None) -> list[Checker]:
+        """What a request *body* must fit, by its seller and by what is known of the service."""
+        listed = any(terms.schema for terms in self.catalog.every(asked, self.now()))
+        known = [] if listed else schemas_for(asked.keys, stated, body)  # a catalog knows best
+        return [self._checker(asked, text) for text in (*stated, *known)]
 
     def _checker(self, asked: Asked, text: str) -> Checker:
         checker, new = self.catalog.checker(text, compiled)

@@ -29,7 +29,7 @@ from x402_mask.errors import (
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from x402_mask._effects import Effect
+    from x402_mask._effects import Effect, Reply
     from x402_mask._exact import Authorization
     from x402_mask._models import Quote
     from x402_mask._payer import Payer
@@ -179,6 +179,15 @@ def conclude(
             yield from record(lambda wait_s: payer.reopen(row.id, wait_s))
         raise
     return Verdict(receipt=call.trip.receipt, delivered=result.delivered)
+
+
+def warn_of_error(row: Row, reply: Reply) -> None:
+    """Name the payment where the answer to it is an error, unless it asks to be paid again."""
+    if reply.status >= 400 and reply.status != 402:
+        log.warning(
+            "HTTP %d answers payment %s ($%s for %s at %s)",
+            *(reply.status, row.id, usd(row.micro), row.service, row.origin),
+        )
 
 
 def seen(payer: Payer, row: Row, proof: Proof, told: str | None) -> Generator[Effect, Any, bool]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from x402_mask import _deal
 from x402_mask._effects import Reply, ask, record
 from x402_mask._money import usd
-from x402_mask._proving import conclude
+from x402_mask._proving import conclude, warn_of_error
 from x402_mask._rows import Result, Row
 from x402_mask._terms import Verdict, receipt_for
 from x402_mask._tokenbook import Bought
@@ -66,6 +66,7 @@ def spend_held(
         yield from _give_back(payer, row)
         raise
     if reply.status != 402:
+        warn_of_error(row, reply)
         if not reply.delivered:
             yield from _give_back(payer, row)
         if 300 <= reply.status < 400:  # where that leads the token may be asked for as well
@@ -159,6 +160,7 @@ def redeem(
         yield from drop(deal.payer, row, "refused by the seller")
         yield from _deal.give_up(deal, "the seller does not take the token")
         return None
+    warn_of_error(row, reply)
     outcome: Outcome = "rejected" if reply.status == 402 else paid
     result = Result(
         outcome=outcome, delivered=reply.delivered, transaction=deal.transaction,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, overload
 from x402_mask import _json
 from x402_mask._clients import AsyncClient, SyncClient, is_async, payer_of
 from x402_mask._models import Receipt
+from x402_mask._schemas import is_uri
 from x402_mask._wire import shown
 
 if TYPE_CHECKING:
@@ -72,15 +73,17 @@ def refine_mask(
         base_url: the marketplace; default the client's ``base_url``, or its payer's only origin.
 
     Raises:
-        ValueError: no marketplace is named.
+        ValueError: not a URL, or no marketplace is named; nothing was sent.
         PaymentError: it may not be paid, or could not be.
         ServiceFailed: the answer is not a refined mask; it may have been paid.
-        HTTPStatusError: the client's own, for any status but 2xx.
+        HTTPStatusError: the client's own, for any status but 2xx; a note on it names the payment.
     """
     later = is_async(client)
     for name, url in (("image_url", image_url), ("mask_image_url", mask_image_url)):
         if not isinstance(url, str):
             raise TypeError(f"{name} is a str, not {type(url).__name__}")
+        if not _is_web(url) or not is_uri(url):
+            raise ValueError(f"{name} is not an http(s) URL, and would be paid for in vain")
     caller: Any = client
     sent = caller.post(
         _base(caller, base_url) + _PATH,
@@ -105,9 +108,21 @@ def _base(client: Any, base_url: str | None) -> str:
 
 
 def _result(response: Any) -> RefinedMask:
-    response.raise_for_status()
     found = response.extensions.get("x402_mask")
     receipt = found if isinstance(found, Receipt) else None
+    try:
+        return _read(response, receipt)
+    except Exception as failure:
+        if receipt is not None:
+            failure.add_note(
+                f"x402_mask: ${receipt.usd} was paid for this answer, by payment"
+                f" {receipt.payment_id} ({receipt.outcome})"
+            )
+        raise
+
+
+def _read(response: Any, receipt: Receipt | None) -> RefinedMask:
+    response.raise_for_status()
     try:
         answer = _json.loads(response.content)
     except _json.BadJSON as exc:

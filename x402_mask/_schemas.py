@@ -4,8 +4,8 @@ The marketplace settles first: a body that it will refuse is paid for all the sa
 judged before anything is signed, by JSON Schema 2020-12, as far as the schema can be trusted:
 
 * only keywords of a short list are kept.  Regular expressions (``pattern``, ``patternProperties``)
-  are left out, because one can take forever; ``format`` asserts nothing; ``$dynamicRef`` and every
-  ``$ref`` that is not ``#/...`` are taken for "anything";
+  are left out, because one can take forever; of ``format`` only ``uri`` asserts something;
+  ``$dynamicRef`` and every ``$ref`` that is not ``#/...`` are taken for "anything";
 * references are written out, at most 2,000 schemas in all; one that leads back to itself is
   "anything";
 * what is left out can only make the schema weaker: where less would mean more (``not``, ``oneOf``,
@@ -15,9 +15,11 @@ judged before anything is signed, by JSON Schema 2020-12, as far as the schema c
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from x402_mask import _json
 from x402_mask._wire import shown
@@ -36,6 +38,10 @@ The slowest schema that was tried takes jsonschema 30 us for each, so half a sec
 """
 
 _BYTES: Final = 1024
+
+_URI: Final = re.compile(
+    r"""[A-Za-z][A-Za-z0-9+.-]*:(?:[^\x00-\x20\x7f"<>\\^`{|}%]|%[0-9A-Fa-f]{2})+"""
+)
 
 _DEPTH_MAX: Final = 40
 
@@ -72,10 +78,28 @@ def compiled(text: str) -> Checker:
 
 
 def _finder(schema: dict[str, Any]) -> Callable[[Any], Iterator[Any]]:
-    from jsonschema import Draft202012Validator  # noqa: PLC0415  # takes 0.1 s to import
+    from jsonschema import Draft202012Validator, FormatChecker  # noqa: PLC0415  # takes 0.1 s
 
-    found: Callable[[Any], Iterator[Any]] = Draft202012Validator(schema).iter_errors
+    formats = FormatChecker(formats=())
+    formats.checks("uri")(is_uri)
+    checked = Draft202012Validator(schema, format_checker=formats)
+    found: Callable[[Any], Iterator[Any]] = checked.iter_errors
     return found
+
+
+def is_uri(value: object) -> bool:
+    """Whether *value* may be an absolute URI (RFC 3986); letters beyond ASCII are let pass.
+
+    What is no text is none of this check's business.
+    """
+    if not isinstance(value, str):
+        return True
+    try:
+        host = urlsplit(value).hostname
+    except ValueError:
+        return False
+    web = value.lower().startswith(("http:", "https:"))
+    return _URI.fullmatch(value) is not None and (bool(host) or not web)
 
 
 def check_input(
@@ -155,6 +179,8 @@ def _reason(error: Any) -> str:
     if rule == "type":
         kinds = [wanted] if isinstance(wanted, str) else wanted
         return f"{subject} is not of type {' or '.join(kinds)}"
+    if rule == "format":
+        return f"{subject} is not a URL"
     return f"{subject} does not fit {rule} {shown(_json.dumps(wanted), 80)}"
 
 
@@ -206,7 +232,7 @@ _PLAIN: Final[Mapping[str, Callable[[object], bool]]] = {
 _LISTS: Final = frozenset({"const", "enum", "required"})
 _DECIDED: Final = frozenset({
     *_PLAIN, "type", "$ref", "properties", "additionalProperties", "items", "prefixItems",
-    "allOf", "anyOf", "oneOf", "not", "if", "then", "else",
+    "allOf", "anyOf", "oneOf", "not", "if", "then", "else", "format",
 })  # fmt: skip
 _SAYS_NOTHING: Final = frozenset({
     "$comment", "$defs", "$id", "$schema", "default", "definitions", "deprecated", "description",
@@ -266,6 +292,7 @@ class _Cleaner:
         return {
             **self._plain(schema),
             **self._type(schema),
+            **self._format(schema),
             **self._members(schema),
             **self._elements(schema),
             **self._combined(schema),
@@ -290,6 +317,13 @@ class _Cleaner:
         if not _is_names(named) or not named or not set(named) <= _TYPES:
             return self._lose("type")
         return {"type": sorted({*named, "null"}) if schema.get("nullable") is True else kinds}
+
+    def _format(self, schema: Mapping[str, Any]) -> dict[str, Any]:
+        """Kept where it is checked; a loss all the same, for its seller may be stricter."""
+        if "format" not in schema:
+            return {}
+        self._losses += 1
+        return {"format": "uri"} if schema["format"] == "uri" else {}
 
     def _members(self, schema: Mapping[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = {}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from x402_mask._turns import Mutex
+from x402_mask._windows import keys_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +53,13 @@ class Asked:
     origin: str
     service: str
     challenge: Challenge | None = field(default=None, repr=False)
+    also: tuple[str, ...] = ()
+    """Keys of other services that it may be taken for."""
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The keys of every service that it may be."""
+        return keys_of(self.service, self.also)
 
     __hash__ = None  # type: ignore[assignment]  # holds a challenge
 
@@ -92,6 +100,12 @@ class Shelf:
         if terms is None and (origin, service) in self._other:
             terms = self._terms.get((origin, self._other[origin, service]))
         return terms if terms is not None and terms.at <= now < terms.at + TERMS_S else None
+
+    def every(self, asked: Asked, now: float) -> list[Terms]:
+        """What is known of each service that a request may be, its own first."""
+        names = dict.fromkeys((asked.service, *sorted(asked.keys)))
+        found = (self.recall(asked.origin, name, now) for name in names)
+        return [terms for terms in found if terms is not None]
 
     @property
     def groups(self) -> tuple[frozenset[str], ...]:

@@ -113,7 +113,7 @@ class Purchase:
     @property
     def asked(self) -> Asked:
         """What is asked of the service, for judging the input."""
-        return Asked(self.method, self.origin, self.service, self.challenge)
+        return Asked(self.method, self.origin, self.service, self.challenge, self.also)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

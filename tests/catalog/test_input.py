@@ -262,7 +262,7 @@ def test_a_held_token_is_not_spent_on_what_would_be_refused() -> None:
             Marketplace(real.url, client).service("mask-refinement")
             bought = receipt_of(client.post(url, json=pictures))
             with pytest.raises(InputRefused, match="'MaskImageURL' is required"):
-                client.post(url, json={"ImageURL": "x"})
+                client.post(url, json={"ImageURL": "https://a.example/x"})
             used = receipt_of(client.post(url, json=pictures))
         assert bought is not None and bought.route == "token"
         assert used is not None and used.route == "held-token"

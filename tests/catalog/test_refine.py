@@ -79,13 +79,20 @@ def test_a_failure_tells_what_was_paid(
         refined(shop, payer, answer, mode)
     assert caught.value.receipt is not None and caught.value.receipt.usd == Decimal("0.20")
     assert caught.value.response.content == answer
+    assert any(caught.value.receipt.payment_id in note for note in caught.value.__notes__)
 
 
-def test_a_status_is_the_clients_own_error(shop: Shop, make_payer: MakePayer) -> None:
+def test_a_status_is_the_clients_own_error(
+    shop: Shop, make_payer: MakePayer, caplog: pytest.LogCaptureFixture
+) -> None:
     payer = make_payer()
     shop.sells(paid=served(b"{}", status=503))
-    with pytest.raises(httpx.HTTPStatusError):
+    with pytest.raises(httpx.HTTPStatusError) as caught:
         using("client", payer, lambda client: refine_mask(client, **PICTURES))
+    (note,) = caught.value.__notes__
+    (told,) = [r.getMessage() for r in caplog.records if "HTTP 503 answers" in r.getMessage()]
+    assert payer.payments()[0].payment_id in told and "$0.20 for mask-refinement" in told
+    assert "$0.20" in note and payer.payments()[0].payment_id in note and "settled" in note
 
 
 def test_which_marketplace(shop: Shop, make_payer: MakePayer) -> None:
@@ -105,10 +112,29 @@ def test_which_marketplace(shop: Shop, make_payer: MakePayer) -> None:
         refine_mask(client, **PICTURES)
 
 
+NO_URLS = [
+    "", " ", "nope", "photo.png", "/photo.png", "file:///photo.png", "data:image/png;base64,AA==",
+    "https://", "https:///x", "https:x", "http://[::1/x", "https://a.example/a b", "ftp://a.example",
+    " https://a.example/x", "https://a.example/x\n", "https://a.example/%zz", "https://?x",
+    "https://a.example/" + "x" * 5000,
+]  # fmt: skip
+
+
+def test_nor_is_it_by_an_async_client(shop: Shop) -> None:
+    """Found when it is called, not when it is awaited."""
+    with pytest.raises(ValueError, match="image_url is not"):
+        refine_mask(httpx.AsyncClient(), base_url=shop.origin, **{**PICTURES, "image_url": "nope"})
+    assert shop.paths() == []
+
+
 def test_what_is_no_url_is_never_sent(shop: Shop, make_payer: MakePayer) -> None:
     match = "mask_image_url is a str"
     with client_of("client", make_payer()) as client, pytest.raises(TypeError, match=match):
-        refine_mask(client, image_url="x", mask_image_url=None)  # type: ignore[arg-type]
+        refine_mask(client, image_url="https://x", mask_image_url=None)  # type: ignore[arg-type]
+    for name in PICTURES:
+        for wrong in NO_URLS:
+            with client_of("client", make_payer()) as client, pytest.raises(ValueError, match=name):
+                refine_mask(client, **{**PICTURES, name: wrong})
     with pytest.raises(TypeError, match="takes an httpx or httpx2 client"):
         refine_mask(7, **PICTURES)  # type: ignore[call-overload]
     assert shop.paths() == []

@@ -26,18 +26,50 @@ def judged(schema: Any, body: Any, kind: str = JSON, method: str = "POST") -> st
 
 
 @pytest.mark.parametrize(("body", "reason"), [
-    ({"ImageURL": "x"}, None), ({"ImageURL": "x", "size": 2}, None),
+    ({"ImageURL": "a:x"}, None), ({"ImageURL": "a:x", "size": 2}, None),
+    ({"ImageURL": "x"}, "ImageURL is not a URL"),
     ({}, "'ImageURL' is required"), ([], "the body is not of type object"),
     ({"ImageURL": 7}, "ImageURL is not of type string"),
-    ({"ImageURL": "x", "size": 3}, "size does not fit enum [1,2]"),
+    ({"ImageURL": "a:x", "size": 3}, "size does not fit enum [1,2]"),
     ({"imageurl": "x"}, "names are case-sensitive"),
-    ({"ImageURL": "x", "Imageurl": 1}, "'Imageurl' is not a parameter (names are case-sensitive: 'ImageURL')"),
+    ({"ImageURL": "a:x", "Imageurl": 1}, "'Imageurl' is not a parameter (names are case-sensitive: 'ImageURL')"),
     (b"", "the body is empty: 'ImageURL' is required"), (b"x", "the body is not JSON"),
     (b"\xff", "the body is not JSON"), (b'{"ImageURL": NaN}', "the body is not JSON"),
 ])  # fmt: skip
 def test_a_body_is_judged(body: Any, reason: str | None) -> None:
     found = judged(IMAGE, body)
     assert found is None if reason is None else found is not None and reason in found
+
+
+@pytest.mark.parametrize("good", [
+    "https://a.example/x?y=%20#z", "http://a", "HTTPS://A.example", "https://u:p@a.example:8443/~x",
+    "https://[::1]:1/x", "https://bücher.example/ä", "file:///x", "data:,x", "urn:isbn:1", "mailto:a@b",
+    7, None, ["x"],
+])  # fmt: skip
+def test_what_may_be_a_uri(good: Any) -> None:
+    """And what is no text, of which ``format`` says nothing."""
+    assert judged({"properties": {"a": {"format": "uri"}}}, {"a": good}) is None
+
+
+@pytest.mark.parametrize("bad", [
+    "", "nope", "photo.png", "/x", "//a.example/x", "https://", "https:///x", "https:x", "http://#",
+    "http://[::1", "https://a b", "https://a/\t", "https://a/<x>", "https://a/{x}", "https://a/%x",
+    ":x", "1a:x", "a:", "https://a\\b",
+])  # fmt: skip
+def test_what_is_no_uri(bad: str) -> None:
+    """Refused by every validator, whatever its leniency."""
+    assert judged({"properties": {"a": {"format": "uri"}}}, {"a": bad}) == "a is not a URL"
+
+
+def test_a_format_is_asserted_only_where_more_would_be_refused() -> None:
+    """A seller may be stricter: where that would allow more, nothing is asserted."""
+    uri = {"format": "uri"}
+    for schema in ({"not": uri}, {"oneOf": [uri, {"maxLength": 3}]}, {"if": uri, "then": False}):
+        assert judged(schema, "https://bücher.example") is None
+        assert judged(schema, "no") is None
+    assert judged({"anyOf": [uri, {"maxLength": 2}]}, "nope") is not None
+    for other in ("uri-reference", "email", "date-time", 7, ["uri"]):
+        assert judged({"format": other}, "no such") is None
 
 
 def test_the_place_is_named_and_the_value_is_not() -> None:

@@ -216,7 +216,10 @@ def test_fields_that_the_service_does_not_take_are_not_paid_for(
         assert (done.code, done.document["error"]["reason"]) == (3, "input")
         assert told in done.document["error"]["message"]
     assert len(marketplace.book.settlements) == before
-    assert shopper("call", "mask-refinement", "--no-check", "ImageURL=x").code == 5
+    unread = ("call", "mask-refinement", "--no-check")
+    assert shopper(*unread, "ImageURL=x").code == 3  # known without a catalog
+    pictures = ("ImageURL=https://h.invalid/x.png", "MaskImageURL=https://h.invalid/y.png")
+    assert shopper(*unread, *pictures).code == 5
     assert len(marketplace.book.settlements) == before + 1
 
 

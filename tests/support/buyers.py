@@ -90,7 +90,7 @@ def standard_basket(url: str) -> list[Wanted]:
     """Return one request per route that the official sellers have; the last one is free."""
     return [
         Wanted("GET", f"{url}/paid"),
-        Wanted("POST", f"{url}/api/tools/mask-refinement", {"ImageURL": "a", "n": [1, 2]}),
+        Wanted("POST", f"{url}/api/tools/mask-refinement", {"picture": "a", "n": [1, 2]}),
         Wanted("GET", f"{url}/stream"),
         Wanted("GET", f"{url}/free"),
     ]
@@ -107,7 +107,7 @@ def assert_standard_answers(answers: Sequence[httpx.Response]) -> None:
     assert [answer.status_code for answer in answers] == [200] * 4
     paid, tool, stream, free = answers
     assert paid.json() == {"paid": "content"}
-    assert tool.json() == {"echo": {"ImageURL": "a", "n": [1, 2]}}
+    assert tool.json() == {"echo": {"picture": "a", "n": [1, 2]}}
     assert stream.text == "".join(f"chunk {number}\n" for number in range(5))
     assert free.json() == {"free": "content"}
 

@@ -77,7 +77,7 @@ async def _acall(
 
 
 def _body(request: dict[str, Any]) -> dict[str, Any]:
-    return request if "content" in request else {"json": {"ImageURL": "a"}, **request}
+    return request if "content" in request else {"json": {"picture": "a"}, **request}
 
 
 def counted(buyer: Payer) -> Decimal:

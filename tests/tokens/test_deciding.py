@@ -58,7 +58,7 @@ def quoted(buyer: Payer, bazaar: Bazaar) -> Any:
     from tests.tokens.shop import NO_TLS
 
     with httpx.Client(verify=NO_TLS, trust_env=False) as client:
-        return buyer.quote(client.post(bazaar.url(), json={"ImageURL": "a"}))
+        return buyer.quote(client.post(bazaar.url(), json={"picture": "a"}))
 
 
 @pytest.mark.parametrize(("prefer", "wallet", "route"), ORDERS)
