@@ -159,10 +159,12 @@ def test_not_origins(text: str, told: str) -> None:
 
 
 def test_several_endpoints_of_a_network_must_agree() -> None:
-    text = "eip155:8453=http://one/?key=a=b,c, eip155:8453 = https://two,base-sepolia=http://three"
+    text = (
+        "eip155:8453=https://one/?key=a=b,c, eip155:8453 = https://two,base-sepolia=https://three"
+    )
     assert parse_rpc(text) == {
-        "eip155:8453": ["http://one/?key=a=b,c", "https://two"],
-        "eip155:84532": ["http://three"],
+        "eip155:8453": ["https://one/?key=a=b,c", "https://two"],
+        "eip155:84532": ["https://three"],
     }
     with Payer(None, **_payer(from_env({**ENV, "X402_MASK_RPC": text}))) as payer:
         assert payer.chain_knows("eip155:84532")
@@ -175,10 +177,10 @@ def test_several_endpoints_of_a_network_must_agree() -> None:
         "eip155:8453",
         "eip155:8453=sesame",
         "eip155:8453=ws://sesame",
-        "solana:1=http://sesame",
-        "8453=http://sesame",
-        "eip155:0=http://sesame",
-        "eip155:8453=http://ok,x=http://sesame",
+        "solana:1=https://sesame",
+        "8453=https://sesame",
+        "eip155:0=https://sesame",
+        "eip155:8453=https://ok,x=https://sesame",
     ],
 )
 def test_not_endpoints_and_their_urls_are_never_quoted(text: str) -> None:
@@ -358,8 +360,8 @@ version = "2"
 weather = "https://a.example/weather/*"
 
 [rpc]
-"eip155:8453" = ["http://one", "http://two"]
-base-sepolia = "http://three"
+"eip155:8453" = ["https://one", "https://two"]
+base-sepolia = "https://three"
 """
 
 
@@ -388,7 +390,7 @@ def test_every_key_of_a_file(file: Path) -> None:
         "prefer": ["x402"],
         "services": {"weather": "https://a.example/weather/*"},
         "max_validity": timedelta(minutes=2),
-        "rpc": {"eip155:8453": ["http://one", "http://two"], "eip155:84532": ["http://three"]},
+        "rpc": {"eip155:8453": ["https://one", "https://two"], "eip155:84532": ["https://three"]},
         "on_refusal": "return",
         "preempt": True,
         "resign": "never",
@@ -432,7 +434,7 @@ def test_variables_override_the_file(file: Path, tmp_path: Path) -> None:
         "X402_MASK_CONFIG": str(file),
         "X402_MASK_CAPS": "1/call",
         "X402_MASK_ORIGINS": "https://c.example",
-        "X402_MASK_RPC": "eip155:1=http://four",
+        "X402_MASK_RPC": "eip155:1=https://four",
         "X402_MASK_LEDGER": str(tmp_path / "other.db"),
         "X402_MASK_PRIVATE_KEY": KEY,
         "MY_KEY": "22" * 32,
@@ -440,7 +442,7 @@ def test_variables_override_the_file(file: Path, tmp_path: Path) -> None:
     found = from_env(env)
     assert found["caps"] == [Cap(1, per="call")]
     assert found["origins"] == ["https://c.example"]
-    assert found["rpc"] == {"eip155:1": ["http://four"]}
+    assert found["rpc"] == {"eip155:1": ["https://four"]}
     assert found["ledger"].path == tmp_path / "other.db"
     assert found["wallet"].address == ADDRESS
     assert found["resign"] == "never"

@@ -56,7 +56,7 @@ _ASIDE: Final = frozenset(
     }
 )
 """Kinds of history that change nothing of the payment itself."""
-_COMPARED: Final = (*_FIXED, *_MOVING, "also")
+_COMPARED: Final = (*_FIXED, *_MOVING, "also", "again")
 _SHOWN: Final = ("id", *_FIXED, *_MOVING)
 
 
@@ -239,6 +239,9 @@ class _Replay:
 
     def _move(self, row: dict[str, Any], at: int, kind: str, data: Mapping[str, Any]) -> None:
         if kind in _ASIDE:
+            return
+        if kind == "paid_before":  # a repeat was refused: nothing of the payment itself changes
+            row["again"] = at
             return
         row |= {"updated": at, "state": data["state"], "note": data.get("note", "")}
         if kind == "held":

@@ -49,6 +49,10 @@ class Book(ABC):
         """What this process is called."""
 
     @abstractmethod
+    def _database_us(self, db: Db) -> int | None:
+        """Unix microseconds by the database's own clock, where that is not this machine's."""
+
+    @abstractmethod
     def _flush(self, wait_s: float) -> None:
         """Write the ends of calls that could not be written when they happened."""
 

@@ -9,7 +9,9 @@ is never freed by doubt.
 * **used** by ``cancelAuthorization``: :class:`Canceled`;
 * **unused** in a confirmed block later than ``validBefore``, and no event to the contrary:
   :class:`Unused`.  It can never be used again, for both bounds are exclusive and block times do not
-  fall (EIP-3009);
+  fall (EIP-3009).  Where the chain's blocks lag behind our clock, the block must be later by as
+  much: a chain that catches up makes in a second what else takes minutes, so that twelve blocks on
+  top say little;
 * everything else: :class:`Unknown`, whose reason is for people.
 
 Every value read here is one 32-byte word that is compared for equality, so no ABI codec is needed.
@@ -24,7 +26,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import os
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from x402_mask._rpc import (
@@ -56,6 +59,8 @@ _EVENTS_MAX: Final = 16  # a nonce is used once; a liar could say a million
 _FAR_SPANS: Final = 32  # how far past validBefore a late cancellation is looked for
 _NEAR_S: Final = 120  # ordinary distance between this machine's clock and block times
 _SKEW_S: Final = 3600  # a clock an hour fast signs "after" it was settled
+_FUTURE_S: Final = 60  # how far a confirmed block may be ahead of a clock that is a little slow
+_LAG_S: Final = 180  # how old a confirmed block may be where nothing lags: 12 blocks of 12 s
 _QUESTION_TIME_OUTS: Final = 6  # one question may take as long as this many calls
 
 _T = TypeVar("_T")
@@ -68,6 +73,7 @@ class Authorization:
     ``network`` is CAIP-2, ``amount`` atomic units of ``asset``, ``nonce`` 0x and 64 hex digits,
     times are Unix seconds.  ``signed_at`` bounds the search for events from below.
     ``transaction`` is a hint, such as a seller's claim: looked at first, never trusted.
+    ``time_out_s`` bounds the whole question about it, in seconds.
 
     Raises:
         ValueError: an address, nonce, amount or time that nobody could have signed.
@@ -82,6 +88,7 @@ class Authorization:
     valid_before: int
     signed_at: int
     transaction: str | None = None
+    time_out_s: float | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("asset", "payer", "pay_to"):
@@ -97,11 +104,15 @@ class Authorization:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:
-    """The nonce was used, and its transaction moved exactly ``amount`` from payer to payee."""
+    """The nonce was used, and its transaction moved exactly ``amount`` from payer to payee.
+
+    ``past`` is whether ``validBefore`` is past in a confirmed block, as far as that is known.
+    """
 
     transaction: str
     block: int
     amount: int
+    past: bool | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,11 +135,13 @@ class Unused:
 class Unknown:
     """Nothing is proven; ``reason`` says why, for people.
 
-    ``answered`` is whether the chain was asked, and only proves nothing yet.
+    ``answered`` is whether the chain was asked, and only proves nothing yet.  ``past`` is whether
+    ``validBefore`` is past in a confirmed block, as far as that is known.
     """
 
     reason: str
     answered: bool = field(default=True, compare=False, repr=False)
+    past: bool | None = field(default=None, compare=False, repr=False)
 
 
 Evidence = Settled | Canceled | Unused | Unknown
@@ -140,15 +153,16 @@ class ChainReader:
     ``endpoints`` maps CAIP-2 networks to one URL or several; several must all agree.
     ``margin_blocks`` are the blocks that must lie on top of the one that is believed;
     ``block_span`` is the widest range of one ``eth_getLogs`` (an endpoint that refuses it is asked
-    for less); ``time_out_s`` bounds each call, and six times that one question.  A single endpoint
-    that lies consistently is believed: give two of different operators.
+    for less); ``time_out_s`` bounds each call, and six times that one question, unless it says
+    otherwise; ``clock`` gives Unix seconds, against which the times of blocks are judged.  A single
+    endpoint that lies consistently about the past is believed: give two of different operators.
 
     Proxies are taken from the environment, redirects are never followed, and no message shows more
     of a URL than scheme, host and port.
 
     Raises:
-        ValueError: a network that is not ``eip155:<id>``, a URL that is not http(s), no URL at
-            all, or a number out of range.
+        ValueError: a network that is not ``eip155:<id>``, a URL that is neither https nor http on
+            loopback, no URL at all, or a number out of range.
     """
 
     def __init__(
@@ -158,6 +172,7 @@ class ChainReader:
         margin_blocks: int = 12,
         block_span: int = 2000,
         time_out_s: float = 10.0,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         if margin_blocks < 0 or block_span < 1 or not time_out_s > 0:
             raise ValueError("margin_blocks >= 0, block_span >= 1 and time_out_s > 0 are needed")
@@ -167,6 +182,7 @@ class ChainReader:
         self._margin_blocks = margin_blocks
         self._block_span = block_span
         self._time_out_s = time_out_s
+        self._clock = clock
         self._backgrounds: dict[int, Background] = {}
 
     def __repr__(self) -> str:
@@ -189,11 +205,16 @@ class ChainReader:
 
         async def ask(views: Sequence[View]) -> Evidence:
             top = await self.common_top(views)
-            answers = await each(views, lambda view: _answer(view, a, top))
+            lag_s = max(0, int(self._clock()) - top.time - _LAG_S)
+            answers = await each(views, lambda view: _answer(view, a, top, lag_s))
             await same_block(views, top.number, top)
-            return _agreed(views, answers)
+            found = _agreed(views, answers)
+            if isinstance(found, Settled | Unknown):
+                found = replace(found, past=top.time > a.valid_before + lag_s)
+            return found
 
-        return self._ask(a, ask, self._time_out_s * _QUESTION_TIME_OUTS)
+        bound_s = self._time_out_s * _QUESTION_TIME_OUTS
+        return self._ask(a, ask, bound_s if a.time_out_s is None else min(bound_s, a.time_out_s))
 
     def seen(self, a: Authorization, *, time_out_s: float = 3.0) -> Settled | Unknown:
         """Whether the hinted transaction, unconfirmed as it may be, pays ``a``.  Blocks briefly.
@@ -267,7 +288,14 @@ class ChainReader:
                 f"the chain has {min(heads) + 1} blocks, too few for a margin of "
                 f"{self._margin_blocks}"
             )
-        return await same_block(views, number, None)
+        top = await same_block(views, number, None)
+        ahead_s = top.time - self._clock()
+        if ahead_s > _FUTURE_S:  # no honest chain confirms what has not happened yet
+            raise Fault(
+                f"{views[0].name}: block {number} is {ahead_s:.0f} s ahead of this machine's clock:"
+                " the endpoint lies, or the clock is slow"
+            )
+        return top
 
 
 # --- judging --------------------------------------------------------------------------------------
@@ -282,9 +310,9 @@ async def same_block(views: Sequence[View], number: int, expected: Header | None
     return first
 
 
-async def _answer(view: View, a: Authorization, top: Header) -> Evidence:
+async def _answer(view: View, a: Authorization, top: Header, lag_s: int) -> Evidence:
     try:
-        return await _judge(view, a, top)
+        return await _judge(view, a, top, lag_s)
     except Fault as fault:
         return Unknown(reason=str(fault), answered=False)
 
@@ -303,15 +331,16 @@ def _agreed(views: Sequence[View], answers: Sequence[Evidence]) -> Evidence:
     return Unknown(reason=f"endpoints disagree: {said}", answered=False)
 
 
-async def _judge(view: View, a: Authorization, top: Header) -> Evidence:
-    """One endpoint's evidence as of the confirmed block ``top``."""
+async def _judge(view: View, a: Authorization, top: Header, lag_s: int) -> Evidence:
+    """One endpoint's evidence as of the confirmed block ``top`` of a chain that lags so much."""
     terms = _Terms.of(a)
     if await _is_used(view, terms, top):
         return await _hinted(view, a, terms, top) or await _searched(view, a, terms, top)
-    if top.time <= a.valid_before:
+    if top.time <= a.valid_before + lag_s:
+        lags = f" by the {lag_s} s that the chain lags" if lag_s else ""
         return Unknown(
             reason=f"{view.name}: not expired yet: unused in confirmed block {top.number}, whose "
-            f"time {top.time} is not past validBefore {a.valid_before}"
+            f"time {top.time} is not past validBefore {a.valid_before}{lags}"
         )
     window = await _window(view, a, top)
     if await _events(view, terms, *window):
@@ -472,9 +501,6 @@ def _pays(receipt: Receipt, terms: _Terms) -> bool:
 
 
 # --- one endpoint ---------------------------------------------------------------------------------
-
-
-# --- endpoints and the background thread ----------------------------------------------------------
 
 
 async def _is_used(view: View, terms: _Terms, block: Header) -> bool:

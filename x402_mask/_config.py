@@ -432,7 +432,7 @@ def _origins_text(text: str) -> list[str]:
 
 
 def parse_rpc(text: str) -> dict[str, list[str]]:
-    """Endpoints from ``"eip155:8453=http://one,eip155:8453=http://two"``.
+    """Endpoints from ``"eip155:8453=https://one,eip155:8453=https://two"``.
 
     Endpoints of the same network must agree.
 
@@ -458,6 +458,9 @@ def _rpc_network(name: str) -> str:
 def _rpc_url(network: str, url: object) -> str:
     if not isinstance(url, str) or not url.startswith(("http://", "https://")):
         raise ValueError(f"the endpoint of {network} is not an http(s) URL")
+    from x402_mask._rpc import endpoints_of  # noqa: PLC0415  # brings httpx
+
+    endpoints_of(_rpc_network(network), url)
     return url
 
 

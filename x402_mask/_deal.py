@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from x402_mask import _json
 from x402_mask._body import date_of
-from x402_mask._effects import Fetch, fetch, record, sleep
+from x402_mask._clocks import Clocks
+from x402_mask._effects import Fetch, consult, fetch, record, sleep
+from x402_mask._lapse import refuse
 from x402_mask._market import (
     PAYMENTS_PATH,
     MarketPayment,
@@ -20,7 +22,7 @@ from x402_mask._market import (
 )
 from x402_mask._money import usd
 from x402_mask._proving import finish
-from x402_mask._rows import EXPIRY_MARGIN_S, Proof, Result, Row
+from x402_mask._rows import Proof, Result, Row
 from x402_mask._tokenbook import TERMS
 from x402_mask._windows import SECOND
 
@@ -67,6 +69,10 @@ class Deal:
     settled: bool = False
     transaction: str | None = None
     note: str = ""
+    paid_on_chain: bool | None = None
+    """Whether the chain proved it settled; ``None`` while it was not asked."""
+    behind_us: int = 0
+    """How far the clock of the ledger's database is behind ours, in microseconds."""
 
     @property
     def live_payee(self) -> str | None:
@@ -78,15 +84,20 @@ class Deal:
 
     @property
     def is_closed(self) -> bool:
-        """Whether its proof is dead: expired, or as old as any of its payer's may be."""
+        """Whether its proof is dead by every clock: expired, or as old as its payer's may be."""
         if self.row.valid_before is not None:
-            return self.row.expired(self.payer.now_us())
+            return self._clocks.alive_by(self.row.valid_before) is None
         return self.is_old(self.row.at)
 
     def is_old(self, at_us: int) -> bool:
         """Whether a proof of that time, in microseconds, would be dead by now."""
-        lived = self.payer.now() - at_us / SECOND
-        return lived > self.payer.policy.max_validity_s + EXPIRY_MARGIN_S
+        until = -(-at_us // SECOND) + self.payer.policy.max_validity_s
+        return self._clocks.alive_by(until) is None
+
+    @property
+    def _clocks(self) -> Clocks:
+        now_us = self.payer.now_us()
+        return Clocks(now_us, self.purchase.seller_us, lambda: now_us - self.behind_us)
 
     def is_over(self, payment: MarketPayment) -> bool:
         """Whether nothing can come of an unpaid payment: it says so, or its time is past."""
@@ -152,9 +163,29 @@ def end(deal: Deal, outcome: Outcome, note: str) -> Generator[Effect, Any, None]
     yield from finish(deal.payer, deal.row, result)
 
 
+def is_alive_on_chain(deal: Deal) -> Generator[Effect, Any, bool]:
+    """Whether the chain says that the proof is not past its end, by its own time."""
+    if not deal.payer.chain_knows(deal.row.network) or deal.payer.resign == "never":
+        return False
+    (said,) = yield from consult(deal.payer.resolve, [deal.row], deal.call.wait_s)
+    deal.paid_on_chain = said.is_paid
+    return said.is_past is False and not said.is_paid
+
+
 def give_up(deal: Deal, note: str) -> Generator[Effect, Any, None]:
-    """Write down that nothing more can come of it: an identical call buys anew."""
+    """Write down that nothing more can come of it: an identical call buys anew.
+
+    Raises:
+        PaymentRefused: its money is proven gone, and that is not paid for again by itself.
+    """
     payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
+    if not row.seen and deal.paid_on_chain is None:
+        yield from is_alive_on_chain(deal)
+    if deal.paid_on_chain and not row.seen:
+        row = row._replace(state="settled", seen=1)
+    clocks = Clocks(now_us, None, lambda: now_us - deal.behind_us)
+    if row.refuses_again(clocks, keyed=deal.call.key is not None):
+        yield from refuse(payer, deal.call, [row])
     yield from record(
         lambda wait_s: payer.ledger.give_up(row.id, note, now_us=now_us, wait_s=wait_s)
     )

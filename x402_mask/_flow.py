@@ -27,12 +27,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from x402_mask import _lapse
 from x402_mask._counters import over_cap
 from x402_mask._effects import (
     Reply,
     ask,
     checkpoint,
-    consult,
     fingerprint,
     payload,
     read_body,
@@ -40,6 +40,7 @@ from x402_mask._effects import (
     sleep,
 )
 from x402_mask._exact import seller_clock
+from x402_mask._lapse import Doubts
 from x402_mask._ledger import breaker_open
 from x402_mask._models import Quote
 from x402_mask._money import usd
@@ -47,7 +48,6 @@ from x402_mask._policy import FOREIGN, Choice, choose
 from x402_mask._preempt import Place
 from x402_mask._proving import (
     approval,
-    check_resign,
     conclude,
     finish,
     prove,
@@ -63,7 +63,7 @@ from x402_mask._services import origin_of, path_of, tool_of
 from x402_mask._shelf import Asked
 from x402_mask._terms import Call, Plan, Purchase, Verdict, quote_of, receipt_for, row_of
 from x402_mask._wallet import Wallet
-from x402_mask._windows import applying
+from x402_mask._windows import SECOND, applying
 from x402_mask._wire import (
     REQUIRED_HEADER,
     nested_in,
@@ -234,7 +234,8 @@ def _preempt(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | None]
         return None
     try:
         known = Reply(status=402, url=call.url, headers={})
-        purchase = yield from _identified(call, _purchase(payer, call, known, challenge))
+        purchase = replace(_purchase(payer, call, known, challenge), is_remembered=True)
+        purchase = yield from _identified(call, purchase)
         verdict = yield from _open(payer, call, purchase)
     except PaymentRefused:
         return None  # the refusal is said, and recorded, when the seller really asks
@@ -274,6 +275,7 @@ def _purchase(payer: Payer, call: Call, reply: Reply, challenge: Challenge) -> P
         path=path_of(reply.url),
         is_tool=tool_of(call.trip.url) is not None,
         also=payer.services.also(call.trip.url, call.trip.tool),
+        seller_us=None if reply.date is None else int(reply.date * SECOND),
     )
 
 
@@ -294,11 +296,14 @@ def _identified(call: Call, purchase: Purchase) -> Generator[Effect, Any, Purcha
 
 def _open(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any, Verdict]:
     """Find the operation's open proof and present it again, or reserve and sign a new one."""
-    waited = 0.0
+    waited, doubts = 0.0, Doubts()
     tried: dict[Route, PaymentError] = {}
     while True:
-        view = yield from _look(payer, purchase)
-        twin = view.twin
+        view = yield from _look(payer, call, purchase)
+        if (yield from _lapse.ask(payer, call, view, doubts)):
+            purchase = doubts.clocks(purchase, view)
+            continue
+        twin = doubts.twin(view)
         if twin is not None and not twin.busy:
             try:
                 verdict = yield from _represent(payer, call, purchase, twin)
@@ -308,19 +313,20 @@ def _open(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any
                 tried["token"], verdict = error, None  # given back: the other routes are left
             if verdict is not None:
                 return verdict
+            doubts.dismiss(twin)
             continue
         if twin is not None and call.key is not None:
             yield from _wait(call, waited, twin)
             waited += _POLL_S
             continue
-        yield from _check_lapsed(payer, purchase, view)
+        yield from _lapse.check(payer, call, purchase, view)
         yield from _check_input(payer, purchase.asked)
         verdict = yield from _by_route(payer, call, purchase, view, tried)
         if verdict is not None:
             return verdict
 
 
-def _look(payer: Payer, purchase: Purchase) -> Generator[Effect, Any, View]:
+def _look(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any, View]:
     now_us, shop = payer.now_us(), purchase.origin if purchase.is_tool else None
     view = yield from record(
         lambda wait_s: payer.ledger.look(
@@ -329,10 +335,12 @@ def _look(payer: Payer, purchase: Purchase) -> Generator[Effect, Any, View]:
             shop,
             origin=purchase.origin,
             also=purchase.also,
+            keyed=call.key is not None,
             now_us=now_us,
+            seller_us=purchase.seller_us,
             wait_s=wait_s,
         )
-    )
+    )  # fmt: skip
     if view.paused:
         raise Paused("this ledger is paused; `x402-mask resume` ends it")
     return view
@@ -347,15 +355,6 @@ def _wait(call: Call, waited: float, twin: Twin) -> Generator[Effect, Any, None]
             payment_id=twin.row.id,
         )
     yield from sleep(_POLL_S)
-
-
-def _check_lapsed(payer: Payer, purchase: Purchase, view: View) -> Generator[Effect, Any, None]:
-    """Before an expired proof is followed by a new one: may it be, and what does the chain say."""
-    lapsed = [row for row in view.lapsed if row.origin == purchase.origin]
-    for row in lapsed:
-        check_resign(payer, row)
-        if row.state == "held" and payer.chain_knows(row.network):
-            yield from consult(payer.resolve, row)
 
 
 # --- deciding -------------------------------------------------------------------------------------
@@ -557,7 +556,7 @@ def _reservation(payer: Payer, call: Call, purchase: Purchase, plan: Plan) -> Re
         route=plan.route, micro=plan.micro, amount=plan.amount,
         asset=asset.address if asset is not None else None, network=plan.network,
         payer=payer.address, pay_to=plan.pay_to, limits=payer.limits,
-        pin_payee=payer.policy.pin, also=purchase.also,
+        pin_payee=payer.policy.pin, also=purchase.also, seller_us=purchase.seller_us,
         detail={
             "method": purchase.method, "path": purchase.path, "form": purchase.challenge.form,
             "skipped": list(plan.reasons), "approved": payer.approve is not None,
@@ -633,10 +632,18 @@ def _represent(
         from x402_mask._tokens import resume  # noqa: PLC0415
 
         return (yield from resume(payer, call, purchase, twin))
+    _lapse.check_twin(twin)
     row, now_us = twin.row, payer.now_us()
     try:
         proof = yield from record(
-            lambda wait_s: payer.ledger.claim(row.id, call.by, now_us=now_us, wait_s=wait_s)
+            lambda wait_s: payer.ledger.claim(
+                row.id,
+                call.by,
+                now_us=now_us,
+                seller_us=purchase.seller_us,
+                by_chain=twin.by == "chain",
+                wait_s=wait_s,
+            )
         )
         if proof is None:
             return None

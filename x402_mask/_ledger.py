@@ -14,11 +14,13 @@ import os
 from abc import abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, overload
 
 from x402_mask import _counters, _json, _payees
 from x402_mask._book import NOTHING_ELSE, WAIT_S
 from x402_mask._carrier import Carrier
+from x402_mask._clocks import Clocks
 from x402_mask._models import Payment
 from x402_mask._money import usd
 from x402_mask._rows import (
@@ -33,6 +35,7 @@ from x402_mask._rows import (
     Twin,
     View,
     new_payment_id,
+    paid_before,
 )
 from x402_mask._schema import meta, set_meta
 from x402_mask._tokenbook import TokenBook, usable_token
@@ -44,6 +47,7 @@ from x402_mask.errors import LedgerError, Paused, PaymentRefused
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from x402_mask._clocks import Clock
     from x402_mask._head import HeadFile
     from x402_mask._models import Spend, State
     from x402_mask._past import Past
@@ -114,9 +118,13 @@ class Ledger(TokenBook, TransferBook):
         """Where the head of the history is kept besides the database, if anywhere."""
         return None
 
+    def _database_us(self, db: Db) -> int | None:  # noqa: ARG002  # optional for backends
+        """Unix microseconds by the database's own clock, where that is not this machine's."""
+        return None
+
     # --- the conversation
 
-    def look(
+    def look(  # noqa: PLR0913  # a keyword for each thing that is known of the call
         self,
         operation: str,
         service: str,
@@ -124,26 +132,30 @@ class Ledger(TokenBook, TransferBook):
         *,
         origin: str = _payees.EVERYWHERE,
         also: Iterable[str] = (),
+        keyed: bool = False,
         now_us: int,
+        seller_us: int | None = None,
         wait_s: float = WAIT_S,
     ) -> View:
         """What is known about this operation and service; changes nothing.
 
         *shop* is the origin whose tokens would do, if any would; *origin* the one whose payees are
-        asked for, and *also* the keys of what the service may be besides.
+        asked for, and *also* the keys of what the service may be besides; *seller_us* what time it
+        is by the seller's clock, Unix microseconds.
         """
         self._flush(wait_s)
         with self._transaction(wait_s, write=False) as db:
-            rows = self._undelivered(db, operation)
+            rows, clocks = self._undelivered(db, operation), self._clocks(db, now_us, seller_us)
             return View(
                 paused=self._is_paused(db),
                 token=shop is not None and usable_token(db, shop, service, now_us) is not None,
-                twin=self._twin(db, rows, now_us),
+                twin=self._twin(db, rows, clocks),
                 lapsed=tuple(
                     r
                     for r in rows
                     if r.route != "token" and r.proof is not None and r.expired(now_us)
                 ),
+                paid=self._paid(db, rows, clocks, keyed=keyed),
                 payees=_payees.known(db, origin, keys_of(service, also)),
             )
 
@@ -173,11 +185,15 @@ class Ledger(TokenBook, TransferBook):
         with self._carrying(want.id, carrier), self._transaction(wait_s, durable=durable) as db:
             if self._is_paused(db):
                 raise Paused("this ledger is paused; `x402-mask resume` ends it")
+            clocks = self._clocks(db, want.at, want.seller_us)
             rows = self._undelivered(db, want.operation)
-            twin = self._twin(db, rows, want.at)
+            twin = self._twin(db, rows, clocks)
             if twin is not None and (want.keyed or not twin.busy):
                 self._flying.pop(want.id, None)
                 return twin
+            paid = self._paid(db, rows, clocks, keyed=want.keyed)
+            if paid:
+                raise paid_before(paid[-1], keyed=want.keyed)
             _check_breaker(db, want, breaker)
             payee = _payees.check(db, want)
             meters = self._running(db, want)
@@ -197,19 +213,28 @@ class Ledger(TokenBook, TransferBook):
             self._hold(db, self._reserved(db, payment_id), proof, now_us)
 
     def claim(
-        self, payment_id: str, carrier: object = None, *, now_us: int, wait_s: float = WAIT_S
+        self,
+        payment_id: str,
+        carrier: object = None,
+        *,
+        now_us: int,
+        seller_us: int | None = None,
+        by_chain: bool = False,
+        wait_s: float = WAIT_S,
     ) -> Proof | None:
         """Take an open proof in hand, to present the same bytes again; ``None`` if too late.
 
-        *carrier* is whoever may later :meth:`put_down` what was claimed.
+        *carrier* is whoever may later :meth:`put_down` what was claimed.  *by_chain*: the chain
+        says that the proof is alive, whatever the clocks say.
 
         Raises:
             LedgerError: the stored proof cannot be decrypted.
         """
         self._flush(wait_s)
         with self._transaction(wait_s) as db:
-            row = self._row(db, payment_id)
-            if not row.is_open(now_us) or self._in_flight(db, row):
+            row, clocks = self._row(db, payment_id), self._clocks(db, now_us, seller_us)
+            alive = row.is_live and (by_chain or clocks.alive_by(row.valid_before) is not None)
+            if not alive or self._in_flight(db, row):
                 return None
             value = self._vault().open(bytes(row.proof or b""), row.id)
             db.run("UPDATE payments SET flight=? WHERE id=?", self._me(), row.id)
@@ -305,7 +330,8 @@ class Ledger(TokenBook, TransferBook):
     ) -> bool:
         """Record what the chain proved: ``settled`` or ``void``.
 
-        Returns ``False`` if the payment had moved on meanwhile; what was once seen on chain stays.
+        Returns ``False`` if the payment had moved on meanwhile, for what was once seen on chain
+        stays; or if it is to be void and its proof is alive by our clock or the database's.
         """
         if state not in ("settled", "void"):
             raise ValueError(f"a chain proves settled or void, not {state}")
@@ -313,6 +339,9 @@ class Ledger(TokenBook, TransferBook):
         with self._transaction(wait_s) as db:
             row = self._row(db, payment_id)
             if row.seen or state not in MOVES[row.state]:
+                return False
+            signed = row.valid_before is not None  # a transaction has no clock
+            if state == "void" and signed and self._clocks(db, now_us).alive_by(row.valid_before):
                 return False
             detail = {"transaction": transaction, "note": note, "seen": True}
             self._move(
@@ -340,6 +369,16 @@ class Ledger(TokenBook, TransferBook):
                     pin = {"origin": origin, "service": service, "payee": address.lower()}
                     detail = {**detail, **pin}
             self._write(db, now_us, None, "refused", detail)
+
+    def refuse_again(
+        self, payment_ids: Iterable[str], *, now_us: int, wait_s: float = WAIT_S
+    ) -> None:
+        """These are proven settled, and a repeat is refused: note when that was first said."""
+        with self._transaction(wait_s, durable=True) as db:
+            for payment_id in payment_ids:
+                sql = "UPDATE payments SET again=? WHERE id=? AND again IS NULL"
+                if db.run(sql, now_us, payment_id):
+                    self._write(db, now_us, payment_id, "paid_before", {})
 
     # --- the owner's questions and orders
 
@@ -488,17 +527,35 @@ class Ledger(TokenBook, TransferBook):
         )
         return [Row._make(r) for r in db.all(sql, operation)]
 
-    def _twin(self, db: Db, rows: Sequence[Row], now_us: int) -> Twin | None:
+    def _clocks(self, db: Db, now_us: int, seller_us: int | None = None) -> Clocks:
+        return Clocks(now_us, seller_us, partial(self._database_us, db))
+
+    def _twin(self, db: Db, rows: Sequence[Row], clocks: Clocks) -> Twin | None:
         busy, known = None, dict[str, bool]()
         for row in reversed(rows):
-            idle = row.is_open(now_us) if row.route != "token" else self._resumable(db, row)
-            if not idle and row.state != "reserved":
-                continue
+            by: Clock | None = "ours"
+            if row.route == "token":
+                idle = self._resumable(db, row)
+            else:
+                by = clocks.alive_by(row.valid_before) if row.is_live else None
+                idle = by is not None
+            if not (idle or row.is_live or row.state == "reserved"):
+                continue  # what is carried is waited for, however long that takes
             if self._in_flight(db, row, known):
                 busy = busy or Twin(row=row, busy=True)
             elif idle:
-                return Twin(row=row, busy=False)
+                return Twin(row=row, busy=False, by=by or "ours")
         return busy
+
+    def _paid(self, db: Db, rows: Sequence[Row], clocks: Clocks, *, keyed: bool) -> tuple[Row, ...]:
+        """Those of *rows* that are not paid for again: expired, proven settled, not delivered."""
+        return tuple(
+            row
+            for row in rows
+            if row.refuses_again(clocks, keyed=keyed)
+            and (row.valid_before is None or clocks.alive_by(row.valid_before) is None)
+            and not (row.route == "token" and self._resumable(db, row))
+        )
 
     def _know(self, units: set[tuple[str, str]], wait_s: float) -> None:
         """Start the counters that a new cap needs, counting what the ledger already holds."""

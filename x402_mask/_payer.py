@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from x402_mask._ledger import Ledger
     from x402_mask._market import PaymentDocument
     from x402_mask._models import Payment, Quote, Resolved, Route, Spend
+    from x402_mask._reconcile import Said
     from x402_mask._rows import Proof, Row
     from x402_mask._schemas import Checker
     from x402_mask._shelf import Asked, Terms
@@ -397,7 +398,7 @@ class Payer:
         if self._chain is None:
             from x402_mask._chain import ChainReader  # noqa: PLC0415
 
-            self._chain = ChainReader(self._rpc)
+            self._chain = ChainReader(self._rpc, clock=self.now)
         return self._chain
 
     def desk(self) -> Desk:
@@ -412,11 +413,13 @@ class Payer:
             now_us=self.now_us,
         )
 
-    def seen_on_chain(self, row: Row, proof: Proof, transaction: str) -> bool:
+    def seen_on_chain(
+        self, row: Row, proof: Proof, transaction: str, wait_s: float | None = None
+    ) -> bool:
         """Whether *transaction* moved exactly what *row* reserved."""
         from x402_mask._reconcile import seen  # noqa: PLC0415
 
-        return seen(self, row, proof, transaction)
+        return seen(self, row, proof, transaction, wait_s)
 
     def reopen(self, payment_id: str, wait_s: float) -> None:
         """What was recorded as delivered never reached the caller: an identical call goes on."""
@@ -430,11 +433,11 @@ class Payer:
         for payment_id in self.ledger.handed_by(carrier):
             self.reopen(payment_id, wait_s)
 
-    def resolve(self, row: Row) -> Resolved:
-        """Ask the chain about one payment and write down what it proves."""
+    def resolve(self, rows: Sequence[Row], wait_s: float | None = None) -> list[Said]:
+        """Ask the chain about these payments together and write down what it proves."""
         from x402_mask._reconcile import resolve  # noqa: PLC0415
 
-        return resolve(self, row)
+        return resolve(self, rows, wait_s)
 
 
 # --- configuration, checked -----------------------------------------------------------------------
@@ -620,4 +623,10 @@ def _endpoints(
         return {}
     if isinstance(rpc, str):
         raise TypeError('rpc maps networks to URLs: rpc={"eip155:8453": "https://..."}')
-    return {caip2(network): urls for network, urls in rpc.items()}
+    found = {caip2(network): urls for network, urls in rpc.items()}
+    if found:
+        from x402_mask._rpc import endpoints_of  # noqa: PLC0415  # few payers ask a chain
+
+        for network, urls in found.items():
+            endpoints_of(network, urls)
+    return found

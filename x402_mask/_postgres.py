@@ -336,11 +336,21 @@ class PostgresLedger(Ledger):
         )
 
     def claim(
-        self, payment_id: str, carrier: object = None, *, now_us: int, wait_s: float = WAIT_S
+        self,
+        payment_id: str,
+        carrier: object = None,
+        *,
+        now_us: int,
+        seller_us: int | None = None,
+        by_chain: bool = False,
+        wait_s: float = WAIT_S,
     ) -> Proof | None:
         """Take an open proof in hand; see :meth:`Ledger.claim`."""
         self._stay_alive(wait_s)
-        return super().claim(payment_id, carrier, now_us=now_us, wait_s=wait_s)
+        return super().claim(
+            payment_id, carrier, now_us=now_us, seller_us=seller_us, by_chain=by_chain,
+            wait_s=wait_s,
+        )  # fmt: skip
 
     def _stay_alive(self, wait_s: float) -> None:
         """Hold a lease that outlasts this call, and keep it while calls are in flight."""
@@ -363,6 +373,12 @@ class PostgresLedger(Ledger):
                 raw.ask(b"COMMIT")
         except _pg.Error as exc:
             raise self._explained(exc, wait_s) from None
+
+    def _database_us(self, db: Db) -> int | None:
+        """Unix microseconds by the server's clock: hosts that differ agree on that one."""
+        sql = "SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)"
+        found = db.one(sql)
+        return None if found is None else int(found[0])
 
     def _new_owner(self) -> str:
         return new_owner()

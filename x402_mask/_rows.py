@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from x402_mask import _json
-from x402_mask._windows import SECOND, keys_of
+from x402_mask._clocks import DAY_US, dead_at
+from x402_mask._windows import as_datetime, keys_of
+from x402_mask.errors import PaymentRefused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from x402_mask._clocks import Clock, Clocks
     from x402_mask._models import Outcome, Route, State
     from x402_mask._windows import Limit
-
-EXPIRY_MARGIN_S: Final = 30
-"""Seconds past ``validBefore`` for which an operation still counts as open."""
 
 MOVES: Final[Mapping[str, frozenset[str]]] = {
     "reserved": frozenset({"held", "released"}),
@@ -33,7 +33,7 @@ MOVES: Final[Mapping[str, frozenset[str]]] = {
 COLUMNS: Final = (
     "id, at, updated, state, service, origin, route, micro, amount, asset, network, payer, pay_to,"
     " operation, delivered, flight, nonce, valid_before, header, proof, proof_digest, outcome,"
-    " trans, seen, note, also"
+    " trans, seen, note, also, again"
 )
 
 
@@ -95,6 +95,7 @@ class Row(NamedTuple):
     seen: int
     note: str
     also: str | None = None
+    again: int | None = None
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -106,17 +107,25 @@ class Row(NamedTuple):
         """The keys of every service that it counts for."""
         return keys_of(self.service, self.others)
 
-    def is_open(self, now_us: int) -> bool:
-        """Whether this row's proof is live: signed, not delivered, not expired."""
-        if self.proof is None or self.delivered or self.state not in ("held", "settled"):
-            return False
-        return not self.expired(now_us)
+    @property
+    def is_live(self) -> bool:
+        """Whether there is a proof that an identical call presents, as long as it is alive."""
+        signed = self.proof is not None and self.state in ("held", "settled")
+        return signed and not self.delivered
 
     def expired(self, now_us: int) -> bool:
-        """Whether the proof is past ``validBefore`` and its margin."""
-        if self.valid_before is None:
+        """Whether the proof is dead by one clock that says *now_us*."""
+        return self.valid_before is not None and now_us > dead_at(self.valid_before)
+
+    def refuses_again(self, clocks: Clocks, *, keyed: bool) -> bool:
+        """Whether what this row paid for is not paid for again by itself.
+
+        Its money is proven gone, and nobody had an answer.  With a key that is final; else it ends
+        a day after it was first said.
+        """
+        if self.delivered or self.state != "settled" or not self.seen:
             return False
-        return now_us > (self.valid_before + EXPIRY_MARGIN_S) * SECOND
+        return keyed or self.again is None or clocks.slowest <= self.again + DAY_US
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,20 +140,40 @@ class Proof:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Twin:
-    """An open payment for the same operation; ``busy`` while its own call is in flight."""
+    """An open payment for the same operation; ``busy`` while its own call is in flight.
+
+    ``by`` is the clock that keeps it open.
+    """
 
     row: Row
     busy: bool
+    by: Clock = "ours"
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it can be presented again, by our own clock."""
+        return not self.busy and self.by == "ours"
+
+    @property
+    def is_pointless(self) -> bool:
+        """Whether its seller took it for dead when it was dead by our clock as well."""
+        dead = self.by != "ours" and self.row.expired(self.row.updated)
+        return dead and self.row.outcome == "rejected"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class View:
-    """What the ledger knows before a decision; ``token``: one that may be used now is held."""
+    """What the ledger knows before a decision; ``token``: one that may be used now is held.
+
+    ``lapsed`` are this operation's proofs that have expired by our clock, whichever clock keeps
+    them alive; ``paid`` those whose money is proven gone and which are not paid for again.
+    """
 
     paused: bool
     token: bool
     twin: Twin | None
     lapsed: tuple[Row, ...]
+    paid: tuple[Row, ...]
     payees: Mapping[str, bool]
 
 
@@ -169,6 +198,8 @@ class Reservation:
     pin_payee: bool
     also: tuple[str, ...] = ()
     """Keys of services besides its own that it counts for: other readings of its URL."""
+    seller_us: int | None = None
+    """The time by the seller's clock, if it told."""
     detail: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -208,6 +239,23 @@ class Breaker:
 
     failures: int
     seconds: float
+
+
+def paid_before(row: Row, *, keyed: bool) -> PaymentRefused:
+    """The refusal of a repeat of what *row*, whose money is proven gone, paid for."""
+    then = "another operation key buys it again"
+    if not keyed:
+        until = "24 hours from now" if row.again is None else _text_of(row.again + DAY_US)
+        then = f"an identical call is a new purchase after {until}, or now with an operation key"
+    shown = f" in {row.trans}" if row.trans else ""
+    return PaymentRefused(
+        f"this was paid before ({row.id}, settled{shown}), and its answer never arrived; {then}",
+        reason="paid_before", payment_id=row.id,
+    )  # fmt: skip
+
+
+def _text_of(at_us: int) -> str:
+    return as_datetime(at_us).isoformat(timespec="seconds")
 
 
 def new_payment_id(at_us: int) -> str:

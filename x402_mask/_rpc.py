@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import httpx
 
 from x402_mask import _json
+from x402_mask._services import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -411,6 +412,11 @@ def _endpoint(network: str, chain_id: int, text: str) -> Endpoint:
         raise ValueError(f"an RPC endpoint of {network} is not a URL") from None
     if url.scheme not in ("http", "https") or not url.host:
         raise ValueError(f"an RPC endpoint of {network} is not an http(s) URL")
+    if url.scheme == "http" and not is_loopback(url.host):
+        raise ValueError(
+            f"an RPC endpoint of {network} is plain http and not on loopback, so anybody on the way"
+            " could answer for it: use https"
+        )
     headers = {
         "accept": "application/json",
         "accept-encoding": "identity",
@@ -514,7 +520,9 @@ class Background:
 
 
 def _proxy(url: httpx.URL) -> str | None:
-    """The proxy that the environment names for this URL."""
+    """The proxy that the environment names for this URL; plain http stays on this machine."""
+    if url.scheme == "http":
+        return None
     proxies = urllib.request.getproxies()
     if urllib.request.proxy_bypass(url.host):
         return None

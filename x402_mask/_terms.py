@@ -104,6 +104,10 @@ class Purchase:
     is_tool: bool = False
     also: tuple[str, ...] = ()
     """Keys of other services that a usual server may take its URL for: their caps count too."""
+    seller_us: int | None = None
+    """The time by the seller's clock, Unix microseconds, while that may keep a proof alive."""
+    is_remembered: bool = False
+    """Whether nobody has asked: the offer is one that was paid before."""
 
     @property
     def place(self) -> Place:

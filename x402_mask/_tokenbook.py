@@ -72,7 +72,8 @@ class Begun:
 
     ``remote`` is its id at the marketplace; ``at`` when it was asked for and ``until`` when it
     expires there, in microseconds; ``purse`` as in :class:`Asked`; ``proof`` what was, or may have
-    been, presented to the payments endpoint.
+    been, presented to the payments endpoint; ``behind_us`` how far the database's clock is behind
+    ours.
     """
 
     row: Row
@@ -82,6 +83,7 @@ class Begun:
     way: Way | None
     remote: str | None
     until: int | None
+    behind_us: int
     proof: Proof | None = field(default=None, repr=False)
     token: str | None = field(default=None, repr=False)
 
@@ -257,14 +259,24 @@ class TokenBook(Book):
                 "SELECT stage, at, way, remote, until FROM purchases WHERE payment=?", payment_id
             )
             assert found is not None  # or it were not resumable
-            purchase = self._unsealed(db, row, *found)
+            database_us = self._database_us(db)
+            behind_us = 0 if database_us is None else max(0, now_us - database_us)
+            purchase = self._unsealed(db, row, behind_us, *found)
             db.run("UPDATE payments SET flight=? WHERE id=?", self._me(), row.id)
             self._write(db, now_us, row.id, "represented", {"stage": purchase.stage})
             self._flying[payment_id] = carrier
         return purchase
 
-    def _unsealed(
-        self, db: Db, row: Row, stage: Any, at: int, way: Any, remote: str | None, until: int | None
+    def _unsealed(  # what the columns of a purchase say
+        self,
+        db: Db,
+        row: Row,
+        behind_us: int,
+        stage: Any,
+        at: int,
+        way: Any,
+        remote: str | None,
+        until: int | None,
     ) -> Begun:
         token = db.one("SELECT sealed FROM tokens WHERE payment=? AND sealed IS NOT NULL", row.id)
         proof = None
@@ -278,7 +290,7 @@ class TokenBook(Book):
         return Begun(
             row=row, stage=stage, at=at, way=way,
             purse=_purse(db, row.origin, way if way in get_args(Purse) else None),
-            remote=remote, until=until, proof=proof,
+            remote=remote, until=until, behind_us=behind_us, proof=proof,
             token=None if token is None else self._vault().open(bytes(token[0]), label),
         )  # fmt: skip
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from x402_mask import _deal, _redeem, _ways
 from x402_mask._deal import Deal
-from x402_mask._effects import checkpoint, consult, fetch, record
+from x402_mask._effects import checkpoint, fetch, record
 from x402_mask._market import (
     PAYMENTS_PATH,
     UNPAID,
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from x402_mask._effects import Effect, Fetched
     from x402_mask._payer import Payer
-    from x402_mask._rows import Row, Twin, View
+    from x402_mask._rows import Proof, Row, Twin, View
     from x402_mask._terms import Call, Purchase, Verdict
     from x402_mask._tokenbook import Begun, Purse, Way
 
@@ -292,7 +292,7 @@ def resume(
             payer, call, purchase, row, terms,
             remote=begun.remote, until=begun.until, held=row.state != "reserved",
             settled=row.state == "settled", transaction=row.trans,
-            purse=begun.purse, stale=stale,
+            purse=begun.purse, stale=stale, behind_us=begun.behind_us,
         )  # fmt: skip
         return (yield from _orderly(deal, _go_on(deal, begun)))
     finally:
@@ -387,8 +387,7 @@ def _go_on_paying(deal: Deal, begun: Begun) -> Generator[Effect, Any, Verdict | 
         return (yield from _ways.carry(deal, payment))
     closed = deal.is_closed
     if closed and not _is_due(deal, payment):
-        yield from _lapse(deal)
-        return None
+        return (yield from _lapse(deal, begun.proof))
     if closed or begun.proof is None:
         return (yield from _ways.await_paid(deal, payment))
     return (yield from _ways.present(deal, begun.proof))
@@ -410,11 +409,14 @@ def _is_due(deal: Deal, payment: MarketPayment | None) -> bool:
     return until is not None and not deal.is_past(until)
 
 
-def _lapse(deal: Deal) -> Generator[Effect, Any, None]:
-    """The proof has expired: what it paid for stays counted, and a new one may be bought."""
-    payer, row = deal.payer, deal.row
+def _lapse(deal: Deal, proof: Proof | None) -> Generator[Effect, Any, Verdict | None]:
+    """The proof has expired: what it paid for stays counted, and a new one may be bought.
+
+    Unless the chain's own time is not past it: then the same bytes are shown again.
+    """
+    if proof is not None and (yield from _deal.is_alive_on_chain(deal)):
+        return (yield from _ways.present(deal, proof))
     yield from _deal.end(deal, "unknown", "the proof has expired")
-    check_resign(payer, row)
-    if payer.chain_knows(row.network):
-        yield from consult(payer.resolve, row)
+    check_resign(deal.payer, deal.row)
     yield from _deal.give_up(deal, "the proof has expired")
+    return None

@@ -353,10 +353,11 @@ def carry(deal: Deal, payment: MarketPayment | None) -> Generator[Effect, Any, V
     yield from _deal.end(deal, "unknown", carried.detail)
     if carried.state == "pending":
         raise TokenFlowError(f"the transfer is not confirmed: {carried.detail}", at_risk=True)
-    resolved = yield from consult(payer.resolve, row)
+    (said,) = yield from consult(payer.resolve, [row], deal.call.wait_s)
+    deal.paid_on_chain = said.is_paid
     yield from _deal.give_up(deal, carried.detail)
     raise TokenFlowError(
-        f"the transfer moved nothing: {carried.detail}", at_risk=resolved.state != "void"
+        f"the transfer moved nothing: {carried.detail}", at_risk=said.resolved.state != "void"
     )
 
 

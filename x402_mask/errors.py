@@ -41,13 +41,15 @@ Stable values of ``PaymentRefused.reason``:
 ``service``          a marketplace payment is for another service
 ``catalog_price``    the offer is dearer than the catalog's price for the service
 ``contradiction``    header and body of the challenge name different terms
-``clock``            this machine's clock is too far from the seller's
+``clock``            this machine's clock is too far from the seller's, or another clock at hand
+                     keeps an expired proof alive (the message says which)
 ``input``            :class:`InputRefused`
 ``approval``         :class:`ApprovalDenied`
 ``body``             :class:`BodyNotReplayable`
 ``paused``           :class:`Paused`
 ``breaker``          too many unknown or rejected payments in a row at this origin
 ``in_flight``        the same operation key is being paid by another call
+``paid_before``      this operation was paid, as the chain proved, and its answer never arrived
 ``resign``           the operation's proof has expired and ``resign="never"``
 ``too_large``        the proof would not fit into a header that servers take (12 KiB)
 ``wait``             approval or signing took so long that the offer ran out

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.chain_reader.fake import NETWORK, Chain, Node
+from tests.chain_reader.fake import NETWORK, Chain, Node, at
 from tests.support.fixtures import own_chain, pytest_terminal_summary
 from x402_mask._chain import ChainReader
 
@@ -33,12 +33,17 @@ def node() -> Iterator[Node]:
 
 @pytest.fixture
 def reader() -> Iterator[Ask]:
-    """Return a maker of readers of the given nodes or URLs; all are closed in the end."""
+    """Return a maker of readers of the given nodes or URLs; all are closed in the end.
+
+    Unless it says otherwise a reader's clock keeps the time of its highest chain.
+    """
     made: list[ChainReader] = []
 
     def make(*sources: Node | str, **options: Any) -> ChainReader:
         urls = [source if isinstance(source, str) else source.url for source in sources]
-        options = {"margin_blocks": 5, "time_out_s": 20.0} | options
+        chains = [source.chain for source in sources if not isinstance(source, str)] or [Chain()]
+        clock = lambda: float(at(max(chain.height for chain in chains)))  # noqa: E731
+        options = {"margin_blocks": 5, "time_out_s": 20.0, "clock": clock} | options
         made.append(ChainReader({NETWORK: urls}, **options))
         return made[-1]
 

@@ -41,7 +41,8 @@ def moving_chain() -> Iterator[Chain]:
 def read(chain: Chain, margin: int = 1) -> closing[ChainReader]:
     """Return a reader that asks the same chain at two addresses, which must agree."""
     urls = [chain.url, chain.url.replace("127.0.0.1", "localhost")]
-    return closing(ChainReader({NETWORK: urls}, margin_blocks=margin))
+    clock = lambda: float(chain.now())  # noqa: E731  # its time is moved by these tests
+    return closing(ChainReader({NETWORK: urls}, margin_blocks=margin, clock=clock))
 
 
 @dataclass

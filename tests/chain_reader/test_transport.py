@@ -27,6 +27,7 @@ from tests.chain_reader.fake import (
     Chain,
     Node,
     Refusal,
+    at,
     authorization,
     moved,
     nodes,
@@ -314,18 +315,31 @@ def test_it_cannot_be_pickled(node: Node, reader: Ask) -> None:
 # -- proxies --------------------------------------------------------------------------------------
 
 
-def test_environment_proxies_are_used(
+def test_environment_proxies_are_used_for_https(
+    reader: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.settimeout(30)
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(reader("https://rpc.invalid/v2/key").evidence, A)
+            connection, _ = proxy.accept()
+            with connection:
+                assert connection.recv(100).startswith(b"CONNECT rpc.invalid:443 ")
+            assert isinstance(answer.result(), Unknown)
+    monkeypatch.setenv("https_proxy", "gopher://127.0.0.1:1")
+    answered = reader("https://rpc.invalid/v2/key").evidence(A)
+    told = "https://rpc.invalid: the environment's proxy cannot be used"
+    assert answered == Unknown(reason=told)
+
+
+def test_plain_http_never_leaves_this_machine(
     node: Node, reader: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("http_proxy", node.url)
-    assert isinstance(reader("http://rpc.invalid/v2/key").evidence(A), Unused)
-    assert set(node.targets) == {"http://rpc.invalid/v2/key"}
-    monkeypatch.setenv("no_proxy", "rpc.invalid")
-    assert isinstance(reader("http://rpc.invalid/v2/key").evidence(A), Unknown)
-    monkeypatch.setenv("no_proxy", "")
-    monkeypatch.setenv("http_proxy", "gopher://127.0.0.1:1")
-    answer = reader("http://rpc.invalid/v2/key").evidence(A)
-    assert answer == Unknown(reason="http://rpc.invalid: the environment's proxy cannot be used")
+    """A proxy in between could say of the chain what it likes."""
+    for name in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    assert isinstance(reader(node).evidence(A), Unused)
 
 
 # -- threads, forks, closing ------------------------------------------------------------------------
@@ -371,7 +385,7 @@ def test_a_forked_child_connects_anew(node: Node, reader: Ask) -> None:
 
 
 def test_closed(node: Node) -> None:
-    made = ChainReader({NETWORK: node.url}, margin_blocks=5)
+    made = ChainReader({NETWORK: node.url}, margin_blocks=5, clock=lambda: float(at(1100)))
     assert isinstance(made.evidence(A), Unused)
     before = _threads()
     made.close()

@@ -83,7 +83,8 @@ def test_words_are_what_web3_encodes() -> None:
 def _reader(node: Node) -> Any:
     from contextlib import closing
 
-    return closing(ChainReader({A.network: node.url}))
+    clock = lambda: float(at(node.chain.height))  # noqa: E731
+    return closing(ChainReader({A.network: node.url}, clock=clock))
 
 
 def test_web3_is_not_imported() -> None:
@@ -153,6 +154,31 @@ def test_unused_only_when_a_block_past_valid_before_has_the_margin_on_top(
     assert isinstance(waiting, Unknown) and waiting.answered
     node.chain.height += 1
     assert made.evidence(A) == Unused(block=PAST, block_time=A.valid_before + BLOCK_S)
+
+
+def test_a_confirmed_block_from_the_future_is_a_lie(node: Node, reader: Ask) -> None:
+    """By our clock: an endpoint that is alone, or all of them, cannot make time pass."""
+    top_s = at(node.chain.height - 5)
+    made = reader(node, clock=lambda: top_s - 61.0)
+    assert "ahead of this machine's clock" in reason(made.evidence(A))
+    answer = made.evidence(A)
+    assert isinstance(answer, Unknown) and not answer.answered and answer.past is None
+    assert isinstance(reader(node, clock=lambda: top_s - 59.0).evidence(A), Unused)
+
+
+@pytest.mark.parametrize("late", [0, 30, 600])
+def test_the_margin_grows_by_what_the_chain_lags(node: Node, reader: Ask, late: int) -> None:
+    """Blocks that are late when they come: the one that is believed must be past by as much."""
+    ordinary = 180  # seconds that a confirmed block is old at most, where nothing lags
+    for block in range(PAST - 3, PAST + late // BLOCK_S + 3):
+        node.chain.height = block + 5
+        now = float(at(block) + ordinary + late)
+        answer = reader(node, clock=lambda now=now: now).evidence(A)
+        if block >= PAST + late // BLOCK_S:
+            assert isinstance(answer, Unused)
+        else:
+            assert isinstance(answer, Unknown) and answer.past is False
+            assert ("lags" in answer.reason) is (late > 0)
 
 
 @pytest.mark.parametrize("margin", [0, 1, 12])
@@ -330,7 +356,8 @@ def test_uneven_block_times_take_few_calls_too(
     )
     a = replace(A, signed_at=signed, valid_before=signed + 60)
     tx = settle(node.chain, block + 1, a)
-    answer = reader(node, block_span=1_000_000).evidence(a)
+    clock = lambda: float(time_of(node.chain.height))  # noqa: E731
+    answer = reader(node, block_span=1_000_000, clock=clock).evidence(a)
     assert answer == Settled(transaction=tx, block=block + 1, amount=a.amount)
     assert len(node.calls) <= 60
 
@@ -506,6 +533,9 @@ def test_an_authorization_that_nobody_signed(changes: dict[str, Any]) -> None:
         {"eip155:1": "http:///hunter2secret"},
         {"eip155:1": "http://127.0.0.1:port/hunter2secret"},
         {"eip155:1": ["http://127.0.0.1", "file:///hunter2secret"]},
+        {"eip155:1": "http://rpc.example/hunter2secret"},
+        {"eip155:1": ["https://rpc.example", "http://10.0.0.1/hunter2secret"]},
+        {"eip155:1": "http://localhost.example/hunter2secret"},
     ],
     ids=json.dumps,
 )

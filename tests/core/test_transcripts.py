@@ -30,6 +30,8 @@ from x402_mask import (
 )
 from x402_mask._drive import Abandoned
 from x402_mask._effects import Reply
+from x402_mask._models import Resolved
+from x402_mask._reconcile import Said
 
 HEAD = ["ask", "read", "fingerprint", "look"]
 TAIL = ["ask+proof", "finish", "checkpoint"]
@@ -403,15 +405,18 @@ def test_the_chain_is_asked_before_a_second_signature() -> None:
         hand.call()
     asked_about: list[str] = []
 
-    def resolve(row: Any) -> None:
-        asked_about.append(row.state)
+    def resolve(rows: Any, wait_s: Any) -> Any:
+        asked_about.extend(row.state for row in rows)
+        assert wait_s == hand.wait_s, "within the caller's own time-out"
+        unknown = Resolved(payment_id="", state="held", transaction=None, detail="", answered=False)
+        return [Said(unknown)]
 
     hand.payer.resolve = resolve  # type: ignore[method-assign, assignment]
     hand.payer.seen_on_chain = lambda *args: True  # type: ignore[method-assign]
     hand.clock += 100
     hand.paid = answered()
     hand.call()
-    assert asked_about == ["held"] and hand.transcript[4] == "resolve"
+    assert asked_about == ["held"] and hand.transcript[4:6] == ["resolve", "look"]
 
 
 def test_a_slow_signer_gives_up_when_the_offer_ran_out() -> None:

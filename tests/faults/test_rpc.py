@@ -13,10 +13,20 @@ import pytest
 from tests.faults.bazaar import MARGIN_BLOCKS, Blocks
 from tests.faults.deals import MARGIN, PRICE, SECONDS, WAYS, Deal
 from tests.support.chain import NETWORK, Chain
-from tests.support.faults import Lie, LyingRpc, rows, sums
+from tests.support.faults import NO_TLS, Lie, LyingRpc, rows, sums
 from tests.support.fixtures import needed
-from tests.support.seller import Answer, Hit, Reply, Seller, offer, paywall, served, v2_header
-from x402_mask import Payer, Wallet
+from tests.support.seller import (
+    Answer,
+    Hit,
+    Reply,
+    Seller,
+    offer,
+    paywall,
+    sequence,
+    served,
+    v2_header,
+)
+from x402_mask import Client, Payer, PaymentRefused, Wallet
 
 pytestmark = pytest.mark.chain
 FALSE = "0x" + "0" * 64
@@ -104,45 +114,63 @@ def test_an_unused_proof_is_void_and_makes_room(open_deal: Opener) -> None:
     assert old.valid_before + MARGIN < new.valid_before - SECONDS + 1, "two at a time"
 
 
-def test_a_used_proof_is_settled_and_takes_the_room(open_deal: Opener) -> None:
-    """A cap for one, used: settled with its transaction, and the new purchase does not fit."""
-    deal, payer = open_deal()
+def test_a_used_proof_is_settled_and_not_paid_for_again(open_deal: Opener) -> None:
+    """A cap for two: the chain proves that the first was taken, so nothing new is signed.
+
+    An identical call buys again a day after that was first said; one with a key of its own at once.
+    """
+    deal, payer = open_deal(prices=3)
     transaction = deal.settle()
     deal.expire()
-    assert deal.call(payer, timeout=5) == "CapExceeded"
+    for _ in range(2):
+        with Client(payer, verify=NO_TLS) as client, pytest.raises(PaymentRefused) as caught:
+            client.get(deal.url)
+        (payment,) = payer.payments()
+        refused = (caught.value.reason, caught.value.payment_id, caught.value.at_risk)
+        assert refused == ("paid_before", payment.payment_id, False)
     assert states(payer) == [("settled", transaction)]
     deal.check(1, 1)
-
-
-def test_a_used_proof_may_be_followed_where_both_fit(open_deal: Opener) -> None:
-    """A cap for two."""
-    deal, payer = open_deal(prices=2)
-    transaction = deal.settle()
-    deal.expire()
+    keyed = {"extensions": {"x402_mask": {"operation": "another"}}}
+    assert deal.call(payer, timeout=5, **keyed) == "200"
+    deal.ahead = 25 * 3600
     assert deal.call(payer, timeout=5) == "200"
-    assert states(payer)[0] == ("settled", transaction)
-    deal.check(2, 2)
+    assert len(deal.seller.authorizations()) == 3
+
+
+def test_a_key_whose_payment_is_proven_settled_never_pays_again(open_deal: Opener) -> None:
+    """However long ago that was first said."""
+    deal, payer = open_deal(prices=3)
+    keyed = {"extensions": {"x402_mask": {"operation": "once"}}}
+    answers = sequence(WAYS["dropped"], served())
+    deal.url = deal.seller.on("/keyed", paywall(v2_header(offer(str(PRICE))), answers))
+    assert deal.call(payer, timeout=5, **keyed) != "200"
+    transaction = deal.blocks.submit(deal.seller.proofs()[-1])
+    deal.blocks.mine()
+    deal.expire()
+    for late in (0, 25 * 3600, 250 * 3600):
+        deal.ahead = late
+        assert deal.call(payer, timeout=5, **keyed) == "PaymentRefused"
+    assert ("settled", transaction) in states(payer)
+    assert len(deal.seller.authorizations()) == 2
 
 
 def test_expired_by_the_clock_is_not_expired_on_chain(open_deal: Opener) -> None:
-    """The buyer's clock runs ahead: the chain does not prove anything yet, so nothing is freed."""
-    deal, payer = open_deal()
+    """The buyer's clock runs ahead: the chain has the proof alive, so the same bytes go again."""
+    deal, payer = open_deal(prices=2)
     deal.ahead = SECONDS + MARGIN + 5
-    assert deal.call(payer, timeout=5) == "CapExceeded"
+    assert deal.call(payer, timeout=5) == "200"
     assert states(payer) == [("held", None)]
-    deal.settle()
-    assert deal.call(payer, timeout=5) == "CapExceeded"
-    deal.check(1, 1)
+    deal.check(2, 1)
 
 
 def test_expired_but_not_deep_enough(open_deal: Opener) -> None:
     """The block past ``validBefore`` could still be replaced."""
-    deal, payer = open_deal()
+    deal, payer = open_deal(prices=2)
     deal.blocks.until(deal.blocks.now + SECONDS + MARGIN + 5)
     deal.blocks.mine(MARGIN_BLOCKS - 1)
-    assert deal.call(payer, timeout=5) == "CapExceeded"
     assert [answer.state for answer in payer.reconcile()] == ["held"]
-    deal.check(1, 1)
+    assert deal.call(payer, timeout=5) == "200"
+    deal.check(2, 1)
 
 
 def test_a_dead_endpoint_frees_nothing(open_deal: Opener) -> None:
@@ -169,14 +197,18 @@ def test_the_same_bytes_although_they_were_used(open_deal: Opener) -> None:
     deal.check(2, 1)
 
 
-def test_a_cancelled_proof_is_void_at_once(open_deal: Opener) -> None:
-    """It can never be used, before expiry already; and the operation is free again."""
+def test_a_cancelled_proof_is_void_once_it_has_expired(open_deal: Opener) -> None:
+    """It can never be used; but an endpoint that lies could say so of one that is alive."""
     deal, payer = open_deal()
     (payment,) = payer.payments()
     with deal.blocks.mined_at_once() as chain:
         cancelled = chain.cancel_authorization(deal.account, str(payment.nonce))
     assert [answer.state for answer in payer.reconcile()] == ["held"], "not deep enough yet"
     deal.blocks.mine(MARGIN_BLOCKS + 1)
+    (answer,) = payer.reconcile()
+    assert answer.state == "held" and "by this machine's clock" in answer.detail
+    assert "cancelled on chain" in answer.detail and sums(deal.path).counted == PRICE
+    deal.expire()
     (answer,) = payer.reconcile()
     assert (answer.state, answer.transaction) == ("void", cancelled)
     assert sums(deal.path).counted == 0

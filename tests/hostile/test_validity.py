@@ -27,11 +27,12 @@ CAP_S = 300
 SLACK_S = 5
 
 
-def dated(reply: Reply, ahead: float = 0.0) -> Any:
-    """The same reply with a ``Date`` header, off by ``ahead`` seconds."""
+def dated(reply: Reply, ahead: float | Clock = 0.0) -> Any:
+    """The same reply with a ``Date`` header, off by ``ahead`` seconds, or by a clock."""
 
     def script(hit: Hit) -> Reply:
-        date = formatdate(time.time() + ahead, usegmt=True)
+        now = ahead() if isinstance(ahead, Clock) else time.time() + ahead
+        date = formatdate(now, usegmt=True)
         return replace(reply, headers=[*reply.headers, ("Date", date)])
 
     return script
@@ -202,16 +203,83 @@ def test_a_proof_lives_by_the_clock_that_it_is_stamped_by(
 ) -> None:
     """Invariant 2: else it were dead to us, and signed anew, while it can still be settled."""
     seller = world.seller()
-    challenge = dated(v2_header(offer("1000", maxTimeoutSeconds=60)), seller_s)
+    clock, theirs = Clock(ahead=own), Clock(ahead=seller_s)
+    challenge = dated(v2_header(offer("1000", maxTimeoutSeconds=60)), theirs)
     url = seller.on("/paid", paywall(challenge, Reply(status=503)))
-    clock = Clock(ahead=own)
     buyer = world.buyer(kind, world.payer(clock=clock))
     for _ in range(3):
         assert buyer.get(url).status_code == 503
     assert len(seller.authorizations()) == 1
-    clock.ahead += 95 if own >= 0 else 215  # by our clock it may have been stamped 120 s later
+    passed = 95 + abs(own - seller_s)  # by the clock that is behind
+    clock.ahead, theirs.ahead = clock.ahead + passed, theirs.ahead + passed
     assert buyer.get(url).status_code == 503
     assert len(seller.authorizations()) == 2
+
+
+# --- one live proof, by every clock at hand
+
+
+def expiring(world: World, paid: Any, theirs: Clock) -> str:
+    """A seller whose offer lives for a minute, and what it does with proofs."""
+    challenge = dated(v2_header(offer("1000", maxTimeoutSeconds=60)), theirs)
+    return world.seller().on("/paid", paywall(challenge, paid))
+
+
+def test_a_step_of_our_clock_makes_no_second_live_proof(world: World, kind: Kind) -> None:
+    """The seller's ``Date`` in the very 402 says that the first lives: the same bytes go again."""
+    own, theirs = Clock(), Clock()
+    failing = [Reply(status=503)]
+    url = expiring(world, lambda hit: failing.pop() if failing else served()(hit), theirs)
+    buyer = world.buyer(kind, world.payer(clock=own))
+    assert buyer.get(url).status_code == 503
+    own.ahead += 200
+    answer = buyer.get(url)
+    assert answer.status_code == 200
+    (one,) = world.authorizations()
+    assert one.valid_before > time.time()
+
+
+def test_a_date_that_stands_still_delays_for_a_day_by_our_clock(world: World, kind: Kind) -> None:
+    """Shown again once; then what keeps it open is said, and nothing is sent."""
+    own, theirs = Clock(), Clock()
+    url = expiring(world, v2_header(offer("1000")), theirs)
+    buyer = world.buyer(kind, world.payer(clock=own))
+    assert buyer.get(url).status_code == 402
+    for late in (200, 600, 23 * 3600):
+        own.ahead = late
+        outcome = attempt(buyer, url)
+        if late == 200:
+            assert outcome.status_code == 402, "the same bytes, which the seller does not want"
+            continue
+        assert isinstance(outcome, PaymentError)
+        assert getattr(outcome, "reason", None) == "clock" and "the seller's Date" in str(outcome)
+        assert outcome.at_risk is False
+    assert len(set(world.authorizations())) == 1
+    own.ahead = 25 * 3600
+    attempt(buyer, url)
+    assert len(world.authorizations()) == 2
+
+
+def test_a_402_that_a_cache_kept_is_as_old_as_it_says(world: World, kind: Kind) -> None:
+    """``Age`` tells how long its ``Date`` is past: no seller whose clock is behind."""
+    own, theirs = Clock(), Clock()
+    seller, aged = world.seller(), []
+
+    def challenge(hit: Hit) -> Reply:
+        reply = dated(v2_header(offer("1000", maxTimeoutSeconds=60)), theirs)(hit)
+        return replace(reply, headers=[*reply.headers, *aged])
+
+    url = seller.on("/paid", paywall(challenge, Reply(status=503)))
+    buyer = world.buyer(kind, world.payer(clock=own))
+    buyer.get(url)
+    own.ahead += 200
+    aged.append(("Age", "200"))
+    buyer.get(url)
+    assert len(seller.authorizations()) == 2
+    aged[:] = [("Age", "-1"), ("Age", "soon")]
+    own.ahead += 200
+    buyer.get(url)
+    assert len(seller.authorizations()) == 2, "an age that is none is none"
 
 
 @pytest.mark.parametrize("ahead", [-315_360_000, -3600, -90, 90, 3600, 315_360_000])

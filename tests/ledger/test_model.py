@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 )
 
 from tests.ledger.conftest import KEY, clear
-from tests.ledger.kit import DAY, HOUR, NOW, SECOND, end, limits, proof, want
+from tests.ledger.kit import DAY, DEAD, HOUR, NOW, SECOND, end, limits, proof, want
 from x402_mask import (
     Cap,
     LedgerError,
@@ -213,6 +213,7 @@ class Life(RuleBasedStateMachine):
         if entry is None:
             return
         possible = entry.state in ("held", "settled") and not entry.seen
+        possible = possible and (state == "settled" or self.now >= DEAD)
         done = self.ledger.resolve(entry.id, state, transaction=None, note="", now_us=self.now)
         assert done == possible
         if done:

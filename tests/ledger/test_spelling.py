@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.ledger.kit import NOW, Store, held, in_state, limits, refusal, reserved, used, want
+from tests.ledger.kit import DEAD, NOW, Store, held, in_state, limits, refusal, reserved, used, want
 from x402_mask import Cap, CapExceeded
 from x402_mask._audit import verify
 from x402_mask._ledger import Ledger
@@ -49,7 +49,7 @@ def test_a_cap_added_later_counts_what_was_spent(ledger: Ledger, state: str, per
     counts = 0 if state in ("released", "void") else 1000
     later = Cap(1, per=per, service="dear")
     assert used(ledger, later) == counts + 1000
-    ledger.resolve(moving.id, "void", transaction=None, note="", now_us=NOW)
+    ledger.resolve(moving.id, "void", transaction=None, note="", now_us=DEAD)
     assert used(ledger, later) == counts
     assert verify(ledger).problems == []
 

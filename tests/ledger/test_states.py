@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.ledger.kit import (
+    DEAD,
     NOW,
     ORIGIN,
     PAYEE,
@@ -27,14 +28,15 @@ from tests.ledger.kit import (
 )
 from x402_mask import Cap, LedgerError, Payment
 from x402_mask._audit import verify
+from x402_mask._clocks import EXPIRY_MARGIN_S
 from x402_mask._ledger import Ledger
 from x402_mask._models import State
-from x402_mask._rows import EXPIRY_MARGIN_S, Proof, Reserved
+from x402_mask._rows import Proof, Reserved
 from x402_mask._vault import digest
 from x402_mask._windows import as_datetime
 
 STATES = ("reserved", "held", "settled", "seen", "released", "void")
-LATER = NOW + 60 * SECOND
+LATER = DEAD + 60 * SECOND
 
 # What each move makes of each state; None: refused, and nothing changes.
 MOVES: dict[str, dict[str, str | None]] = {

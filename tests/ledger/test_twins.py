@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.ledger.kit import (
+    DEAD,
     NOW,
     SECOND,
     SERVICE,
@@ -111,7 +112,7 @@ def test_a_settled_payment_without_a_2xx_stays_open(ledger: Ledger) -> None:
 def test_what_cannot_move_money_any_more_is_not_open(ledger: Ledger, end_of: str) -> None:
     if end_of == "void":
         made = open_payment(ledger)
-        ledger.resolve(made, "void", transaction=None, note="", now_us=NOW)
+        assert ledger.resolve(made, "void", transaction=None, note="", now_us=DEAD)
     else:
         ledger.release(reserved(ledger, operation=OPERATION).id, "", now_us=NOW)
     assert twin(ledger) is None
