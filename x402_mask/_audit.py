@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import chain
 from typing import IO, TYPE_CHECKING, Any, Final, Literal
 
-from x402_mask import _json
+from x402_mask import _json, _sums
 from x402_mask._eip712 import keccak
 from x402_mask._money import usd
 from x402_mask._payees import EVERYWHERE
@@ -309,14 +309,15 @@ def _check_chain(db: Db, vault: Vault, replay: _Replay, head: Head | None) -> No
     """Walk the history: nothing missing, nothing changed, nothing after the fact."""
     expected, before = 1, b""
     marks = {} if head is None else {x.seq: x.mac for x in (head.durable, head.last) if x}
-    for seq, at, payment, kind, text, mac in _stream(db, "seq, at, payment, kind, data, mac"):
+    columns = "seq, at, payment, kind, data, mac, sums"
+    for seq, at, payment, kind, text, mac, sums in _stream(db, columns):
         replay.rows += 1
         if type(seq) is not int or seq < expected:
             replay.problem(f"history row {seq!r} was added")
             continue
         if seq > expected:
             replay.problem(f"{_rows(expected, seq - 1)} missing from the history")
-        if _linked(vault, before, [seq, at, payment, kind, text]) != mac:
+        if _linked(vault, before, seq, at, payment, kind, text, sums) != mac:
             replay.problem(f"history row {seq} ({kind}) is not as it was written")
         if marks.get(seq, mac) != mac:
             replay.problem(f"history row {seq} is not the one that the head file knows")
@@ -336,11 +337,11 @@ def _rows(first: int, last: int) -> str:
     return f"row {first} is" if first == last else f"rows {first} to {last} are"
 
 
-def _linked(vault: Vault, before: bytes, record: list[Any]) -> bytes | None:
+def _linked(vault: Vault, before: bytes, *row: Any) -> bytes | None:
     """The chain's next value; ``None`` for what no ledger writes."""
     try:
-        return vault.link(before, _json.dumps(record).encode())
-    except TypeError:
+        return vault.link(before, _sums.record(*row))
+    except (TypeError, ValueError):
         return None
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_PART: Final = 100
+PART: Final = 100
 """Most rows that one statement reads or writes."""
 
 
@@ -62,11 +62,14 @@ def units(limits: Iterable[Limit]) -> set[tuple[str, str]]:
     return {(scope, x.unit) for x in limits if not x.per_call for scope in x.scopes}
 
 
-def meters(db: Db, keys: frozenset[str]) -> list[tuple[str, str]]:
-    """Scope and unit of every counter that counts a payment for these services."""
+def meters(db: Db, keys: frozenset[str]) -> list[tuple[str, str, bool]]:
+    """Scope and unit of every counter that counts a payment for these services.
+
+    And whether it is part of the sum over the counters (:mod:`x402_mask._sums`).
+    """
     marks = ", ".join("?" * len(keys))
-    sql = f"SELECT scope, unit FROM meters WHERE scope IN ({marks}, '*')"  # noqa: S608
-    return [(scope, unit) for scope, unit in db.all(sql, *sorted(keys))]
+    sql = f"SELECT scope, unit, summed FROM meters WHERE scope IN ({marks}, '*')"  # noqa: S608
+    return [(scope, unit, bool(summed)) for scope, unit, summed in db.all(sql, *sorted(keys))]
 
 
 def used(db: Db, limits: Sequence[Limit], now_us: int) -> list[Used]:
@@ -124,22 +127,32 @@ def over_cap(
 
 def count(db: Db, meters: Sequence[tuple[str, str]], at: int, settled: int, held: int) -> None:
     """Add to each of the counters at the instant *at*."""
-    _add(db, [(scope, unit, bucket(unit, at), settled, held) for scope, unit in meters])
+    sums = [(scope, unit, bucket(unit, at), settled, held) for scope, unit in meters]
+    now = {(scope, unit): (s, h) for scope, unit, s, h in _add(db, sums)}
+    for scope, unit, slot, *_ in sums:
+        s, h = now[scope, unit]
+        db.changes.append((scope, unit, slot, s - settled, h - held, s, h))
 
 
-def _add(db: Db, sums: Sequence[tuple[str, str, int, int, int]]) -> None:
-    """Add to counters: scope, unit, bucket, settled, held; no bucket twice."""
+def _add(
+    db: Db, sums: Sequence[tuple[str, str, int, int, int]]
+) -> Iterator[tuple[str, str, int, int]]:
+    """Add to counters: scope, unit, bucket, settled, held; no bucket twice.
+
+    Yields scope, unit, and what is settled and held now.
+    """
     for some in _parts(sums):
         rows = db.all(
             "INSERT INTO counters (scope, unit, bucket, settled, held)"  # noqa: S608
             f" VALUES {', '.join(['(?, ?, ?, ?, ?)'] * len(some))}"
             " ON CONFLICT (scope, unit, bucket) DO UPDATE"
             " SET settled=counters.settled+excluded.settled, held=counters.held+excluded.held"
-            " RETURNING settled, held",
+            " RETURNING scope, unit, settled, held",
             *chain.from_iterable(some),
         )
-        if len(rows) != len(some) or not all(0 <= s + h <= MICRO_MAX for s, h in rows):
+        if len(rows) != len(some) or not all(0 <= s + h <= MICRO_MAX for _, _, s, h in rows):
             raise LedgerError("a counter of this ledger would overflow")
+        yield from rows
 
 
 def backfill(db: Db, scope: str, unit: str) -> None:
@@ -151,7 +164,7 @@ def backfill(db: Db, scope: str, unit: str) -> None:
         for day, settled, held in db.all(sql, _DAY, *mine):
             before = months.get(month := bucket(unit, day * _DAY), (0, 0))
             months[month] = (before[0] + int(settled), before[1] + int(held))
-        _add(db, [(scope, unit, month, *sum_) for month, sum_ in months.items()])
+        list(_add(db, [(scope, unit, month, *sum_) for month, sum_ in months.items()]))
         return
     slot, steps = ("0", ()) if unit == "total" else ("at / ?", (_STEPS.get(unit) or int(unit),))
     db.run(
@@ -168,5 +181,5 @@ def _named(key: str) -> tuple[str, str, str]:
 
 def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
     """A few at a time: the length of a statement is bounded."""
-    for start in range(0, len(items), _PART):
-        yield items[start : start + _PART]
+    for start in range(0, len(items), PART):
+        yield items[start : start + PART]

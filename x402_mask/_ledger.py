@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, overload
 
-from x402_mask import _counters, _json, _payees
+from x402_mask import _counters, _json, _payees, _sums
 from x402_mask._book import NOTHING_ELSE, WAIT_S
 from x402_mask._carrier import Carrier
 from x402_mask._clocks import Clocks
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from x402_mask._models import Spend, State
     from x402_mask._past import Past
     from x402_mask._rows import Breaker, Db
+    from x402_mask._vault import Vault
     from x402_mask._windows import Limit
 
 _TEXT_MAX: Final = 1000
@@ -199,8 +200,8 @@ class Ledger(TokenBook, TransferBook):
             meters = self._running(db, want)
             before = self._check_caps(db, want)
             proof = None if prove is None else prove()
-            self._insert(db, want, before, proof, payee)
             _counters.count(db, meters, want.at, 0, want.micro)
+            self._insert(db, want, before, proof, payee)
         return Reserved(new_payee=payee == "other", proof=proof)
 
     def hold(self, payment_id: str, proof: Proof, *, now_us: int, wait_s: float = WAIT_S) -> None:
@@ -583,7 +584,7 @@ class Ledger(TokenBook, TransferBook):
 
         A connection may be a moment old, and its database another one: a restored backup.
         """
-        meters = _counters.meters(db, want.keys)
+        meters = _sums.take(db, want.keys)
         units = _counters.units(applying(want.limits, want.service, want.also))
         missing = units.difference(meters)
         if {scope for scope, _ in missing} - {"*", *want.keys}:  # a limit counts its kin as well
@@ -591,7 +592,7 @@ class Ledger(TokenBook, TransferBook):
         if not missing:
             return meters
         self._start_meters(db, missing)
-        return _counters.meters(db, want.keys)
+        return _sums.take(db, want.keys)
 
     def _check_caps(self, db: Db, want: Reservation) -> dict[str, int]:
         before, full = _counters.measure(db, want)
@@ -694,8 +695,8 @@ class Ledger(TokenBook, TransferBook):
             pay_to=row.pay_to, limits=(), pin_payee=False, also=row.others,
             detail={"besides": row.id},
         )  # fmt: skip
+        _counters.count(db, _sums.take(db, row.keys), row.at, 0, row.micro)
         self._insert(db, want, {}, None)
-        _counters.count(db, _counters.meters(db, row.keys), row.at, 0, row.micro)
         held = self._reserved(db, want.id)
         self._move(db, held, "held", now_us, {**_described(None), "note": note}, note=note)
 
@@ -738,7 +739,7 @@ class Ledger(TokenBook, TransferBook):
         settled = (state == "settled") - (row.state == "settled")
         held = (state in ("reserved", "held")) - (row.state in ("reserved", "held"))
         if settled or held:
-            meters = _counters.meters(db, row.keys)
+            meters = _sums.take(db, row.keys)
             _counters.count(db, meters, row.at, settled * row.micro, held * row.micro)
         self._write(db, now_us, row.id, kind or state, {**detail, "state": state})
 
@@ -746,21 +747,28 @@ class Ledger(TokenBook, TransferBook):
         self, db: Db, now_us: int, payment_id: str | None, kind: str, data: Mapping[str, Any]
     ) -> None:
         """Append to the history, chained to the row before."""
-        last = db.last or db.one("SELECT seq, mac FROM history ORDER BY seq DESC LIMIT 1")
-        last = last or (0, b"")
-        seq, text = last[0] + 1, _json.dumps(data)
-        mac = self._vault().link(bytes(last[1]), _record(seq, now_us, payment_id, kind, text))
+        before, vault = _sums.last(db), self._vault()
+        sums = _sums.after(db, vault, before, now_us)
+        seq, mac, _ = before or (0, b"", None)
+        seq, text = seq + 1, _json.dumps(data)
+        mac = vault.link(mac, _sums.record(seq, now_us, payment_id, kind, text, sums))
         db.run(
-            "INSERT INTO history (seq, at, payment, kind, data, mac) VALUES (?, ?, ?, ?, ?, ?)",
-            seq,
-            now_us,
-            payment_id,
-            kind,
-            text,
-            mac,
+            "INSERT INTO history (seq, at, payment, kind, data, mac, sums)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            *(seq, now_us, payment_id, kind, text, mac, sums),
         )
-        db.last = (seq, mac)
+        db.last = (seq, mac, sums)
         self._moved_head(seq, mac)
+
+    def _sum_newer(self, db: Db, vault: Vault) -> None:
+        """Let the sum over the counters begin with those that are open now; in a transaction."""
+        _sums.check(db, vault)  # again: nothing is written over what somebody changed
+        last = _sums.last(db)
+        found = db.one("SELECT at FROM history ORDER BY seq DESC LIMIT 1")
+        if last is None or found is None:
+            return
+        db.last = (*last[:2], str(_sums.added_up(db, vault, found[0])))
+        self._write(db, found[0], None, "summed", {})
 
     def _moved_head(self, seq: int, mac: bytes) -> None:  # optional for backends
         """Called inside the transaction for every row of history; a backend may keep the head."""
@@ -874,12 +882,6 @@ def owned(lock: Any) -> bool:
 
 
 # --- pieces that need only a transaction ----------------------------------------------------------
-
-
-def _record(seq: int, at: int, payment_id: str | None, kind: str, text: str) -> bytes:
-    """What is chained of a row of history: these five as a JSON array."""
-    named = _json.dumps(payment_id)
-    return f"[{seq},{at},{named},{_json.dumps(kind)},{_json.dumps(text)}]".encode("ascii")
 
 
 def _described(proof: Proof | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from x402_mask import _json
+from x402_mask import _json, _sums
 from x402_mask._head import HeadFile, Mark
 from x402_mask._schema import meta
 from x402_mask.errors import LedgerError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from x402_mask._head import Head
     from x402_mask._rows import Db
+    from x402_mask._vault import Vault
 
 log = logging.getLogger("x402_mask")
 
@@ -71,6 +72,8 @@ class Past:
         self.ledger = ""
         self.era = 0
         self.loss: Loss | None = None
+        self.wrong: str | None = None
+        """What is wrong with the counters, found when the ledger was opened."""
         self._known: Mark | None = None
         self._lenience = _Lenience()
 
@@ -162,6 +165,26 @@ class Past:
         )
         self.head.lose(here.seq)
 
+    def audited(self, db: Db, key: Vault) -> bool:
+        """Whether the counters are as they were written, and so many that newer ones will do.
+
+        Raises:
+            LedgerError: they are not.
+        """
+        self.wrong = None
+        try:
+            return _sums.check(db, key)
+        except LedgerError as exc:
+            self.wrong = str(exc)
+            if not self.lenient:
+                raise
+        return False
+
+    @property
+    def unfit(self) -> bool:
+        """Whether nobody may pay from what was opened: whoever reads it was let in."""
+        return self.loss is not None or self.wrong is not None
+
     def moved(self, seq: int, mac: bytes, name: str) -> None:
         """A row was appended in the open transaction.
 
@@ -187,6 +210,7 @@ class Past:
         """The owner accepted the loss by the row *mark*, which was committed and synced."""
         self.head.write(mark, durable=True, anew=True)
         self._known, self.loss, self.ledger, self.era = mark, None, mark.ledger, mark.era
+        self.wrong = None
 
 
 class _Lenience(threading.local):

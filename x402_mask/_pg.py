@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     from psycopg.abc import PQGen
 
+    from x402_mask._rows import Change, Last
+
 ANSWER_S: Final = 30.0
 """How long the server may take for one statement before the connection counts as lost."""
 
@@ -179,11 +181,12 @@ class Turn:
 class Db:
     """A :class:`x402_mask._ledger.Db` over one connection, with SQL as SQLite writes it."""
 
-    __slots__ = ("last", "raw")
+    __slots__ = ("changes", "last", "raw")
 
     def __init__(self, raw: Connection) -> None:
         self.raw = raw
-        self.last: tuple[int, bytes] | None = None
+        self.last: Last | None = None
+        self.changes: list[Change] = []
 
     @property
     def clock_us(self) -> int | None:

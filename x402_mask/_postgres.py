@@ -17,6 +17,7 @@ from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, ClassVar, Final, NoReturn
 
+from x402_mask import _sums
 from x402_mask._book import WAIT_S
 from x402_mask._head import HeadFile
 from x402_mask._lease import boot_id, is_alive, new_owner
@@ -159,7 +160,9 @@ class PostgresLedger(Ledger):
             opening = _begin_writing(deadline) if write else _READING
             with self._pool.connection(deadline, wait_s, opening) as raw:
                 try:
-                    yield _pg.Db(raw)
+                    db = _pg.Db(raw)
+                    yield db
+                    _sums.all_written(db)
                     if write:
                         self._commit(raw, wait_s)
                     else:
@@ -260,8 +263,14 @@ class PostgresLedger(Ledger):
         self._meters.clear()  # the database may be another one by now
         raw.begin(_READING)
         self._past.judge(db, memory, _NAME)
+        many = self._past.audited(db, self._key)
         raw.ask(b"COMMIT")
-        raw.fit = self._past.loss is None  # else for this thread only, which does not pay
+        raw.fit = not self._past.unfit  # else for this thread only, which does not pay
+        if many:
+            raw.begin(_begin_writing(deadline))
+            self._sum_newer(_pg.Db(raw), self._key)
+            raw.ask(b"COMMIT")
+            self._past.committed(durable=True)
 
     def _make_tables(self, db: Db) -> None:
         if db.one("SELECT to_regclass('x402_mask.meta')") == (None,):

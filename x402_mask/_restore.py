@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from x402_mask import _sums
 from x402_mask._book import WAIT_S
 from x402_mask._head import Mark
 from x402_mask._schema import meta, set_meta
@@ -21,12 +22,14 @@ class Standing(NamedTuple):
 
     ``loss``: rows that are known to be missing.  ``headless``: when a missing head was made anew
     since the last acceptance, so that nobody can say (microseconds).  ``restores``: what counts for
-    accepted losses, by their time: micro-USD, or ``None`` where every cap is full.
+    accepted losses, by their time: micro-USD, or ``None`` where every cap is full.  ``wrong``: what
+    is wrong with the counters, which an acceptance adds up anew from the payments that are there.
     """
 
     loss: Loss | None
     headless: list[int]
     restores: dict[int, int | None]
+    wrong: str | None = None
 
 
 def standing(ledger: Ledger) -> Standing:
@@ -57,6 +60,8 @@ def accept(ledger: Ledger, micro: int | None, *, now_us: int) -> Standing:
     with past.leniently():
         with ledger._transaction(WAIT_S, durable=True) as db:  # noqa: SLF001
             found = _standing(db, past)
+            if past.wrong is not None:
+                _sums.begin_anew(db)
             mark = _accept(ledger, db, found.loss, micro, now_us)
         past.accepted(mark)
     return found
@@ -92,6 +97,7 @@ def _standing(db: Db, past: Past) -> Standing:
         loss=past.loss,
         headless=[at for (at,) in db.all(sql, past.era)],
         restores=dict(db.all("SELECT at, micro FROM restores ORDER BY at")),
+        wrong=past.wrong,
     )
 
 

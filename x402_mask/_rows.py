@@ -41,11 +41,21 @@ class Busy(Exception):  # a signal between driver and ledger, never an error
     """The lock is not free and the caller said not to wait."""
 
 
+Last = tuple[int, bytes, str | None]
+"""A row of history: its number, its link, and the sum over the counters that it carries."""
+
+Change = tuple[str, str, int, int, int, int, int]
+"""A counter: scope, unit, bucket, settled and held before, settled and held now."""
+
+
 class Db(Protocol):
     """One open transaction."""
 
-    last: tuple[int, bytes] | None
-    """The row of history that this transaction appended last: its number and its link."""
+    last: Last | None
+    """The last row of history, once it was asked for."""
+
+    changes: list[Change]
+    """What changed in the counters since then."""
 
     @property
     def clock_us(self) -> int | None:

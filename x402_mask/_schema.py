@@ -20,7 +20,8 @@ SCHEMA_VERSION: Final = 3
 the owner's spoken no, the ledger's own id, what counts for rows that a restore lost (``micro`` is
 NULL where every cap is full), and two more columns of ``payments``: ``also``, services
 besides its own that a payment counts for (a JSON list), and ``again``, when a repeat of an
-operation that is proven settled was first refused (microseconds)."""
+operation that is proven settled was first refused (microseconds); and the sum over the counters,
+in each row of history, and which counters it holds (:mod:`x402_mask._sums`)."""
 
 TABLES: Final = (
     """
@@ -39,7 +40,8 @@ CREATE INDEX IF NOT EXISTS payments_held ON payments (seq) WHERE state = 'held';
 DROP INDEX IF EXISTS payments_counted;
 CREATE INDEX IF NOT EXISTS payments_summed ON payments (at, service, state, micro, also);
 CREATE TABLE IF NOT EXISTS meters (
-  scope TEXT NOT NULL, unit TEXT NOT NULL, PRIMARY KEY (scope, unit)){plain};
+  scope TEXT NOT NULL, unit TEXT NOT NULL, summed INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY (scope, unit)){plain};
 CREATE TABLE IF NOT EXISTS counters (
   scope TEXT NOT NULL, unit TEXT NOT NULL, bucket BIGINT NOT NULL,
   settled BIGINT NOT NULL, held BIGINT NOT NULL, PRIMARY KEY (scope, unit, bucket)){plain};
@@ -52,14 +54,19 @@ CREATE TABLE IF NOT EXISTS breakers (
   origin TEXT PRIMARY KEY, failures INTEGER NOT NULL, until BIGINT NOT NULL);
 CREATE TABLE IF NOT EXISTS history (
   seq {key}, at BIGINT NOT NULL, payment TEXT, kind TEXT NOT NULL,
-  data TEXT NOT NULL, mac {blob} NOT NULL);
+  data TEXT NOT NULL, mac {blob} NOT NULL, sums TEXT);
 """
     + MARKET_TABLES
     + TRANSFER_TABLES
 )
 
-_ADDED: Final = (("also", "TEXT"), ("again", "BIGINT"))
-"""Columns that ``payments`` has got since its first version, in their order."""
+_ADDED: Final = (
+    ("payments", "also", "TEXT"),
+    ("payments", "again", "BIGINT"),
+    ("meters", "summed", "INTEGER NOT NULL DEFAULT 0"),
+    ("history", "sums", "TEXT"),
+)
+"""Columns that tables have got since their first version."""
 
 
 def make_tables(db: Db, tables: str, columns: Callable[[str], set[str]]) -> None:
@@ -73,10 +80,10 @@ def make_tables(db: Db, tables: str, columns: Callable[[str], set[str]]) -> None
         columns: tells the names of a table's columns; none where there is no such table.
     """
     pins = _take_payees(db) if _is_old(columns("payees")) else []
-    there = columns("payments")
-    for name, kind in _ADDED:
+    for table, name, kind in _ADDED:
+        there = columns(table)
         if there and name not in there:
-            db.run(f"ALTER TABLE payments ADD COLUMN {name} {kind}")
+            db.run(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
     for statement in tables.split(";"):
         if statement.strip():
             db.run(statement)

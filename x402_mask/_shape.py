@@ -18,7 +18,7 @@ from x402_mask._schema import make_tables
 from x402_mask.errors import LedgerError
 
 if TYPE_CHECKING:
-    from x402_mask._rows import Db
+    from x402_mask._rows import Change, Db, Last
 
 _THEIRS: Final = ("sqlite_", "_litestream_")
 """Tables that SQLite itself (``ANALYZE``), or a well-known backup of it, keeps in a database."""
@@ -34,7 +34,8 @@ class _Memory:
 
     def __init__(self, raw: sqlite3.Connection) -> None:
         self.raw = raw
-        self.last: tuple[int, bytes] | None = None
+        self.last: Last | None = None
+        self.changes: list[Change] = []
         self.clock_us: int | None = None
 
     def one(self, sql: str, *params: object) -> tuple[Any, ...] | None:

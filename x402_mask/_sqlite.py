@@ -11,7 +11,7 @@ import weakref
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from x402_mask import _checkpoints
+from x402_mask import _checkpoints, _sums
 from x402_mask._book import WAIT_S
 from x402_mask._busy import begun, insist, pause
 from x402_mask._given import fixed
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from x402_mask._past import Memory
+    from x402_mask._rows import Change, Last
 
 log = logging.getLogger("x402_mask")
 
@@ -50,12 +51,13 @@ _UNKNOWN: Final = (
 class _Connection:
     """A :class:`Db` over one sqlite3 connection."""
 
-    __slots__ = ("durable", "last", "raw")
+    __slots__ = ("changes", "durable", "last", "raw")
     clock_us: ClassVar[int | None] = None
 
     def __init__(self, raw: sqlite3.Connection) -> None:
         self.raw = raw
-        self.last: tuple[int, bytes] | None = None
+        self.last: Last | None = None
+        self.changes: list[Change] = []
         self.durable: bool | None = None
         """What ``synchronous`` was last set to: whether commits survive a power cut."""
 
@@ -112,6 +114,7 @@ class _SQL(Ledger):
             try:
                 self._begin(db, deadline, wait_s, write=write, durable=durable)
                 yield db
+                _sums.all_written(db)
                 db.raw.execute("COMMIT")
             except BaseException:
                 if not turn.is_over:  # else the connection is somebody else's, who rolled it back
@@ -139,7 +142,7 @@ class _SQL(Ledger):
     ) -> None:
         if db.raw.in_transaction:  # left by an interruption between two steps
             db.raw.execute("ROLLBACK")
-        db.last = None
+        db.last, db.changes = None, []
         self._forget_head()  # left likewise
         if write and db.durable is not durable:
             db.durable = None
@@ -338,13 +341,22 @@ class SQLiteLedger(_SQL):
         self._begin(db, deadline, WAIT_S, write=False, durable=False)
         try:
             self._past.judge(db, memory, self.path.name)
+            many = self._past.audited(db, self._vault())
         finally:
             db.raw.execute("ROLLBACK")
         headless = memory.head is None and self._past.has_rows
         if self._past.lenient:  # whoever pays next opens it strictly
-            self._unfit = headless or self._past.loss is not None
-        elif headless:
+            self._unfit = headless or self._past.unfit
+            return
+        if headless:
             self._make_head(db, deadline)
+        if many and begun(db.raw, write=True):  # else whoever writes now may do it
+            try:
+                self._sum_newer(db, self._vault())
+                db.raw.execute("COMMIT")
+                self._past.committed(durable=False)
+            finally:
+                self._roll_back(db)
 
     def _make_head(self, db: _Connection, deadline: float) -> None:
         """There are rows and no head: whether the last ones are gone, nobody can say."""
@@ -447,7 +459,7 @@ class SQLiteLedger(_SQL):
 
     def _roll_back(self, db: _Connection) -> None:
         super()._roll_back(db)
-        if self._unfit or self._past.loss is not None:
+        if self._unfit or self._past.unfit:
             self._drop()
 
     def _closed(self) -> None:

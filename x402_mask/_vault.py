@@ -28,7 +28,7 @@ _NONCE_BYTES: Final = 12
 class Vault:
     """Encrypts, decrypts and chains with keys derived from one secret (HKDF-like, by HMAC)."""
 
-    __slots__ = ("_cipher", "_inner", "_outer", "_proof_key", "key_id")
+    __slots__ = ("_cipher", "_inner", "_outer", "_proof_key", "_sum_inner", "_sum_outer", "key_id")
 
     def __init__(self, key: bytes) -> None:
         if len(key) != _KEY_BYTES:
@@ -36,6 +36,8 @@ class Vault:
         self._proof_key = hmac.digest(key, b"x402_mask proof v1", "sha256")
         chain_key = hmac.digest(key, b"x402_mask history v1", "sha256")
         self._inner, self._outer = (_keyed(chain_key, pad) for pad in (0x36, 0x5C))
+        sum_key = hmac.digest(key, b"x402_mask sums v1", "sha256")
+        self._sum_inner, self._sum_outer = (_keyed(sum_key, pad) for pad in (0x36, 0x5C))
         self.key_id = hmac.digest(key, b"x402_mask id v1", "sha256")[:8].hex()
         self._cipher: AESGCM | None = None  # made when needed: OpenSSL is slow to load
 
@@ -69,6 +71,13 @@ class Vault:
         inner.update(previous + record)
         outer.update(inner.digest())
         return outer.digest()
+
+    def number(self, record: bytes) -> int:
+        """A keyed hash (HMAC-SHA-256) of *record*, as an integer to be added up."""
+        inner, outer = self._sum_inner.copy(), self._sum_outer.copy()
+        inner.update(record)
+        outer.update(inner.digest())
+        return int.from_bytes(outer.digest())
 
     def _aead(self) -> AESGCM:
         if self._cipher is None:

@@ -28,7 +28,7 @@ _HOUR: Final = 3600 * SECOND
 _DAY: Final = 24 * _HOUR
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _TIME_MAX: Final = 253_402_300_799 * SECOND  # the last second of the year 9999
-_SLICES: Final = 100
+SLICES: Final = 100
 _KIN_MAX: Final = 16
 """Most other services that one limit counts: each has counters of its own, started by a scan."""
 
@@ -139,7 +139,7 @@ def _compile(cap: Cap, scope: str) -> Limit:
     if not isinstance(cap.per, timedelta):
         return Limit(cap, scope, cap.micro, cap.per)
     window_us = cap.per // timedelta(microseconds=1)
-    return Limit(cap, scope, cap.micro, str(max(1, window_us // _SLICES)), window_us)
+    return Limit(cap, scope, cap.micro, str(max(1, window_us // SLICES)), window_us)
 
 
 def keys_of(service: str, also: Iterable[str] = ()) -> frozenset[str]:

@@ -89,6 +89,7 @@ TAMPERED: dict[str, tuple[str, str]] = {
     ),
     "an edited time": ("UPDATE history SET at=at+1 WHERE seq=2", "row 2 .* not as it was written"),
     "an edited kind": ("UPDATE history SET kind='refused' WHERE seq=2", "row 2 .* not as it was"),
+    "an edited sum": ("UPDATE history SET sums='0:0' WHERE seq=2", "row 2 .* not as it was"),
     "an edited link": (("UPDATE history SET mac=proof FROM (SELECT proof FROM payments"
                        " WHERE proof IS NOT NULL LIMIT 1) AS other WHERE seq=2"), "row 3 .* not as"),
     "a deleted row": ("DELETE FROM history WHERE seq=5", "row 5 is missing from the history"),
@@ -104,11 +105,11 @@ TAMPERED: dict[str, tuple[str, str]] = {
         "row 7 .* not as it was written",
     ),
     "an added row": (
-        "INSERT INTO history SELECT 10000, at, payment, kind, data, mac FROM history WHERE seq=4",
+        "INSERT INTO history SELECT 10000, at, payment, kind, data, mac, sums FROM history WHERE seq=4",
         "row 10000 .* not as it was written",
     ),
     "a row before the first": (
-        "INSERT INTO history SELECT -5, at, payment, kind, data, mac FROM history WHERE seq=4",
+        "INSERT INTO history SELECT -5, at, payment, kind, data, mac, sums FROM history WHERE seq=4",
         "row -5 was added",
     ),
     # payments
@@ -148,7 +149,7 @@ TAMPERED: dict[str, tuple[str, str]] = {
         "INSERT INTO counters SELECT scope, unit, 7, 1, 0 FROM meters LIMIT 1", "/7 says settled 1"
     ),
     "a stopped counter": ("DELETE FROM meters", "no longer kept up"),
-    "an absurd counter": ("INSERT INTO meters VALUES ('*', 'x')", "none that a cap could use"),
+    "an absurd counter": ("INSERT INTO meters VALUES ('*', 'x', 1)", "none that a cap could use"),
     # rules
     "a trusted payee": ("UPDATE payees SET trusted=1-trusted", "is seen but not trusted, by the"),
     "a payee forgotten": ("DELETE FROM payees", "is unknown, by the history trusted"),

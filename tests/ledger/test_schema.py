@@ -22,9 +22,9 @@ from tests.ledger.kit import (
     want,
 )
 from tests.ledger.test_tokens import with_token
-from x402_mask import Cap, LedgerError, OfferRefused, _json
+from x402_mask import Cap, LedgerError, OfferRefused, _json, _sums
 from x402_mask._audit import verify
-from x402_mask._ledger import Ledger, _record
+from x402_mask._ledger import Ledger
 from x402_mask._schema import SCHEMA_VERSION
 
 OLDER = range(1, SCHEMA_VERSION)
@@ -43,8 +43,9 @@ def as_before(store: Store, version: int) -> None:
     store.ledger.close()
     store.sql("DROP INDEX payments_summed")
     store.sql("CREATE INDEX payments_counted ON payments (at, service, state, micro)")
-    for column in ("also", "again"):
-        store.sql(f"ALTER TABLE payments DROP COLUMN {column}")
+    for table, column in (("payments", "also"), ("payments", "again"), ("meters", "summed"),
+                          ("history", "sums")):  # fmt: skip
+        store.sql(f"ALTER TABLE {table} DROP COLUMN {column}")
     pins = store.sql("SELECT service, payee, trusted, at FROM payees")
     for statement in ("DROP TABLE payees", SECOND_PAYEES, "DROP TABLE denials"):
         store.sql(statement)
@@ -71,8 +72,8 @@ def tell_no_origins(ledger: Ledger) -> None:
             for name in {"reserved": ["payee"], "payee": ["origin"]}.get(kind, []):
                 del data[name]
             told = _json.dumps(data)
-            before = vault.link(before, _record(seq, at, payment, kind, told))
-            db.run("UPDATE history SET data=?, mac=? WHERE seq=?", told, before, seq)
+            before = vault.link(before, _sums.record(seq, at, payment, kind, told, None))
+            db.run("UPDATE history SET data=?, mac=?, sums=NULL WHERE seq=?", told, before, seq)
             ledger._moved_head(seq, before)
     if seq:  # the head as those programs wrote it
         record = json.dumps({"seq": seq, "mac": before.hex()}).ljust(128)

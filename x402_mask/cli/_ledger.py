@@ -35,7 +35,8 @@ def ledger() -> None:
 def accept(session: Session, spent: Decimal | None, yes: bool) -> None:
     """Accept what a restored ledger has lost, once no newer copy is to be had.
 
-    Until then nothing is paid from a ledger that is older than its head file knows, or another.
+    Until then nothing is paid from a ledger that is older than its head file knows, or another,
+    nor from one whose counters were changed: they are then added up anew from its payments.
     """
     from x402_mask._restore import accept as accept_loss
     from x402_mask._restore import standing
@@ -63,7 +64,7 @@ def _told(place: str, found: Standing) -> list[str]:
     """What there is to accept."""
     from x402_mask._windows import as_datetime
 
-    lines = []
+    lines = [] if found.wrong is None else [f"{place}: {found.wrong}"]
     if found.loss is not None:
         lines.append(f"{found.loss.said(place)} ({count(found.loss.missing, 'row')} missing)")
     lines.extend(
@@ -107,6 +108,7 @@ def _document(
         "accepted": accepted,
         "missing": 0 if found.loss is None else found.loss.missing,
         "another": found.loss is not None and found.loss.another,
+        "wrong": found.wrong,
         "head_made": [as_datetime(at) for at in found.headless],
         "spent": spent,
     }
