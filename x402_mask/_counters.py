@@ -179,6 +179,23 @@ def _named(key: str) -> tuple[str, str, str]:
     return key, key, f",{_json.dumps(key)}"
 
 
+def unnamed(db: Db, limits: Iterable[Limit]) -> list[Limit]:
+    """The limits on services that no payment counts for, as far as the last 10,000 tell."""
+    found = [x for x in limits if x.scope != "*"]
+    named = {key: _is_counted(db, key) for key in dict.fromkeys(x.key for x in found)}
+    return [x for x in found if not named[x.key]]
+
+
+def _is_counted(db: Db, key: str) -> bool:
+    if db.one("SELECT 1 FROM counters WHERE scope=? LIMIT 1", key) is not None:
+        return True
+    sql = (
+        "SELECT 1 FROM (SELECT service, also FROM payments"  # noqa: S608
+        f" ORDER BY at DESC LIMIT 10000) AS recent WHERE {_COUNTS_FOR} LIMIT 1"
+    )
+    return db.one(sql, *_named(key)) is not None
+
+
 def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
     """A few at a time: the length of a statement is bounded."""
     for start in range(0, len(items), PART):

@@ -28,6 +28,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from x402_mask import _lapse
+from x402_mask._capnames import warn_once
 from x402_mask._counters import over_cap
 from x402_mask._effects import (
     Reply,
@@ -157,6 +158,7 @@ def _pay(payer: Payer, call: Call, reply: Reply) -> Generator[Effect, Any, Verdi
     payer.emit("challenge", purchase, detail={"form": challenge.form})
     purchase = yield from _identified(call, purchase)
     asked_at = payer.now()
+    yield from warn_once(payer, purchase)
     verdict = yield from _open(payer, call, purchase)
     if payer.preempt and verdict.delivered:
         payer.memory.keep(purchase.place, challenge, asked_at)

@@ -395,6 +395,11 @@ class Ledger(TokenBook, TransferBook):
             self._meters.clear()  # another database than a moment ago
         raise LedgerError("the counters of this ledger do not stay; see `x402-mask doctor`")
 
+    def unnamed(self, limits: Sequence[Limit], *, wait_s: float = WAIT_S) -> list[Limit]:
+        """The limits on services that no payment on this ledger counts for."""
+        with self._transaction(wait_s, write=False) as db:
+            return _counters.unnamed(db, limits)
+
     def payments(
         self,
         *,

@@ -7,7 +7,6 @@ a service that changed its terms between two challenges of one place is not pree
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -31,14 +30,13 @@ class Place(NamedTuple):
 class Memory:
     """What this payer may offer before it is asked."""
 
-    __slots__ = ("_changed", "_lock", "_off_until", "_offers", "_terms")
+    __slots__ = ("_changed", "_off_until", "_offers", "_terms")
 
     def __init__(self) -> None:
         self._offers: dict[Place, tuple[Challenge, float]] = {}
         self._off_until: dict[Place, float] = {}
         self._terms: dict[Place, Any] = {}
         self._changed: set[tuple[str, str]] = set()
-        self._lock = threading.Lock()
 
     def recall(self, place: Place, now: float) -> Challenge | None:
         """The challenge that was paid last, if it may be answered before it is made again."""
@@ -64,16 +62,17 @@ class Memory:
         self._offers.pop(place, None)
         self._put(self._off_until, place, now + PAUSE_S)
 
-    def _put(self, places: dict[Place, Any], place: Place, value: object) -> None:
+    @staticmethod
+    def _put(places: dict[Place, Any], place: Place, value: object) -> None:
         """Put last; what was put first is let go of, for paths may be without number.
 
         A place that is forgotten is asked before it is paid.
         """
-        with self._lock:
-            places.pop(place, None)
-            while len(places) >= _PLACES_MAX:
-                places.pop(next(iter(places)))
-            places[place] = value
+        places.pop(place, None)
+        if len(places) >= _PLACES_MAX:
+            for old in list(places)[: _PLACES_MAX // 2]:  # a copy: other threads put as well
+                places.pop(old, None)
+        places[place] = value
 
 
 class HeldTokens:

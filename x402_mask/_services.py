@@ -153,10 +153,12 @@ def _tool_read(reading: str) -> str | None:
 class Services:
     """Names the service of a URL: the marketplace's path, the owner's patterns, or the origin."""
 
-    __slots__ = ("_patterns", "_read_patterns")
+    __slots__ = ("_patterns", "_read_patterns", "caps_compared")
 
     def __init__(self, patterns: Mapping[str, str] | None = None) -> None:
         self._patterns = tuple(_pattern(n, p) for n, p in (patterns or {}).items())
+        self.caps_compared = False
+        """Whether the names in the caps were compared with what was called."""
         self._read_patterns = tuple(
             (name, origin, _MANY_SLASHES.sub("/", pattern.casefold()))
             for name, origin, pattern in self._patterns

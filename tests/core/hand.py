@@ -42,6 +42,7 @@ LEDGER_CALLS = frozenset(
         "release",
         "reopen",
         "note_refusal",
+        "unnamed",
     }
 )
 

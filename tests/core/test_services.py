@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,6 +32,8 @@ ORIGINS: dict[str, str] = {
     "https://user:pass@shop.example/": "https://shop.example",
     "https://münchen.example/": "https://xn--mnchen-3ya.example",
     "HTTPS://SHOP.EXAMPLE": "https://shop.example",
+    "https://straße.example": "https://xn--strae-oqa.example",
+    "https://FAß.example": "https://xn--fa-hia.example",
 }
 
 
@@ -38,6 +41,47 @@ ORIGINS: dict[str, str] = {
 def test_origins(url: str, origin: str) -> None:
     """Lower case, without a default port, user or path."""
     assert origin_of(url) == origin == origin_of(origin)
+
+
+HOSTS = st.text(
+    st.characters(categories=["Ll", "Lu", "Lo", "Lm", "Mn", "Mc", "Nd", "Pd"], include_characters="-.。ßςıİſ\u200d·"),
+    min_size=1, max_size=12,
+)  # fmt: skip
+
+
+@given(HOSTS)
+def test_an_origin_in_unicode_is_where_the_http_library_goes(host: str) -> None:
+    """Contract: the domain that the user meant (IDNA 2008), or refused."""
+    url = f"https://{host}.example"
+    try:
+        meant = httpx.URL(url).raw_host.decode()
+    except httpx.InvalidURL:
+        with pytest.raises(ValueError, match=r"."):
+            parse_origins([url])
+        return
+    try:
+        (listed,) = parse_origins([url])
+    except ValueError:
+        return
+    assert listed == f"https://{meant}"
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["strasse", "straße", "fass", "faß", "βόλος", "βόλοσ", "نامه\u200cای", "münchen", "ıstanbul"],
+)
+def test_domains_that_idna_2003_took_for_others(host: str) -> None:
+    """Each is its own, so that a neighbour's domain is never paid in its place."""
+    (listed,) = parse_origins([f"https://{host}.example"])
+    assert listed == f"https://{httpx.URL(f'https://{host}.example').raw_host.decode()}"
+    assert parse_origins([listed]) == {listed}
+
+
+@pytest.mark.parametrize("host", ["a\u200bb", "ｆｕｌｌ", "Ａ", "☃", "-ä-", "ä" * 64, "a\u0301"])
+def test_what_is_no_domain_is_refused(host: str) -> None:
+    """Nothing is mapped to something else, as IDNA 2003 did."""
+    with pytest.raises(ValueError, match=r"."):
+        parse_origins([f"https://{host}.example"])
 
 
 @pytest.mark.parametrize("url", ["", "shop.example", "/path", "ftp://a", "https://", "mailto:a@b"])

@@ -190,7 +190,7 @@ REFUSALS: dict[str, tuple[Callable[[], Hand], type[PaymentRefused], str, list[st
     "cap": (lambda: Hand(first=asked(offer("2000000"))), CapExceeded, "cap", [*HEAD, "reserve", "room"]),
     "no_cap": (
         lambda: Hand(options={"caps": [Cap(1, per="day", service="other")]}),
-        PaymentRefused, "no_cap", [*HEAD, "reserve"],
+        PaymentRefused, "no_cap", [*HEAD[:-1], "unnamed", "look", "reserve"],
     ),
     "offer": (lambda: Hand(first=asked(offer(scheme="upto"))), OfferRefused, "scheme", HEAD),
     "no offer": (lambda: Hand(first=asked({})), OfferRefused, "scheme", HEAD),

@@ -94,3 +94,16 @@ def test_the_audit_notices_that_it_was_taken_away(shared: Store) -> None:
     reserved(shared.ledger, ALL, DEAR, **SPELLED)
     shared.sql("UPDATE payments SET also=NULL")
     assert any("has also None" in problem for problem in verify(shared.ledger).problems)
+
+
+@pytest.mark.parametrize("state", ["reserved", "settled", "void", "released"])
+def test_which_caps_no_call_has_named(ledger: Ledger, state: str) -> None:
+    """Whatever became of the call, and whether or not a counter was begun."""
+    caps = limits(ALL, DEAR, Cap(1, per="call", service="dear"), Cap(1, per="day", service="Typo"))
+    assert [one.scope for one in ledger.unnamed(caps)] == ["dear", "dear", "Typo"]
+    in_state(ledger, state, ALL, **SPELLED)
+    assert [one.scope for one in ledger.unnamed(caps)] == ["Typo"]
+    ledger.room(caps, now_us=NOW)
+    assert [one.scope for one in ledger.unnamed(caps)] == ["Typo"]
+    reserved(ledger, ALL, service="TYPO")
+    assert ledger.unnamed(caps) == []

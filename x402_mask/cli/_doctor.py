@@ -170,6 +170,7 @@ def _ledger_checks(session: Session) -> Iterator[Check]:
     try:
         yield from _ledger_lines(ledger)
         yield from _past_lines(session, ledger)
+        yield from _cap_lines(session, ledger)
     except LedgerError as exc:
         yield _fail("ledger", str(exc))
     finally:
@@ -190,6 +191,22 @@ def _ledger_lines(ledger: Ledger) -> Iterator[Check]:
         )  # fmt: skip
     for line in stop_lines(stops_of(ledger)):
         yield _warn("ledger", line)
+
+
+def _cap_lines(session: Session, ledger: Ledger) -> Iterator[Check]:
+    """Caps that bind nothing, perhaps because their service is spelled wrong."""
+    from x402_mask._capnames import said
+    from x402_mask._services import Services
+    from x402_mask._windows import compile_caps
+
+    values = session.settings().values
+    services = Services(values.get("services"))
+    limits = compile_caps(values.get("caps", ()), services.canonical)
+    for limit in ledger.unnamed(limits):
+        yield _warn(
+            "caps", said(limit),
+            "is it spelled as calls name it? `x402-mask payments` shows the names of what was paid",
+        )  # fmt: skip
 
 
 def _past_lines(session: Session, ledger: Ledger) -> Iterator[Check]:
