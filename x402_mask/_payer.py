@@ -62,9 +62,10 @@ class Payer:
             approves. May be async for async clients.
         on_event: observes :class:`~x402_mask.Event` records, a plain function in async clients
             too; what it raises is logged.
-        payees: ``None``, ``"pin"``, or the only addresses that may be paid.
+        payees: ``None``, ``"pin"`` (the first that a service of an origin names, until
+            :meth:`accept_payee`), or the only addresses that may be paid.
         max_validity: longest life of a signature.
-        preempt: send a proof with the first request where the price is already known.
+        preempt: send a proof with the first request where the price of that path is already known.
         rpc: ``{"eip155:8453": "http://..."}`` (or a list of URLs that must agree): payments are
             checked on chain.
         on_refusal: ``"raise"``, or ``"return"`` the 402 with the error in its extensions.

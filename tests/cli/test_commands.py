@@ -270,6 +270,18 @@ def test_doctor_and_the_ledger(cli: Cli, seller: Seller, sells: Sells) -> None:
     assert status(checks, "ledger") == "ok warn warn warn"
 
 
+def test_doctor_and_caps_that_bind_nothing(cli: Cli, sells: Sells) -> None:
+    """Until a call has named their service, in whatever spelling."""
+    cli, line = cli.having(X402_MASK_CAPS="5/day,1/day@thnig,2/call@Thing"), "has ever named"
+    said = [check["detail"] for check in cli("doctor", "--json").document["checks"]]
+    assert [one.split("'")[1] for one in said if line in one] == ["thnig", "Thing"]
+    sells()
+    assert cli("call", "thing", "n=1").code == 0
+    checks = [c for c in cli("doctor", "--json").document["checks"] if line in c["detail"]]
+    assert [(c["name"], c["status"]) for c in checks] == [("caps", "warn")]
+    assert "'thnig'" in checks[0]["detail"] and "spelled" in checks[0]["advice"]
+
+
 def test_doctor_and_a_damaged_ledger(cli: Cli) -> None:
     (cli.home / "broken.db").write_bytes(b"not a database" * 1000)
     checks = examine(cli, 1, X402_MASK_LEDGER="broken.db")
