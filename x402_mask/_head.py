@@ -161,8 +161,10 @@ def _place(seq: int, *, durable: bool) -> int:
 
 
 def _record(mark: Mark) -> bytes:
-    named = {"seq": mark.seq, "mac": mark.mac.hex(), "ledger": mark.ledger, "era": mark.era}
-    return json.dumps(named).ljust(_SLOT).encode("ascii")
+    """JSON, put together by hand: it is written after each commit.  An id is hex, or not told."""
+    ledger = mark.ledger if mark.ledger.isalnum() and mark.ledger.isascii() else ""
+    text = f'{{"seq":{mark.seq},"mac":"{mark.mac.hex()}","ledger":"{ledger}","era":{mark.era}}}'
+    return text.ljust(_SLOT).encode("ascii")
 
 
 def _number(record: bytes) -> int:

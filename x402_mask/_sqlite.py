@@ -228,6 +228,7 @@ class SQLiteLedger(_SQL):
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         super().__init__()
         self.path = _named(path) if path is not None else default_path()
+        self._spelled = str(self.path)
         self._key: Vault | None = None
         self._real: str | None = None
         self._past = Past(HeadFile(self.path.with_name(self.path.name + ".head")))
@@ -311,7 +312,7 @@ class SQLiteLedger(_SQL):
     def _found(self) -> tuple[int, int] | None:
         """Which file lies at the path; ``None`` for none."""
         try:
-            found = os.stat(self.path)  # noqa: PTH116  # quicker, and asked in each transaction
+            found = os.stat(self._spelled)  # noqa: PTH116  # quicker, and asked in each transaction
         except FileNotFoundError:
             return None
         return found.st_dev, found.st_ino
