@@ -15,6 +15,7 @@ import secrets
 import sys
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, runtime_checkable
 
+from x402_mask._curve import ORDER, key_pair, recovered
 from x402_mask._eip712 import checksum, keccak, typed_data_digest
 from x402_mask._given import fixed, variable
 from x402_mask.errors import SignerError
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-_ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
-"""Order of secp256k1 (SEC 2)."""
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
 MNEMONIC_PATH: Final = "m/44'/60'/0'/0/0"
 
@@ -53,13 +52,9 @@ class Wallet:
 
     def __init__(self, key: bytes) -> None:
         """Use ``Wallet.from_key`` and its siblings."""
-        if not 0 < int.from_bytes(key, "big") < _ORDER or len(key) != 32:
+        if not 0 < int.from_bytes(key, "big") < ORDER or len(key) != 32:
             raise ValueError("not a secp256k1 private key")
-        from coincurve import PrivateKey  # noqa: PLC0415  # loads a C library
-
-        secret = PrivateKey(key)
-        self.__sign = secret.sign_recoverable
-        self._public_key: bytes = secret.public_key.format(compressed=False)
+        self.__sign, self._public_key = key_pair(key)
         self._address = _address_of(self._public_key)
 
     @property
@@ -70,7 +65,7 @@ class Wallet:
     @classmethod
     def create(cls) -> Wallet:
         """A new wallet with a random key, which exists nowhere else."""
-        return cls((secrets.randbelow(_ORDER - 1) + 1).to_bytes(32, "big"))
+        return cls((secrets.randbelow(ORDER - 1) + 1).to_bytes(32, "big"))
 
     @classmethod
     def from_key(cls, key: bytes | str) -> Wallet:
@@ -158,10 +153,13 @@ class Wallet:
         raise ValueError("set X402_MASK_PRIVATE_KEY, or X402_MASK_KEYSTORE and its password")
 
     def sign_digest(self, digest: bytes) -> bytes:
-        """Sign 32 bytes: ``r || s || v`` with v 27 or 28, deterministic (RFC 6979), low s."""
+        """Sign 32 bytes: ``r || s || v`` with v 27 or 28, low s.
+
+        Deterministic (RFC 6979), but for an OpenSSL before 3.2 where there is no coincurve.
+        """
         if len(digest) != 32:
             raise ValueError("a digest has 32 bytes")
-        signature: bytes = self.__sign(digest, hasher=None)
+        signature = self.__sign(digest)
         return signature[:64] + bytes((signature[64] + 27,))
 
     def sign_checked(self, digest: bytes) -> bytes:
@@ -170,8 +168,8 @@ class Wallet:
         Raises:
             SignerError: it does not, as when a fault in the machine spoiled it.
         """
-        signature: bytes = self.__sign(digest, hasher=None)
-        if _recovered(signature, digest) != self._public_key:
+        signature = self.__sign(digest)
+        if recovered(signature, digest) != self._public_key:
             raise SignerError("the wallet returned a signature that is not its own")
         return signature[:64] + bytes((signature[64] + 27,))
 
@@ -271,8 +269,8 @@ def checked_signature(returned: object, digest: bytes, address: str) -> bytes:
         raise SignerError(f"the wallet returned {len(signature)} bytes, not a 65-byte signature")
     r, s, v = signature[:32], int.from_bytes(signature[32:64], "big"), signature[64]
     parity = v - 27 if v >= 27 else v
-    if _ORDER // 2 < s < _ORDER:  # tokens accept low s only (EIP-2)
-        s, parity = _ORDER - s, 1 - parity
+    if ORDER // 2 < s < ORDER:  # tokens accept low s only (EIP-2)
+        s, parity = ORDER - s, 1 - parity
     compact = r + s.to_bytes(32, "big")
     if parity not in (0, 1) or _recover(compact + bytes((parity,)), digest) != address.lower():
         raise SignerError("the wallet returned a signature that is not its own")
@@ -291,17 +289,5 @@ def _as_bytes(value: object) -> bytes:
 
 
 def _recover(signature: bytes, digest: bytes) -> str:
-    public_key = _recovered(signature, digest)
+    public_key = recovered(signature, digest)
     return "0x" + keccak(public_key[1:])[12:].hex() if public_key else ""
-
-
-def _recovered(signature: bytes, digest: bytes) -> bytes:
-    """The public key, uncompressed, that made ``r || s || parity``; empty if none could have."""
-    from coincurve import PublicKey  # noqa: PLC0415
-
-    try:
-        key = PublicKey.from_signature_and_message(signature, digest, hasher=None)
-    except Exception:  # noqa: BLE001  # whatever libsecp256k1 says, it is not a signature
-        return b""
-    found: bytes = key.format(compressed=False)
-    return found

@@ -34,11 +34,14 @@ def mcp_server(session: Session) -> None:
     if session.as_json:
         raise click.UsageError("--json prints one document, and a server prints none")
     try:
-        import mcp.server.stdio  # noqa: F401  # only to see whether it is there
-    except ModuleNotFoundError as exc:
-        if (exc.name or "").partition(".")[0] != "mcp":
+        import mcp.server.stdio  # noqa: F401  # only to see whether it is there, and new enough
+
+        import x402_mask.mcp  # noqa: F401
+    except ImportError as exc:
+        if (exc.name or "mcp").partition(".")[0] != "mcp":
             raise
-        message = "the MCP server needs mcp: pip install 'x402-mask[mcp]'"
+        told = "x402-mask[mcp]" in str(exc)
+        message = str(exc) if told else "the MCP server needs mcp: pip install 'x402-mask[mcp]'"
         raise Failure(message, code="missing_extra") from None
     import sys
 

@@ -16,7 +16,6 @@ from x402_mask.cli._show import put, say
 if TYPE_CHECKING:
     from types import ModuleType
 
-_EXTRA: Final = frozenset({"numpy", "PIL", "starlette", "uvicorn"})
 _KEY: Final = "X402_MASK_FACILITATOR_KEY"
 
 
@@ -25,11 +24,9 @@ def sandbox_package() -> ModuleType:
     try:
         import x402_mask.sandbox as package
     except ModuleNotFoundError as exc:
-        if (exc.name or "").partition(".")[0] not in _EXTRA:
+        if "x402-mask[sandbox]" not in str(exc):
             raise
-        raise Failure(
-            f"the sandbox needs {exc.name}: pip install 'x402-mask[sandbox]'", code="missing_extra"
-        ) from None
+        raise Failure(str(exc), code="missing_extra") from None
     return package
 
 

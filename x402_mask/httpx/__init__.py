@@ -5,7 +5,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+try:
+    import httpx  # noqa: TC002  # it may be lacking
+except ModuleNotFoundError as exc:
+    from x402_mask._extras import missing
+
+    raise missing(exc, __name__, "httpx", {"httpx"}) from None
 
 from x402_mask._models import Receipt
 from x402_mask.httpx._auth import PaymentAuth, attach
@@ -15,9 +20,6 @@ from x402_mask.httpx._transport import (
     Client,
     PaymentTransport,
 )
-
-if TYPE_CHECKING:
-    import httpx
 
 __all__ = [
     "AsyncClient",

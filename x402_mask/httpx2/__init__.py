@@ -5,7 +5,12 @@ Made from ``x402_mask/httpx/__init__.py`` by ``make twins``: edit that.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+try:
+    import httpx2  # noqa: TC002  # it may be lacking
+except ModuleNotFoundError as exc:
+    from x402_mask._extras import missing
+
+    raise missing(exc, __name__, "httpx2", {"httpx2"}) from None
 
 from x402_mask._models import Receipt
 from x402_mask.httpx2._auth import PaymentAuth, attach
@@ -15,9 +20,6 @@ from x402_mask.httpx2._transport import (
     Client,
     PaymentTransport,
 )
-
-if TYPE_CHECKING:
-    import httpx2
 
 __all__ = [
     "AsyncClient",

@@ -17,11 +17,16 @@ Source: x402 specification v2, ``transports-v2/mcp.md``.
 from __future__ import annotations
 
 try:
-    import mcp  # noqa: F401  # only to see whether it is there
+    import mcp
 except ModuleNotFoundError as exc:
-    if exc.name != "mcp":
-        raise
-    raise ImportError("x402_mask.mcp needs the MCP SDK: pip install 'x402-mask[mcp]'") from None
+    from x402_mask._extras import missing
+
+    raise missing(exc, __name__, "mcp", {"mcp"}) from None
+if not hasattr(mcp, "MCPError"):
+    raise ImportError(
+        "x402_mask.mcp needs version 2 of mcp, and an older one is installed:"
+        " pip install 'x402-mask[mcp]'"
+    )
 
 from x402_mask.mcp._session import PaidSession, Result, receipt_of
 

@@ -4,12 +4,18 @@
 them in an embedded book, or on a chain (``rpc``). Needs the extra ``sandbox``.
 """
 
-from x402_mask.sandbox.app import create_app
-from x402_mask.sandbox.book import Book, Payment, Settlement
-from x402_mask.sandbox.faults import FAULTS, Faults, parse_faults
-from x402_mask.sandbox.pictures import STATIC
-from x402_mask.sandbox.server import Sandbox, run
-from x402_mask.sandbox.settings import SandboxSettings
+try:
+    from x402_mask.sandbox.app import create_app
+    from x402_mask.sandbox.book import Book, Payment, Settlement
+    from x402_mask.sandbox.faults import FAULTS, Faults, parse_faults
+    from x402_mask.sandbox.pictures import STATIC
+    from x402_mask.sandbox.server import Sandbox, run
+    from x402_mask.sandbox.settings import SandboxSettings
+except ModuleNotFoundError as exc:
+    from x402_mask._extras import missing
+
+    names = {"numpy", "PIL", "starlette", "uvicorn"}
+    raise missing(exc, "the sandbox", "sandbox", names) from None
 
 __all__ = [
     "FAULTS",
