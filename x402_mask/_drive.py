@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from x402_mask._book import WAIT_S
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_LATER = (
+    "asyncio", "anyio.lowlevel", "anyio.to_thread", "anyio._backends._asyncio",
+    "concurrent.futures.thread",
+)  # fmt: skip
 _WRITERS = 8
 """Threads that may wait for the ledger at once, per event loop."""
 
@@ -39,6 +44,12 @@ def _refuse_awaitable(answer: Any) -> Any:
     if inspect.iscoroutine(answer):
         answer.close()
     raise AsyncNeeded("an async signer or approve needs an async client")
+
+
+def prepare() -> None:
+    """Import what the first call needs; called when a client is made, as no call waits then."""
+    for name in _LATER:
+        import_module(name)
 
 
 class Abandoned(BaseException):

@@ -34,6 +34,7 @@ from x402_mask._effects import (
     Reply,
     ask,
     checkpoint,
+    consult,
     fingerprint,
     payload,
     read_body,
@@ -41,6 +42,7 @@ from x402_mask._effects import (
     sleep,
 )
 from x402_mask._exact import seller_clock
+from x402_mask._inputs import is_light, judged
 from x402_mask._lapse import Doubts
 from x402_mask._ledger import breaker_open
 from x402_mask._models import Quote
@@ -59,7 +61,6 @@ from x402_mask._proving import (
     warn_of_error,
 )
 from x402_mask._rows import Proof, Reservation, Result, Row, Twin, new_payment_id
-from x402_mask._schemas import check_input
 from x402_mask._services import origin_of, path_of, tool_of
 from x402_mask._shelf import Asked
 from x402_mask._terms import Call, Plan, Purchase, Verdict, quote_of, receipt_for, row_of
@@ -365,18 +366,21 @@ def _wait(call: Call, waited: float, twin: Twin) -> Generator[Effect, Any, None]
 def _check_input(payer: Payer, asked: Asked) -> Generator[Effect, Any, None]:
     """Refuse a body that the service will refuse once it is paid, as far as schemas tell."""
     stated = payer.input_schemas(asked)
-    if stated is None:
+    content = (yield from payload()) if stated is not None else None
+    if stated is None or content is None:
         return
-    content = yield from payload()
-    if content is None:
-        return
-    for checker in payer.checkers(asked, stated, content.body):
-        reason = check_input(checker, content.body, content.type, asked.method)
-        if reason is not None:
-            raise InputRefused(
-                f"{asked.service} would refuse this request: {reason}; validate_input=False"
-                " pays for it all the same"
-            )
+    texts = payer.schemas(asked, stated, content.body)
+    if is_light(payer.catalog, texts, content):
+        reason, ignored = judged(payer.catalog, texts, content)
+    else:
+        reason, ignored = yield from consult(judged, payer.catalog, texts, content)
+    for parts in ignored:
+        payer.schema_ignored(asked, parts)
+    if reason is not None:
+        raise InputRefused(
+            f"{asked.service} would refuse this request: {reason}; validate_input=False"
+            " pays for it all the same"
+        )
 
 
 def _check_price(payer: Payer, purchase: Purchase, plan: Plan) -> None:

@@ -15,7 +15,7 @@ from x402_mask._policy import Policy
 from x402_mask._preempt import HeldTokens, Memory
 from x402_mask._registry import BASE, DISPUTED_NAMES, caip2, default_assets
 from x402_mask._rows import Breaker
-from x402_mask._schemas import compiled, has_body, schemas_of
+from x402_mask._schemas import has_body, schemas_of
 from x402_mask._services import Services, origin_of, parse_origins
 from x402_mask._shelf import Shelf
 from x402_mask._wallet import as_signer, is_async
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from x402_mask._models import Payment, Quote, Resolved, Route, Spend
     from x402_mask._reconcile import Said
     from x402_mask._rows import Proof, Row
-    from x402_mask._schemas import Checker
     from x402_mask._shelf import Asked, Terms
     from x402_mask._terms import Purchase
     from x402_mask._transfer import Desk
@@ -344,18 +343,16 @@ class Payer:
         texts = list(dict.fromkeys((*texts, *listed)))
         return texts if texts or is_built_in(asked.keys) else None
 
-    def checkers(self, asked: Asked, stated: list[str], body: bytes | None) -> list[Checker]:
+    def schemas(self, asked: Asked, stated: list[str], body: bytes | None) -> list[str]:
         """What a request *body* must fit, by its seller and by what is known of the service."""
         listed = any(terms.schema for terms in self.catalog.every(asked, self.now()))
         known = [] if listed else schemas_for(asked.keys, stated, body)  # a catalog knows best
-        return [self._checker(asked, text) for text in (*stated, *known)]
+        return [*stated, *known]
 
-    def _checker(self, asked: Asked, text: str) -> Checker:
-        checker, new = self.catalog.checker(text, compiled)
-        if new and checker.ignored:
-            log.warning("parts of an input schema are ignored: %s", ", ".join(checker.ignored))
-            self.emit("schema_ignored", asked, detail={"ignored": checker.ignored[:8]})
-        return checker
+    def schema_ignored(self, asked: Asked, ignored: tuple[str, ...]) -> None:
+        """Say what of a schema is not used."""
+        log.warning("parts of an input schema are ignored: %s", ", ".join(ignored))
+        self.emit("schema_ignored", asked, detail={"ignored": ignored[:8]})
 
     def emit(
         self,

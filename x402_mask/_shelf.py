@@ -15,8 +15,6 @@ from x402_mask._turns import Mutex
 from x402_mask._windows import keys_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from x402_mask._schemas import Checker
     from x402_mask._wire import Challenge
 
@@ -112,15 +110,15 @@ class Shelf:
         """Services that a catalog called the same."""
         return tuple(self._groups)
 
-    def checker(self, schema: str, make: Callable[[str], Checker]) -> tuple[Checker, bool]:
-        """The checker of a schema, and whether it had to be made."""
-        known = self._checkers.get(schema)
-        if known is not None:
-            return known, False
-        made = make(schema)
+    def known(self, schema: str) -> Checker | None:
+        """The checker of a schema that was read before."""
+        return self._checkers.get(schema)
+
+    def learn(self, schema: str, checker: Checker) -> Checker:
+        """Remember what was made of a schema."""
         with self.lock:
-            _put(self._checkers, schema, made, _CHECKERS_MAX)
-        return made, True
+            _put(self._checkers, schema, checker, _CHECKERS_MAX)
+        return checker
 
 
 def _put(shelf: dict[Any, Any], key: object, value: object, most: int) -> None:

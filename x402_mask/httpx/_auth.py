@@ -13,6 +13,7 @@ import httpx
 from x402_mask._book import WAIT_S
 from x402_mask._carrier import Carrier, yes
 from x402_mask._clients import payer_of
+from x402_mask._drive import prepare
 from x402_mask._wire import PROOF_HEADERS
 from x402_mask.httpx._layer import Layer, check_payer
 from x402_mask.httpx._session import AsyncSession, SyncSession
@@ -43,6 +44,7 @@ class PaymentAuth(httpx.Auth):
     """
 
     def __init__(self, payer: Payer, inner: httpx.Auth | None = None) -> None:
+        prepare()
         self._layer = Layer(payer)
         self.payer = payer
         self.inner = inner

@@ -9,6 +9,7 @@ import httpx
 
 from x402_mask._carrier import Carrier, carried
 from x402_mask._clients import is_foreign
+from x402_mask._drive import prepare
 from x402_mask.httpx import _deadline
 from x402_mask.httpx._layer import Layer, check_payer, straight
 from x402_mask.httpx._session import AsyncSession, SyncSession
@@ -134,6 +135,7 @@ class AsyncPaymentTransport(httpx.AsyncBaseTransport):
         *,
         total_timeout: float | None = None,
     ) -> None:
+        prepare()
         self._layer = Layer(payer, lambda url: self.inner)  # noqa: ARG005  # one way for all
         self.payer = payer
         self._total = _deadline.checked(total_timeout)

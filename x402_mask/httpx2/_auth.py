@@ -13,6 +13,7 @@ import httpx2
 from x402_mask._book import WAIT_S
 from x402_mask._carrier import Carrier, yes
 from x402_mask._clients import payer_of
+from x402_mask._drive import prepare
 from x402_mask._wire import PROOF_HEADERS
 from x402_mask.httpx2._layer import Layer, check_payer
 from x402_mask.httpx2._session import AsyncSession, SyncSession
@@ -43,6 +44,7 @@ class PaymentAuth(httpx2.Auth):
     """
 
     def __init__(self, payer: Payer, inner: httpx2.Auth | None = None) -> None:
+        prepare()
         self._layer = Layer(payer)
         self.payer = payer
         self.inner = inner

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 _READ_HEADERS = (REQUIRED_HEADER, *SETTLEMENT_HEADERS)
 _ERRAND_HEADERS = (*_READ_HEADERS, "retry-after")
 _PROOFS = frozenset(name.lower() for name in PROOF_HEADERS)
+_AT_ONCE = 1 << 20
+"""Bytes of a body that are digested in an event loop: a few milliseconds."""
+
 _OURS = frozenset({"x402_mask", "x402_mask_refusal"})
 
 
@@ -554,11 +557,22 @@ class AsyncSession(_Session):
         if isinstance(effect, ReadBody):
             return await self.read(wanted=effect.wanted)
         if isinstance(effect, Fingerprint):
-            return self.fingerprint()
+            return await self._fingerprint()
         if isinstance(effect, Payload):
             return self.payload()
         assert not isinstance(effect, (Ask, Fetch))
         return await _deadline.performed(self._performer.perform, effect)
+
+    async def _fingerprint(self) -> str | None:
+        """:meth:`fingerprint`; a body that is long, or in files, is read in a thread.
+
+        It is read to the end even if the call is cancelled: it is the caller's, who may close it.
+        """
+        if _in_memory(self.request) and len(self.request.content) <= _AT_ONCE:
+            return self.fingerprint()
+        from anyio import to_thread  # noqa: PLC0415
+
+        return await to_thread.run_sync(self.fingerprint)
 
     async def read(self, *, wanted: bool) -> bytes | None:
         """The 402's body, as far as the limit goes; the response can still be read in full."""

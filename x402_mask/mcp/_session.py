@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from x402_mask import _flow, _json
-from x402_mask._drive import Abandoned, AsyncPerformer
+from x402_mask._drive import Abandoned, AsyncPerformer, prepare
 from x402_mask._effects import (
     PAYLOAD_BYTES_MAX,
     Ask,
@@ -85,6 +85,7 @@ class PaidSession:
     """
 
     def __init__(self, session: mcp.ClientSession | mcp.Client, payer: Payer, origin: str) -> None:
+        prepare()
         self._session = session
         self._place = origin
         self.payer = payer
