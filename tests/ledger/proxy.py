@@ -12,14 +12,15 @@ from typing import Literal, Self
 _NAME = ".s.PGSQL.5432"
 _COMMIT = b"COMMIT\0"
 
-Cut = Literal["before", "after"]
+Cut = Literal["before", "after", "silence"]
 
 
 class Proxy:
     """Relays the connections to a server's socket, and cuts one off at its next ``COMMIT``.
 
     Attributes:
-        cut: ``"before"`` loses the commit, ``"after"`` loses the answer to it; ``None`` neither.
+        cut: ``"before"`` loses the commit, ``"after"`` loses the answer to it, ``"silence"`` loses
+            it and hangs up on nobody until :meth:`hang_up`; ``None`` none of these.
         at: cut the statement of this number instead, counted from 1 in :attr:`asked`.
         asked: how many statements were sent since it was set to 0; a new connection is one, too.
         down: refuse new connections; set by a cut when ``stays_down``.
@@ -41,6 +42,7 @@ class Proxy:
         self._listening.bind(str(self.folder / _NAME))
         self._listening.listen(32)
         self._open: set[socket.socket] = set()
+        self._silent: list[tuple[socket.socket, socket.socket]] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -78,6 +80,9 @@ class Proxy:
                 if asks and self.cut is not None and here:
                     cut, self.cut = self.cut, None
                     self.cuts += 1
+                    if cut == "silence":
+                        self._silent.append((source, target))
+                        return
                     self.down = self.stays_down
                     dead.set()
                     if cut == "before":
@@ -88,6 +93,13 @@ class Proxy:
         for side in (source, target):
             with suppress(OSError):
                 side.shutdown(socket.SHUT_RDWR)
+
+    def hang_up(self) -> None:
+        """End the connections that fell silent."""
+        while self._silent:
+            for side in self._silent.pop():
+                with suppress(OSError):
+                    side.shutdown(socket.SHUT_RDWR)
 
     def __enter__(self) -> Self:
         return self
