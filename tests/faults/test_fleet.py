@@ -54,11 +54,11 @@ class FleetDeal:
             paywall(v2_header(offer(str(PRICE))), sequence(first, served())),
         )
 
-    def payer(self, ledger: Any = None) -> Payer:
+    def payer(self, ledger: Any = None, **options: Any) -> Payer:
         """A payer as another host has it."""
         ledger = jobs.on_fleet(self.dsn) if ledger is None else ledger
         self.stack.callback(ledger.close)
-        return jobs.payer_on(ledger, self.seller.origin, "0", caps=self.caps)
+        return jobs.payer_on(ledger, self.seller.origin, "0", caps=self.caps, **options)
 
     def call(self, payer: Payer, **options: Any) -> str:
         """Call; the status or the error's name."""
@@ -108,6 +108,33 @@ def test_the_same_bytes_by_another_host(deal: Opener, way: str) -> None:
     assert one.call(one.payer()) == "200"
     one.check(2, 1)
     assert one.call(one.payer()) == "CapExceeded"
+
+
+SKEWS = (20, 200, 400, 3600, -20, -200, -3600)
+
+
+@pytest.mark.parametrize("skew", SKEWS)
+def test_hosts_whose_clocks_differ_share_one_live_proof(deal: Opener, skew: int) -> None:
+    """The database's clock is one for all: to it the proof is alive, whatever a host believes.
+
+    The seller says nothing of the time that could help.
+    """
+    one = deal(Reply(drop=True), prices=3)
+    assert one.call(one.payer()) != "200"
+    other = one.payer(clock=lambda: time.time() + skew)
+    assert one.call(other) == "200"
+    one.check(2, 1)
+
+
+@pytest.mark.parametrize("skew", SKEWS)
+def test_a_host_with_another_clock_never_passes_the_cap(deal: Opener, skew: int) -> None:
+    """... nor is a reservation of the others' given back because it looks old to it."""
+    one = deal(served(), prices=3)
+    hosts = [one.payer(), one.payer(clock=lambda: time.time() + skew)]
+    outcomes = Counter(one.call(hosts[n % 2]) for n in range(8))
+    assert outcomes["200"] <= 3
+    assert not one.faults(None, outcomes["200"])
+    assert hosts[0].reconcile() == []
 
 
 KEYED: dict[str, Any] = {"extensions": {"x402_mask": {"operation": "o"}}}
