@@ -9,6 +9,7 @@ from x402_mask import _json
 from x402_mask._clients import AsyncClient, SyncClient, is_async, payer_of
 from x402_mask._models import Receipt
 from x402_mask._schemas import is_uri
+from x402_mask._terms import paid_note
 from x402_mask._wire import shown
 
 if TYPE_CHECKING:
@@ -113,11 +114,8 @@ def _result(response: Any) -> RefinedMask:
     try:
         return _read(response, receipt)
     except Exception as failure:
-        if receipt is not None:
-            failure.add_note(
-                f"x402_mask: ${receipt.usd} was paid for this answer, by payment"
-                f" {receipt.payment_id} ({receipt.outcome})"
-            )
+        if receipt is not None and paid_note(receipt) not in getattr(failure, "__notes__", ()):
+            failure.add_note(paid_note(receipt))
         raise
 
 

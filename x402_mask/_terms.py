@@ -209,3 +209,8 @@ def receipt_for(row: Row, outcome: Any, transaction: str | None) -> Receipt:
         payer=row.payer, pay_to=row.pay_to, outcome=outcome, transaction=transaction or row.trans,
         at=as_datetime(row.at),
     )  # fmt: skip
+
+
+def paid_note(receipt: Receipt) -> str:
+    """What an exception says of the payment that its answer was sent for."""
+    return f"x402_mask: payment {receipt.payment_id} was sent (${receipt.usd}, {receipt.outcome})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
 import tracemalloc
 import zlib
 from functools import cache, partial
@@ -50,6 +51,32 @@ async def test_what_is_not_402_is_handed_back_untouched(rig: Rig) -> None:
             assert taken == [1, 2, 3]
         assert receipt_of(response) is None and rig.all_closed()
     assert rig.payer.payments() == [] and rig.events == []
+
+
+@kinds()
+async def test_what_is_raised_for_a_paid_answer_names_the_payment(rig: Rig) -> None:
+    """Contract 2: in a note; an answer that cost nothing, and one that is none, say nothing."""
+    for status in (402, 404, 500):
+        rig.sells(paid=served(b"sorry", status=status))
+        response = await rig.call("GET", json={"n": status})
+        receipt = receipt_of(response)
+        assert response.content == b"sorry" and receipt is not None
+        with pytest.raises(rig.lib.HTTPStatusError) as caught:
+            response.raise_for_status()
+        (note,) = caught.value.__notes__
+        assert receipt.payment_id in note and f"${receipt.usd}" in note
+        assert caught.value.response is response and isinstance(response, rig.lib.Response)
+        again = pickle.loads(pickle.dumps(response))
+        assert (again.status_code, again.content) == (status, b"sorry")
+        with pytest.raises(rig.lib.HTTPStatusError):
+            again.raise_for_status()
+    rig.on(URL, Reply(status=500))
+    with pytest.raises(rig.lib.HTTPStatusError) as caught:
+        (await rig.call("GET", json={"n": 0})).raise_for_status()
+    assert not hasattr(caught.value, "__notes__")
+    rig.sells()
+    response = await rig.call("GET", json={"n": 1})
+    assert response.raise_for_status() is response and type(response) is rig.lib.Response
 
 
 @kinds()

@@ -30,6 +30,7 @@ from x402_mask._terms import Call, Verdict, operation_key
 from x402_mask._wire import PROOF_HEADERS, REQUIRED_HEADER, SETTLEMENT_HEADERS
 from x402_mask.errors import PaymentError
 from x402_mask.httpx import _deadline
+from x402_mask.httpx._paid import named
 from x402_mask.httpx._slot import Slot
 from x402_mask.httpx._streams import AsyncRewound, AsyncWatched, Rewound, Watched
 
@@ -246,6 +247,7 @@ class _Session:
         self.leave(self.response)
         if verdict.receipt is not None:
             self.response.extensions["x402_mask"] = verdict.receipt
+            named(self.response)
             if self.response.status_code == 402:  # a cache outside would go on saying it
                 self.response.headers["cache-control"] = "no-store"
         if verdict.refusal is not None:
