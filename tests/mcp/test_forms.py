@@ -52,6 +52,25 @@ FORMS: dict[str, Any] = {
     "error": MCPError(402, "Payment required", document()),
     "error, wrapped": MCPError(402, "Payment required", {"x402/error": ERROR}),
     "error, in the message": MCPError(402, json.dumps(document())),
+    "error, one level down": MCPError(402, "pay", {"paymentRequired": document()}),
+    "error, written one level down": MCPError(402, "pay", {"challenge": json.dumps(document())}),
+    "error -32402": MCPError(-32402, "Payment required", document()),
+    "error -32402, as text": MCPError(-32402, "Payment required", json.dumps(document())),
+    "error -32402, in the message": MCPError(-32402, json.dumps(document())),
+    "error -32402, wrapped": MCPError(-32402, "pay", {"x402/error": ERROR}),
+    "error -32402, one level down": MCPError(-32402, "pay", {"kind": "x402", "x402": document()}),
+    "error -32042": MCPError(-32042, "Payment required", document()),
+    "error -32042, one level down": MCPError(
+        -32042, "pay", {"challenges": [{"method": "evm"}], "x402": document()}
+    ),
+    "meta": said("pay first", is_error=True, meta={"x402/error": document()}),
+    "meta, wrapped": said("pay first", is_error=True, meta={"x402/error": ERROR}),
+    "meta, as text": said("pay", is_error=True, meta={"x402/error": json.dumps(document())}),
+    "meta, no isError": said("pay first", meta={"x402/error": {**ERROR, "code": -32402}}),
+    "meta, one level down": said(
+        "pay", is_error=True, meta={"x402/error": {"code": 402, "data": {"x402": document()}}}
+    ),
+    "meta, and the same as text": asks(document(), meta={"x402/error": ERROR}),
 }
 
 
@@ -193,6 +212,57 @@ def test_a_402_without_a_challenge_is_the_servers_own_error(backend: str) -> Non
 
     run(scenario, backend)
     assert shop.proofs == []
+
+
+ERRORS: dict[str, MCPError] = {
+    "a URL to visit": MCPError(
+        -32042, "visit", {"elicitations": [{"mode": "url", "url": "https://a.example", "message":
+        "sign in", "elicitationId": "1"}]}
+    ),
+    "a URL, and nothing": MCPError(-32042, "visit"),
+    "another scheme": MCPError(-32402, "pay", {"challenges": [{"method": "tempo"}]}),
+    "what it accepts": MCPError(-32402, "pay", {"accepts": ["json"]}),
+    "two levels down": MCPError(-32402, "pay", {"a": {"b": document()}}),
+    "another code": MCPError(-32000, "Payment required", document()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_errors_that_ask_for_nothing_are_the_servers_own(kind: str) -> None:
+    """-32042 is MCP's own for "visit this URL first": it comes as it was sent."""
+    shop, payer = Shop(ERRORS[kind]), payer_of()
+
+    async def scenario() -> None:
+        async with connected(shop) as session:
+            with pytest.raises(MCPError) as caught:
+                await PaidSession(session, payer, ORIGIN).call_tool("make_thing")
+            assert caught.value.code == ERRORS[kind].code
+            assert caught.value.error == ERRORS[kind].error
+
+    run(scenario)
+    assert len(shop.calls) == 1 and shop.proofs == [] and payer.payments() == []
+
+
+@pytest.mark.parametrize("code", [402, -32402, -32042])
+def test_an_error_that_names_two_sets_of_terms(code: int) -> None:
+    dearer = document(accepts=[offer("200000")])
+    shop = Shop(MCPError(code, "pay", {"a": document(), "b": dearer}))
+
+    async def scenario() -> None:
+        async with connected(shop) as session:
+            with pytest.raises(OfferRefused) as caught:
+                await PaidSession(session, payer_of(), ORIGIN).call_tool("make_thing")
+            assert caught.value.reason == "contradiction"
+
+    run(scenario)
+    assert shop.proofs == []
+
+
+def test_a_challenge_in_meta_beside_a_settlement_is_none() -> None:
+    """Delivered is delivered."""
+    told = {"success": True, "transaction": "0x" + "ab" * 32, "network": "eip155:8453"}
+    result = said("made", meta={"x402/error": ERROR, "x402/payment-response": told})
+    assert heard(result, lambda _: True).status == 200
 
 
 def test_an_origin_that_is_not_listed_is_not_paid() -> None:

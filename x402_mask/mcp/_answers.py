@@ -7,7 +7,9 @@ PyPI x402 2.25.0 ``mcp/``, and what the public documents of Server402 leave open
 * the challenge stands in ``{"x402/error": {"code": 402, "data": ...}}``, there or in the text;
 * it is JSON in the text alone, also behind ``Error executing tool <name>:``;
 * it is a marketplace's payment object, or its body without ``x402Version``;
-* it is a JSON-RPC error of code 402 with the challenge as ``data``.
+* the challenge stands in ``_meta["x402/error"]``;
+* it is a JSON-RPC error of code 402, -32402 or -32042 with the challenge as ``data``, or one level
+  below.  The last is MCP's own for "visit this URL first", and is that where no challenge is found.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 PAYMENT_META: Final = "x402/payment"
 SETTLEMENT_META: Final = "x402/payment-response"
 TOKEN_ARGUMENT: Final = "paymentToken"  # noqa: S105  # an argument's name
-PAYMENT_REQUIRED: Final = 402
+_CODES: Final = (402, -32402, -32042)
 
 _WRAPPER: Final = "x402/error"
 _PREFIX: Final = re.compile(r"Error executing tool [^\r\n{]{1,256}?:\s*(?=\{)")
@@ -75,9 +77,11 @@ def heard(result: CallToolResult, ours: Callable[[dict[str, Any]], bool]) -> Hea
         ours: whether a document, which no ``isError`` comes with, is about this very call.  What a
             tool delivers may well quote somebody else's challenge.
     """
-    structured, text = _structured(result), _text(result)
+    structured, text, meta = _structured(result), _text(result), _meta(result)
     headers = _settlement(result)
     found = [said for said in (structured, text) if said is not None and _claims(said.document)]
+    if meta is not None:
+        found += [replace(said, marked=True) for said in _claiming(meta)]
     if not result.is_error:
         delivered = _succeeded(result)
         found = [] if delivered else [s for s in found if s.marked or ours(s.document)]
@@ -90,17 +94,35 @@ def heard(result: CallToolResult, ours: Callable[[dict[str, Any]], bool]) -> Hea
 
 
 def heard_error(error: MCPError) -> Heard | None:
-    """What a JSON-RPC error of code 402 asks for; ``None`` for every other error."""
-    if error.code != PAYMENT_REQUIRED:
+    """What a JSON-RPC error asks for; ``None`` for one that has nothing to do with payment."""
+    if error.code not in _CODES:
         return None
     data = error.data
-    if isinstance(data, dict):
-        said: _Said | None = _unwrapped(data)
-    else:
-        said = _object_in(data if isinstance(data, str) else error.message)
-    if said is None:
-        return Heard(status=402, headers={})
-    return _challenged([said], {})
+    said = _unwrapped(data) if isinstance(data, dict) else _object_in(_written(error))
+    found = [] if said is None else _claiming(said)
+    if found:
+        return _challenged(found, {})
+    if error.code != _CODES[0]:
+        return None
+    return Heard(status=402, headers={}) if said is None else _challenged([said], {})
+
+
+def _written(error: MCPError) -> str:
+    return error.data if isinstance(error.data, str) else error.message
+
+
+def _claiming(said: _Said) -> list[_Said]:
+    """*said* where it is a challenge, else those one level below."""
+    if _claims(said.document):
+        return [said]
+    below = (_below(value) for value in said.document.values())
+    return [one for one in below if one is not None and _claims(one.document)]
+
+
+def _below(value: Any) -> _Said | None:
+    if isinstance(value, dict):
+        return _unwrapped(value)
+    return _object_in(value) if isinstance(value, str) else None
 
 
 def names_place(document: dict[str, Any], origin: str, tool: str) -> bool:
@@ -140,6 +162,13 @@ def _is_place(resource: Any, origin: str, tool: str) -> bool:
 def _structured(result: CallToolResult) -> _Said | None:
     content = result.structured_content
     return _unwrapped(content) if isinstance(content, dict) else None
+
+
+def _meta(result: CallToolResult) -> _Said | None:
+    told = (result.meta or {}).get(_WRAPPER)
+    if isinstance(told, str):
+        return _object_in(told)
+    return _unwrapped({_WRAPPER: told}) if isinstance(told, dict) else None
 
 
 def _text(result: CallToolResult) -> _Said | None:
@@ -184,7 +213,7 @@ def _unwrapped(document: dict[str, Any], written: str | None = None) -> _Said:
         return _Said(document, written)
     data = error.get("data")
     inner = data if isinstance(data, dict) else error
-    return _Said(inner, marked=error.get("code", 402) in (402, "402"))
+    return _Said(inner, marked=error.get("code", 402) in (*_CODES, "402"))
 
 
 def _claims(document: dict[str, Any]) -> bool:
