@@ -46,7 +46,7 @@ _FIXED: Final = (
 )  # fmt: skip
 _MOVING: Final = (
     "at", "updated", "state", "delivered", "nonce", "valid_before", "header", "proof_digest",
-    "outcome", "trans", "seen", "note",
+    "outcome", "trans", "seen", "note", "reason",
 )  # fmt: skip
 _ASIDE: Final = frozenset(
     {
@@ -255,6 +255,7 @@ class _Replay:
             row |= dict.fromkeys(("proof_digest", "header", "nonce", "valid_before"))
         else:  # the end of a call
             row |= {"outcome": data["outcome"], "delivered": int(data["delivered"])}
+            row["reason"] = data.get("reason")
             row["trans"] = row["trans"] or data["transaction"]
 
     def _purchase(self, payment: str, kind: str, data: Mapping[str, Any]) -> None:
@@ -574,7 +575,7 @@ _FIELDS: Final = (
     "record", "seq", "payment_id", "at", "updated_at", "state", "kind", "service", "origin",
     "route", "usd", "micro", "amount", "asset", "network", "payer", "pay_to", "operation",
     "outcome", "delivered", "transaction", "seen", "nonce", "valid_before", "header",
-    "proof_digest", "note", "data", "mac", "ok", "rows", "problems", "unknown",
+    "proof_digest", "note", "reason", "data", "mac", "ok", "rows", "problems", "unknown",
 )  # fmt: skip
 
 

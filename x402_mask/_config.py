@@ -25,6 +25,7 @@ from x402_mask._given import (
     secret_like,
     told,
     told_name,
+    told_path,
     variable,
 )
 from x402_mask._models import Asset, Cap, Route
@@ -73,7 +74,6 @@ _UNLIKELY: Final = re.compile(r"[:@=?*|<>\"'`;]|//")
 """What other names of files are refused for: it is part of a DSN that cannot be read."""
 _RPC_ITEM: Final = re.compile(r",(?=\s*[A-Za-z0-9:-]+\s*=)")
 _RPC_NETWORK: Final = re.compile(r"eip155:[1-9][0-9]{0,18}")
-NO_KEYSTORE: Final = "there is no keystore at the path that it names"
 _MISSING: Final = {
     "caps": 'set X402_MASK_CAPS, such as "0.25/call,5/day", or caps in the file X402_MASK_CONFIG',
     "origins": "set X402_MASK_ORIGINS to the sellers that may be paid, such as"
@@ -137,6 +137,11 @@ class KeystoreSource:
         return os.path.isfile(self.path)  # noqa: PTH113  # is_file() raises for long names
 
     @property
+    def not_there(self) -> str:
+        """What to say where no file is."""
+        return f"there is no keystore {told_path(self.path, 'at the path that it names')}"
+
+    @property
     def password_told(self) -> str:
         """Where the password belongs, for a message."""
         return told_name(self.password_name, "the variable that password_env names")
@@ -149,7 +154,7 @@ class KeystoreSource:
         """
         secret = password if password is not None else self.password
         if not self.is_there:
-            raise ValueError(f"{self.where}: {NO_KEYSTORE}")
+            raise ValueError(f"{self.where}: {self.not_there}")
         if secret is None:
             raise ValueError(f"{self.where} needs a password: set {self.password_told}")
         try:
@@ -297,7 +302,8 @@ def _named_file(env: Mapping[str, str]) -> Settings:
     try:
         return _file_at(named, "X402_MASK_CONFIG", env)
     except OSError as exc:
-        raise ValueError(f"X402_MASK_CONFIG: the file that it names: {exc.strerror}") from None
+        which = told_path(named, "the file that it names")
+        raise ValueError(f"X402_MASK_CONFIG: {which}: {exc.strerror}") from None
 
 
 def _values(env: Mapping[str, str]) -> dict[str, Any]:
@@ -394,7 +400,7 @@ def parse_cap(text: str) -> Cap:
     try:
         parse_usd(amount)
     except ValueError as exc:
-        raise ValueError(_kind(exc)) from None
+        raise ValueError(f"{_kind(exc)}: {told(amount, 'what stands before /')}") from None
     return Cap(amount, per=_per(per.strip()), service=service.strip() or "*")
 
 

@@ -157,9 +157,13 @@ def mark_held(deal: Deal, way: str) -> None:
     )  # fmt: skip
 
 
-def end(deal: Deal, outcome: Outcome, note: str) -> Generator[Effect, Any, None]:
+def end(
+    deal: Deal, outcome: Outcome, note: str, reason: str | None = None
+) -> Generator[Effect, Any, None]:
     """Write down how this call left the payment: without an answer to hand back."""
-    result = Result(outcome=outcome, delivered=False, transaction=deal.transaction, note=note)
+    result = Result(
+        outcome=outcome, delivered=False, transaction=deal.transaction, note=note, reason=reason
+    )
     yield from finish(deal.payer, deal.row, result)
 
 

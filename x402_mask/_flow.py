@@ -59,6 +59,7 @@ from x402_mask._proving import (
     seen,
     settlement_fault,
     warn_of_error,
+    why_refused,
 )
 from x402_mask._rows import Proof, Reservation, Result, Row, Twin, new_payment_id
 from x402_mask._services import origin_of, path_of, tool_of
@@ -692,8 +693,9 @@ def _judge(payer: Payer, row: Row, proof: Proof, reply: Reply) -> Generator[Effe
         return Result(outcome="settled", delivered=reply.delivered, transaction=told, note=note)
     rejected = reply.status == 402
     return Result(
-        outcome="rejected" if rejected else "unknown", delivered=reply.delivered, note=note
-    )
+        outcome="rejected" if rejected else "unknown", delivered=reply.delivered, note=note,
+        reason=(yield from why_refused(row, reply)),
+    )  # fmt: skip
 
 
 def _origin(url: str) -> str:

@@ -23,6 +23,7 @@ _KEY: Final = re.compile(
     r"|\[(\s*[0-9]{1,3}\s*,){31,63}\s*[0-9]{1,3}\s*\]|([A-Za-z]{3,8}\s+){11,23}[A-Za-z]{3,8}"
 )
 """A private key of an EVM chain or of Solana, in any of its forms, or BIP-39 words."""
+_FILE: Final = re.compile(r"\.(json|toml|keystore|txt)$")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|(file|sqlite3?|postgres(ql)?):", re.IGNORECASE)
 """How a URL begins, also where its second slash was lost; a drive has one letter only."""
@@ -56,6 +57,12 @@ def told_name(name: str, otherwise: str) -> str:
     """What should be the name of a variable or a key, for a message, if it looks like one."""
     likely = len(name) <= _SHORT or (len(name) <= 48 and _NAME.fullmatch(name))
     return name if likely and name.isidentifier() else otherwise
+
+
+def told_path(path: str | os.PathLike[str], otherwise: str) -> str:
+    """A path for a message where no file is there, if it is called as a file of settings is."""
+    text = os.fspath(path)
+    return text if _FILE.search(text) and not secret_like(text) else otherwise
 
 
 def secret_like(text: str) -> bool:

@@ -674,7 +674,7 @@ class Ledger(TokenBook, TransferBook):
         note, transaction = _text(result.note), _text(result.transaction)
         delivered = not result.lost and bool(result.delivered or row.delivered)
         outcome = (row.outcome or result.outcome) if result.lost else result.outcome
-        detail = {
+        detail: dict[str, Any] = {
             "outcome": outcome,
             "delivered": delivered,
             "note": note,
@@ -682,7 +682,12 @@ class Ledger(TokenBook, TransferBook):
         }
         kind = "reopened" if result.lost else outcome
         told = transaction if row.trans is None else row.trans
-        also = {"delivered": int(delivered), "outcome": outcome, "trans": told}
+        reason = row.reason if result.lost else result.reason and _text(result.reason)
+        if reason is not None:
+            detail["reason"] = reason
+        also = {
+            "delivered": int(delivered), "outcome": outcome, "trans": told, "reason": reason,
+        }  # fmt: skip
         self._move(db, row, state, now_us, detail, note=note, kind=kind, also=also)
         if row.route == "token" and delivered:
             self._forget_spent(db, row.id)
@@ -853,6 +858,7 @@ class Ledger(TokenBook, TransferBook):
             else row.proof is not None and not row.delivered and row.state in ("held", "settled"),
             outcome=row.outcome,
             transaction=row.trans,
+            reason=row.reason,
             proof_digest=row.proof_digest,
             note=row.note or self._waits_for(db, row, known),
             at=as_datetime(row.at),

@@ -185,6 +185,8 @@ class Receipt:
     ``usd`` is USD, ``amount`` atomic units.  ``outcome`` is the seller's claim: ``settled`` (it
     reported a settlement that agrees with what was signed; with an ``rpc`` it was seen on chain),
     ``unknown``, or ``rejected`` (it answered 402 again; the money is held all the same).
+    ``reason`` is why it refused, in its own words, shortened, and what they mean where that is
+    known: not to be trusted, and nothing that a program or an agent should follow.
     """
 
     payment_id: str
@@ -200,6 +202,7 @@ class Receipt:
     outcome: Outcome
     transaction: str | None
     at: datetime
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,7 +210,8 @@ class Payment:
     """One row of the ledger.  ``usd`` is USD, ``amount`` atomic units of ``asset``.
 
     ``note`` says what a held payment waits for, or why it ended as it did; ``proof_digest`` is
-    the SHA-256 of the proof that was presented, never the proof itself.
+    the SHA-256 of the proof that was presented, never the proof itself.  ``reason`` is why the
+    seller refused it last, as on a :class:`Receipt`.
     """
 
     payment_id: str
@@ -231,6 +235,7 @@ class Payment:
     note: str
     at: datetime
     updated_at: datetime
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,8 @@ import re
 import secrets
 from typing import TYPE_CHECKING, Any, Final
 
-from x402_mask._effects import AsyncNeeded, checkpoint, consult, record
+from x402_mask import _reasons
+from x402_mask._effects import AsyncNeeded, checkpoint, consult, read_body, record
 from x402_mask._exact import authorize, seller_clock
 from x402_mask._money import usd
 from x402_mask._rows import Proof, Result, Row
@@ -170,7 +171,7 @@ def conclude(
 
     *told*: observers know how it ended, and hear nothing new.
     """
-    call.trip.receipt = receipt_for(row, result.outcome, result.transaction)
+    call.trip.receipt = receipt_for(row, result.outcome, result.transaction, result.reason)
     try:
         yield from finish(payer, row, result, told=told, carrier=call.by)
         yield from checkpoint()  # the last moment for a cancellation
@@ -188,6 +189,19 @@ def warn_of_error(row: Row, reply: Reply) -> None:
             "HTTP %d answers payment %s ($%s for %s at %s)",
             *(reply.status, row.id, usd(row.micro), row.service, row.origin),
         )
+
+
+def why_refused(row: Row, reply: Reply) -> Generator[Effect, Any, str | None]:
+    """Why the seller refused the proof; it may be in the body of another 402, which stays readable.
+
+    Other errors are the service's own affair, unless a header speaks of the payment.
+    """
+    if reply.delivered:
+        return None
+    said = _reasons.in_headers(reply.headers)
+    if said is None and reply.status == 402:
+        said = _reasons.in_body((yield from read_body(wanted=False)))
+    return None if said is None else _reasons.explained(said, row)
 
 
 def seen(payer: Payer, row: Row, proof: Proof, told: str | None) -> Generator[Effect, Any, bool]:
@@ -240,6 +254,7 @@ def finish(
     if told:
         return
     kind = {"unknown": "held"}.get(result.outcome, result.outcome)
-    payer.emit(kind, row, payment_id=row.id, usd=usd(row.micro), detail={"note": result.note})
+    detail = {"note": result.note, **({"reason": result.reason} if result.reason else {})}
+    payer.emit(kind, row, payment_id=row.id, usd=usd(row.micro), detail=detail)
     if opened:
         payer.emit("breaker_open", row, payment_id=row.id)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from x402_mask import _deal
 from x402_mask._effects import Reply, ask, record
 from x402_mask._money import usd
-from x402_mask._proving import conclude, warn_of_error
+from x402_mask._proving import conclude, warn_of_error, why_refused
 from x402_mask._rows import Result, Row
 from x402_mask._terms import Verdict, receipt_for
 from x402_mask._tokenbook import Bought
@@ -164,6 +164,6 @@ def redeem(
     outcome: Outcome = "rejected" if reply.status == 402 else paid
     result = Result(
         outcome=outcome, delivered=reply.delivered, transaction=deal.transaction,
-        note=f"HTTP {reply.status}",
+        note=f"HTTP {reply.status}", reason=(yield from why_refused(row, reply)),
     )  # fmt: skip
     return (yield from conclude(deal.payer, call, row, result))

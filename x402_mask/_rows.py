@@ -33,7 +33,7 @@ MOVES: Final[Mapping[str, frozenset[str]]] = {
 COLUMNS: Final = (
     "id, at, updated, state, service, origin, route, micro, amount, asset, network, payer, pay_to,"
     " operation, delivered, flight, nonce, valid_before, header, proof, proof_digest, outcome,"
-    " trans, seen, note, also, again"
+    " trans, seen, note, also, again, reason"
 )
 
 
@@ -106,6 +106,7 @@ class Row(NamedTuple):
     note: str
     also: str | None = None
     again: int | None = None
+    reason: str | None = None
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -233,6 +234,7 @@ class Reserved:
 class Result:
     """How a call with a proof ended, as far as its caller can tell.
 
+    ``reason``: the seller's words for refusing it.
     ``lost``: what was delivered never reached the caller after all.
     """
 
@@ -240,6 +242,7 @@ class Result:
     delivered: bool
     transaction: str | None = None
     note: str = ""
+    reason: str | None = None
     lost: bool = False
 
 

@@ -20,7 +20,8 @@ SCHEMA_VERSION: Final = 3
 the owner's spoken no, the ledger's own id, what counts for rows that a restore lost (``micro`` is
 NULL where every cap is full), and two more columns of ``payments``: ``also``, services
 besides its own that a payment counts for (a JSON list), and ``again``, when a repeat of an
-operation that is proven settled was first refused (microseconds); and the sum over the counters,
+operation that is proven settled was first refused (microseconds); ``reason``, the seller's
+words for its last refusal; and the sum over the counters,
 in each row of history, and which counters it holds (:mod:`x402_mask._sums`)."""
 
 TABLES: Final = (
@@ -33,7 +34,7 @@ CREATE TABLE IF NOT EXISTS payments (
   operation TEXT NOT NULL, delivered INTEGER NOT NULL DEFAULT 0, flight TEXT,
   nonce TEXT, valid_before BIGINT, header TEXT, proof {blob}, proof_digest TEXT,
   outcome TEXT, trans TEXT, seen INTEGER NOT NULL DEFAULT 0, note TEXT NOT NULL DEFAULT '',
-  also TEXT, again BIGINT);
+  also TEXT, again BIGINT, reason TEXT);
 CREATE INDEX IF NOT EXISTS payments_open ON payments (operation) WHERE delivered = 0;
 CREATE INDEX IF NOT EXISTS payments_reserved ON payments (flight) WHERE state = 'reserved';
 CREATE INDEX IF NOT EXISTS payments_held ON payments (seq) WHERE state = 'held';
@@ -63,6 +64,7 @@ CREATE TABLE IF NOT EXISTS history (
 _ADDED: Final = (
     ("payments", "also", "TEXT"),
     ("payments", "again", "BIGINT"),
+    ("payments", "reason", "TEXT"),
     ("meters", "summed", "INTEGER NOT NULL DEFAULT 0"),
     ("history", "sums", "TEXT"),
 )

@@ -201,13 +201,15 @@ def row_of(want: Reservation) -> Row:
     )  # fmt: skip
 
 
-def receipt_for(row: Row, outcome: Any, transaction: str | None) -> Receipt:
+def receipt_for(
+    row: Row, outcome: Any, transaction: str | None, reason: str | None = None
+) -> Receipt:
     """The receipt of the payment in *row*; a *transaction* that was known before stays known."""
     return Receipt(
         payment_id=row.id, service=row.service, origin=row.origin, route=row.route,
         usd=usd(row.micro), amount=int(row.amount), asset=row.asset, network=row.network,
         payer=row.payer, pay_to=row.pay_to, outcome=outcome, transaction=transaction or row.trans,
-        at=as_datetime(row.at),
+        at=as_datetime(row.at), reason=reason,
     )  # fmt: skip
 
 

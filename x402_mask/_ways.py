@@ -13,7 +13,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from x402_mask import _deal
+from x402_mask import _deal, _reasons
 from x402_mask._effects import Reply, consult, fetch, record
 from x402_mask._market import (
     PAYMENTS_PATH,
@@ -267,9 +267,12 @@ def present(deal: Deal, proof: Proof) -> Generator[Effect, Any, Verdict]:
     fault = settlement_fault(deal.row, settlement)
     deal.note = f"HTTP {answer.status}; {fault}" if fault else f"HTTP {answer.status}"
     if answer.status == 402:
-        yield from _deal.end(deal, "rejected", deal.note)
+        said = _reasons.in_headers(answer.headers) or _reasons.in_body(answer.body)
+        reason = said and _reasons.explained(said, deal.row)
+        yield from _deal.end(deal, "rejected", deal.note, reason)
         raise TokenFlowError(
-            f"the payments endpoint asked again after it was paid ({deal.note})", at_risk=True
+            f"the payments endpoint asked again after it was paid ({reason or deal.note})",
+            at_risk=True,
         )
     try:
         payment = read_payment(answer.body)

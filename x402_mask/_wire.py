@@ -457,6 +457,15 @@ def read_settlement(get_list: Mapping[str, Sequence[str]]) -> Settlement | None:
     return None
 
 
+def error_of(header: str) -> object:
+    """The ``error`` of a challenge in a header; ``None`` where there is none to be read."""
+    try:
+        document = _json.loads(_decode_header(header))
+    except (_json.BadJSON, ChallengeError):
+        return None
+    return document.get("error") if isinstance(document, dict) else None
+
+
 SETTLEMENT_HEADERS: Final = _SETTLEMENT_HEADERS
 
 _GARBLED: Final = Settlement(

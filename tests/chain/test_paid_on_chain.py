@@ -89,6 +89,24 @@ def test_an_rpc_confirms_the_settlement(
     books.assert_agree(payer, receipts_of(answers), [200_000])
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_an_empty_wallet_is_told_what_it_lacks(
+    chain: Chain, seller: OfficialSeller, payer_for: PayerFor, mode: str
+) -> None:
+    """The official seller says why it refuses; the receipt and the ledger keep that."""
+    wallet = chain.account(ether=0, usdc=100_000)
+    payer = payer_for(wallet, seller.url)
+    (answer,) = buy(mode, payer, [Wanted("GET", f"{seller.url}/paid")])
+
+    assert answer.status_code == 402
+    (receipt,) = receipts_of([answer])
+    assert receipt.outcome == "rejected" and receipt.reason is not None
+    for word in ("insufficient_balance", wallet.address, "$0.20", "USD Coin", "base (eip155:8453)"):
+        assert word in receipt.reason
+    (payment,) = payer.payments()
+    assert (payment.state, payment.reason) == ("held", receipt.reason)
+
+
 def test_two_identical_calls_are_two_purchases(
     chain: Chain, seller: OfficialSeller, payer_for: PayerFor
 ) -> None:

@@ -407,7 +407,7 @@ def test_usage(cli: Cli, seller: Seller, arguments: tuple[str, ...], told: str) 
         ({"X402_MASK_LEDGER": "mysql://h/db"}, "not mysql://"),
         (
             {"X402_MASK_PRIVATE_KEY": None, "X402_MASK_KEYSTORE": "gone.json"},
-            "there is no keystore gone.json",
+            "gone.json",
         ),
     ],
 )
@@ -563,7 +563,7 @@ def _claiming(status: int = 200, **claim: object) -> Answer:
         (_claiming(amount="5"), 0, "stays held: the settlement names another amount"),
         (
             _claiming(402, success=False, errorReason="settlement_pending"), 4,
-            "asked to be paid again (settlement failed: settlement_pending)",
+            "stays held: the seller refused it: settlement_pending (it is on its way",
         ),
     ],
 )  # fmt: skip

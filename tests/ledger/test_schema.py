@@ -43,8 +43,8 @@ def as_before(store: Store, version: int) -> None:
     store.ledger.close()
     store.sql("DROP INDEX payments_summed")
     store.sql("CREATE INDEX payments_counted ON payments (at, service, state, micro)")
-    for table, column in (("payments", "also"), ("payments", "again"), ("meters", "summed"),
-                          ("history", "sums")):  # fmt: skip
+    for table, column in (("payments", "also"), ("payments", "again"), ("payments", "reason"),
+                          ("meters", "summed"), ("history", "sums")):  # fmt: skip
         store.sql(f"ALTER TABLE {table} DROP COLUMN {column}")
     pins = store.sql("SELECT service, payee, trusted, at FROM payees")
     for statement in ("DROP TABLE payees", SECOND_PAYEES, "DROP TABLE denials"):

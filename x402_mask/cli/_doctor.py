@@ -146,7 +146,7 @@ def _wallet_checks(settings: Settings) -> Iterator[Check]:
 def _keystore_checks(source: _config.KeystoreSource) -> Iterator[Check]:
     if not source.is_there:
         if source.password is None:
-            yield _fail("wallet", f"{source.where}: {_config.NO_KEYSTORE}")
+            yield _fail("wallet", f"{source.where}: {source.not_there}")
         return
     if os.name == "posix" and source.path.stat().st_mode & 0o077:
         yield _warn("wallet", f"others may read {source.path}", f"chmod 600 {source.path}")

@@ -94,6 +94,8 @@ class Paid:
         """Why it is not known to be settled; the ledger's note is *HTTP status; what is wrong*."""
         assert self.receipt is not None
         fault = "" if self.payment is None else clean(self.payment.note.partition("; ")[2])
+        if self.receipt.reason is not None:
+            return f"the seller refused it: {clean(self.receipt.reason, 400)}"
         if self.receipt.outcome == "rejected":
             return f"the seller asked to be paid again ({fault or 'no settlement reported'})"
         return fault or "no settlement reported"

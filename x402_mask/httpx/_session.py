@@ -32,7 +32,14 @@ from x402_mask.errors import PaymentError
 from x402_mask.httpx import _deadline
 from x402_mask.httpx._paid import named
 from x402_mask.httpx._slot import Slot
-from x402_mask.httpx._streams import AsyncRewound, AsyncWatched, Rewound, Watched
+from x402_mask.httpx._streams import (
+    AsyncRewound,
+    AsyncWatched,
+    Rewound,
+    Watched,
+    afailing,
+    failing,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -412,9 +419,11 @@ class SyncSession(_Session):
                     break
             else:
                 gathered.complete = True
-        except httpx.TransportError:
+        except httpx.TransportError as failure:
             if wanted:
                 raise
+            if self.has_proven:  # whoever reads what was paid for is told
+                chunks = failing(failure)
         response.stream = Rewound(gathered.chunks, chunks, source)
         return self.body()
 
@@ -590,9 +599,11 @@ class AsyncSession(_Session):
                     break
             else:
                 gathered.complete = True
-        except httpx.TransportError:
+        except httpx.TransportError as failure:
             if wanted:
                 raise
+            if self.has_proven:  # whoever reads what was paid for is told
+                chunks = afailing(failure)
         response.stream = AsyncRewound(gathered.chunks, chunks, source)
         return self.body()
 

@@ -138,3 +138,17 @@ class AsyncRewound(Around, httpx2.AsyncByteStream):
         if close is not None:  # an async generator that is left half read is never closed for us
             await close()
         await self._source.aclose()
+
+
+def failing(failure: BaseException) -> Iterator[bytes]:
+    """What is left of a body that broke off while it was looked at: the failure, once more."""
+    yield from ()
+    raise failure
+
+
+async def afailing(failure: BaseException) -> AsyncIterator[bytes]:
+    """:func:`failing`, async."""
+    nothing: tuple[bytes, ...] = ()
+    for chunk in nothing:
+        yield chunk
+    raise failure
