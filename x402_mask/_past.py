@@ -132,7 +132,7 @@ class Past:
             LedgerError: it is older, or another, and nobody accepted that.
         """
         known, head = memory
-        here = _here(db)
+        here = last_row(db)
         durable = None if head is None else head.durable
         lost = [m for m in (known, durable) if m is not None and not _has(db, m)]
         pardoned = [m for m in lost if _is_accepted(db, here, m)]
@@ -217,7 +217,16 @@ class _Lenience(threading.local):
     depth = 0
 
 
-def _here(db: Db) -> Mark:
+def accepted_losses(db: Db, era: int) -> list[dict[str, Any]]:
+    """What the owner has accepted up to the row *era*: the last row that was lost each time.
+
+    ``before`` is the row of the acceptance: what was written after it is no part of the loss.
+    """
+    found = db.one("SELECT data FROM history WHERE seq=? AND kind='accepted'", era)
+    return [] if found is None else list(_json.loads(found[0])["lost"])
+
+
+def last_row(db: Db) -> Mark:
     """The last row that is there."""
     seq, mac = db.one("SELECT seq, mac FROM history ORDER BY seq DESC LIMIT 1") or (0, b"")
     return Mark(_int(seq), _bytes(mac), meta(db, "id") or "", _int(meta(db, "accepted") or 0))
@@ -233,11 +242,12 @@ def _has(db: Db, mark: Mark) -> bool:
 
 def _is_accepted(db: Db, here: Mark, mark: Mark) -> bool:
     """Whether the owner accepted that the row of *mark* is lost; not a row written later."""
-    found = db.one("SELECT data FROM history WHERE seq=? AND kind='accepted'", here.era)
-    lost = {} if found is None else _json.loads(found[0]).get("lost") or {}
-    if lost.get("ledger") != mark.ledger or mark.seq > lost.get("seq", 0):
-        return False
-    return mark.ledger != here.ledger or mark.era < here.era
+    return any(
+        lost["ledger"] == mark.ledger
+        and mark.seq <= lost["seq"]
+        and (mark.ledger != here.ledger or mark.era < lost["before"])
+        for lost in accepted_losses(db, here.era)
+    )
 
 
 def _accepting(db: Db, here: Mark) -> Mark:

@@ -169,6 +169,7 @@ class PostgresLedger(Ledger):
                         raw.ask(b"COMMIT")
                 except BaseException:
                     _pg.roll_back(raw)
+                    raw.fit = raw.fit and self._past.loss is None
                     raise
             if write:
                 self._past.committed(durable=True)
@@ -231,7 +232,11 @@ class PostgresLedger(Ledger):
         self._pid = os.getpid()
 
     def _moved_head(self, seq: int, mac: bytes) -> None:
-        self._past.moved(seq, mac, _NAME)
+        try:
+            self._past.moved(seq, mac, _NAME)
+        except LedgerError:
+            self._pool.close()  # whoever comes next connects, and compares, anew
+            raise
 
     # --- tables and key
 

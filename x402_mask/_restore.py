@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from x402_mask import _sums
 from x402_mask._book import WAIT_S
 from x402_mask._head import Mark
+from x402_mask._past import accepted_losses, last_row
 from x402_mask._schema import meta, set_meta
 
 if TYPE_CHECKING:
@@ -20,14 +21,15 @@ if TYPE_CHECKING:
 class Standing(NamedTuple):
     """What an owner should know of the past of a ledger.
 
-    ``loss``: rows that are known to be missing.  ``headless``: when a missing head was made anew
-    since the last acceptance, so that nobody can say (microseconds).  ``restores``: what counts for
-    accepted losses, by their time: micro-USD, or ``None`` where every cap is full.  ``wrong``: what
-    is wrong with the counters, which an acceptance adds up anew from the payments that are there.
+    ``loss``: rows that are known to be missing.  ``headless``: when a missing head was last made
+    anew, so that nobody can say, if that was not accepted since (microseconds).  ``restores``: what
+    counts for accepted losses, by their time: micro-USD, or ``None`` where every cap is full.
+    ``wrong``: what is wrong with the counters, which an acceptance adds up anew from the payments
+    that are there.
     """
 
     loss: Loss | None
-    headless: list[int]
+    headless: int | None
     restores: dict[int, int | None]
     wrong: str | None = None
 
@@ -80,10 +82,16 @@ def _accept(ledger: Ledger, db: Db, loss: Loss | None, micro: int | None, now_us
         "INSERT INTO restores (at, micro) VALUES (?, ?) ON CONFLICT (at) DO UPDATE SET micro=?",
         now_us, micro, micro,
     )  # fmt: skip
-    lost = None if loss is None else {"ledger": loss.known.ledger, "seq": loss.known.seq}
+    here = last_row(db)
+    lost = accepted_losses(db, here.era)
+    if loss is not None:
+        known = loss.known
+        lost.append({"ledger": known.ledger, "seq": known.seq, "before": here.seq + 1})
     missing = 0 if loss is None else loss.missing
-    detail = {"missing": missing, "lost": lost, "micro": micro}
-    ledger._write(db, now_us, None, "accepted", detail)  # noqa: SLF001
+    ledger._write(  # noqa: SLF001
+        db, now_us, None, "accepted", {"missing": missing, "lost": lost, "micro": micro}
+    )
+    set_meta(db, "headless", "")
     assert ledger.head_file is not None
     assert ledger.head_file.pending is not None
     seq, mac = ledger.head_file.pending
@@ -92,10 +100,10 @@ def _accept(ledger: Ledger, db: Db, loss: Loss | None, micro: int | None, now_us
 
 
 def _standing(db: Db, past: Past) -> Standing:
-    sql = "SELECT at FROM history WHERE kind='head_made' AND seq > ? ORDER BY seq"
+    headless = meta(db, "headless")
     return Standing(
         loss=past.loss,
-        headless=[at for (at,) in db.all(sql, past.era)],
+        headless=int(headless) if headless else None,
         restores=dict(db.all("SELECT at, micro FROM restores ORDER BY at")),
         wrong=past.wrong,
     )

@@ -387,7 +387,9 @@ class SQLiteLedger(_SQL):
             self._begin(db, deadline, WAIT_S, write=True, durable=True)
             if self._past.head.read() is None:  # else another process was first
                 log.warning("%s is missing, or not to be read: %s", self._past.head.path, _UNKNOWN)
-                self._write(db, time.time_ns() // 1000, None, "head_made", {})
+                now_us = time.time_ns() // 1000
+                set_meta(db, "headless", str(now_us))
+                self._write(db, now_us, None, "head_made", {})
             db.raw.execute("COMMIT")
         except sqlite3.OperationalError as exc:
             if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:

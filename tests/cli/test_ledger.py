@@ -80,7 +80,7 @@ def test_it_is_said_in_one_document(lost: Cli) -> None:
     document = lost("ledger", "accept", "--yes", "--json").document
     assert document == {
         "ledger": str(lost.home / "l.db"), "accepted": True, "missing": 3, "another": False,
-        "head_made": [], "spent": None,
+        "wrong": None, "head_made": None, "spent": None,
     }  # fmt: skip
     assert lost("ledger", "accept", "--json").document["accepted"] is False
 

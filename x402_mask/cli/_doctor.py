@@ -215,7 +215,8 @@ def _past_lines(session: Session, ledger: Ledger) -> Iterator[Check]:
     from x402_mask._services import Services
     from x402_mask._windows import as_datetime, compile_caps
 
-    for at in standing(ledger).headless:
+    at = standing(ledger).headless
+    if at is not None:
         yield _warn(
             "ledger",
             f"its head file was missing and was made anew at {moment(as_datetime(at))}: whether"

@@ -67,11 +67,11 @@ def _told(place: str, found: Standing) -> list[str]:
     lines = [] if found.wrong is None else [f"{place}: {found.wrong}"]
     if found.loss is not None:
         lines.append(f"{found.loss.said(place)} ({count(found.loss.missing, 'row')} missing)")
-    lines.extend(
-        f"the head file of {place} was made anew at {moment(as_datetime(at))}: whether rows were"
-        " lost before, nobody can say"
-        for at in found.headless
-    )
+    if found.headless is not None:
+        lines.append(
+            f"the head file of {place} was made anew at {moment(as_datetime(found.headless))}:"
+            " whether rows were lost before, nobody can say"
+        )
     return lines
 
 
@@ -109,6 +109,6 @@ def _document(
         "missing": 0 if found.loss is None else found.loss.missing,
         "another": found.loss is not None and found.loss.another,
         "wrong": found.wrong,
-        "head_made": [as_datetime(at) for at in found.headless],
+        "head_made": None if found.headless is None else as_datetime(found.headless),
         "spent": spent,
     }
