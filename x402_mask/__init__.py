@@ -41,6 +41,7 @@ from x402_mask.httpx import (
     PaymentTransport,
     attach,
     receipt_of,
+    refusal_of,
 )
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ __all__ = [
     "attach",
     "receipt_of",
     "refine_mask",
+    "refusal_of",
 ]
 
 _LAZY = {

@@ -28,6 +28,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from x402_mask import _lapse
+from x402_mask._asking import ask_owner
 from x402_mask._capnames import warn_once
 from x402_mask._counters import over_cap
 from x402_mask._effects import (
@@ -50,7 +51,6 @@ from x402_mask._money import usd
 from x402_mask._policy import FOREIGN, Choice, choose
 from x402_mask._preempt import Place
 from x402_mask._proving import (
-    approval,
     conclude,
     finish,
     prove,
@@ -125,11 +125,11 @@ def converse(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict]:
         return (yield from _pay(payer, call, reply))
     except PaymentRefused as refusal:
         yield from _note_refusal(payer, call, reply, refusal)
-        if payer.returns_refusals:
+        if call.returns(payer):
             return Verdict(refusal=refusal)
         raise
     except PaymentError as error:
-        if payer.returns_refusals and not error.at_risk:
+        if call.returns(payer) and not error.at_risk:
             return Verdict(refusal=error)
         raise
 
@@ -497,9 +497,10 @@ def _decide(
         raise quote.refusal
     terms = (plan.route, plan.amount, plan.asset, plan.network, plan.pay_to)
     before, call.trip.denied = call.trip.denied, terms  # unless they are approved now
-    if terms == before or not (yield from approval(payer, quote)):
-        message = f"approve() did not approve ${quote.usd} for {quote.service}"
+    if terms == before:
+        message = f"${quote.usd} for {quote.service} was denied in this call"
         raise ApprovalDenied(message, quote=quote)
+    yield from ask_owner(payer, purchase.operation, quote)
     call.trip.denied = before
 
 

@@ -21,6 +21,7 @@ from x402_mask import _counters, _json, _payees, _sums
 from x402_mask._book import NOTHING_ELSE, WAIT_S
 from x402_mask._carrier import Carrier
 from x402_mask._clocks import Clocks
+from x402_mask._denials import DenialBook
 from x402_mask._models import Payment
 from x402_mask._money import usd
 from x402_mask._rows import (
@@ -80,7 +81,7 @@ _selves: dict[tuple[object, int], _Self] = {}
 """By ledger and process: two objects on one file are one owner, and see each other's calls."""
 
 
-class Ledger(TokenBook, TransferBook):
+class Ledger(TokenBook, TransferBook, DenialBook):
     """Where reservations live.  One ledger is one budget, whatever payer or process uses it."""
 
     inline: ClassVar[bool] = True

@@ -58,7 +58,7 @@ class Payer:
         prefer: ways of paying, in order.
         services: ``{"name": "https://host/path/*"}`` for what is not a marketplace path.
         approve: asked with a :class:`~x402_mask.Quote` before anything is reserved; only ``True``
-            approves. May be async for async clients.
+            approves.  A no is not asked again for a minute.  May be async for async clients.
         on_event: observes :class:`~x402_mask.Event` records, a plain function in async clients
             too; what it raises is logged.
         payees: ``None``, ``"pin"`` (the first that a service of an origin names, until

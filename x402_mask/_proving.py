@@ -11,7 +11,7 @@ import secrets
 from typing import TYPE_CHECKING, Any, Final
 
 from x402_mask import _reasons
-from x402_mask._effects import AsyncNeeded, checkpoint, consult, read_body, record
+from x402_mask._effects import checkpoint, consult, read_body, record
 from x402_mask._exact import authorize, seller_clock
 from x402_mask._money import usd
 from x402_mask._rows import Proof, Result, Row
@@ -19,7 +19,6 @@ from x402_mask._terms import Verdict, receipt_for
 from x402_mask._wallet import Wallet, checked_signature
 from x402_mask._wire import proof_header, shown
 from x402_mask.errors import (
-    ApprovalDenied,
     LedgerError,
     OfferRefused,
     PaymentError,
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
     from x402_mask._effects import Effect, Reply
     from x402_mask._exact import Authorization
-    from x402_mask._models import Quote
     from x402_mask._payer import Payer
     from x402_mask._policy import Choice
     from x402_mask._terms import Call, Purchase
@@ -130,22 +128,6 @@ def release(
         payer.emit("ledger_failed", payment_id=payment_id, detail={"error": str(exc)})
     else:
         payer.emit("released", payment_id=payment_id, detail={"note": note})
-
-
-def approval(payer: Payer, quote: Quote) -> Generator[Effect, Any, bool]:
-    """Whether the owner approves: only ``True`` does, and what fails has not.
-
-    Raises:
-        ApprovalDenied: ``approve`` failed.
-    """
-    assert payer.approve is not None
-    try:
-        return (yield from consult(payer.approve, quote)) is True
-    except (PaymentError, AsyncNeeded):
-        raise  # the owner's own words; a mistake that says what to do
-    except Exception as exc:
-        message = f"approve() failed: {type(exc).__name__}"
-        raise ApprovalDenied(message, quote=quote) from exc
 
 
 def check_resign(payer: Payer, row: Row) -> None:

@@ -74,6 +74,13 @@ class Call:
     carrier: Carrier | None = None
     """Who makes it, where that is known."""
     may_begin: bool = True
+    returns_refusals: bool | None = None
+    """Whether a refusal is handed back and not raised; ``None``: as the payer says."""
+
+    def returns(self, payer: Payer) -> bool:
+        """Whether a refusal of this call is handed back and not raised."""
+        own = self.returns_refusals
+        return payer.returns_refusals if own is None else own
 
     @property
     def by(self) -> object:

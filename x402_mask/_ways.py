@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from x402_mask import _deal, _reasons
+from x402_mask._asking import ask_owner
 from x402_mask._effects import Reply, consult, fetch, record
 from x402_mask._market import (
     PAYMENTS_PATH,
@@ -25,12 +26,12 @@ from x402_mask._market import (
 )
 from x402_mask._money import usd
 from x402_mask._policy import choose, is_foreign, payee_fault
-from x402_mask._proving import approval, prove, seen, settlement_fault
+from x402_mask._proving import prove, seen, settlement_fault
 from x402_mask._redeem import take
 from x402_mask._terms import Plan, quote_of
 from x402_mask._transfers import Terms as Transfer
 from x402_mask._wire import REQUIRED_HEADER, read_challenge, read_settlement, shown
-from x402_mask.errors import ApprovalDenied, TermsRefused, TokenFlowError
+from x402_mask.errors import TermsRefused, TokenFlowError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -255,9 +256,7 @@ def _approve(deal: Deal, asked: Purchase, choice: Choice) -> Generator[Effect, A
     if deal.payer.approve is None:
         return
     quote = quote_of(deal.payer, asked, Plan.of("token", choice), (), None)
-    if not (yield from approval(deal.payer, quote)):
-        message = f"approve() did not approve ${quote.usd} to {quote.pay_to}"
-        raise ApprovalDenied(message, quote=quote)
+    yield from ask_owner(deal.payer, asked.operation, quote)
 
 
 def present(deal: Deal, proof: Proof) -> Generator[Effect, Any, Verdict]:

@@ -35,6 +35,8 @@ LEDGER_CALLS = frozenset(
         "look",
         "room",
         "breakers",
+        "denied_for",
+        "deny",
         "reserve",
         "hold",
         "claim",

@@ -118,6 +118,7 @@ def test_approval_comes_before_the_reservation() -> None:
         *HEAD,
         "room",
         "breakers",
+        "denied_for",
         "approve",
         "reserve",
         "sign",
@@ -204,7 +205,7 @@ REFUSALS: dict[str, tuple[Callable[[], Hand], type[PaymentRefused], str, list[st
     "no wallet": (lambda: Hand(options={"wallet": None}), PaymentRefused, "no_wallet", HEAD),
     "approval": (
         lambda: Hand(options={"approve": lambda quote: False}),
-        ApprovalDenied, "approval", [*HEAD, "room", "breakers", "approve"],
+        ApprovalDenied, "approval", [*HEAD, "room", "breakers", "denied_for", "approve", "deny"],
     ),
     "clock": (
         lambda: Hand(first=dataclasses.replace(asked(), date=1.0), options={"clock": None}),
@@ -514,7 +515,8 @@ def test_a_known_price_is_paid_with_the_first_request() -> None:
     """Contract 2, preemption: the same checks, one round trip less."""
     hand = preempting(approve=yes)
     assert hand.call().receipt is not None
-    assert hand.transcript == ["fingerprint", "look", "room", "breakers", "approve", *PREEMPTED[2:]]
+    before = ["fingerprint", "look", "room", "breakers", "denied_for", "approve"]
+    assert hand.transcript == [*before, *PREEMPTED[2:]]
     assert hand.rows() == [("settled", False, "settled")] * 2
 
 
@@ -782,7 +784,8 @@ def expect_rows(hand: Hand, at: str, rest: list[str], after: bool, before: int) 
         if row.state == "reserved":
             # only the ledger itself could leave it so, or an interruption inside of it
             assert at in ("reserve", "release") or rest == []
-    if at in ("ask", "read", "fingerprint", "look", "room", "breakers", "approve") and not before:
+    asking = ("room", "breakers", "denied_for", "approve")
+    if at in ("ask", "read", "fingerprint", "look", *asking) and not before:
         assert rows == [] and getattr(hand.signer, "calls", 0) == 0
     if at == "sign":
         assert [row.state for row in rows] == ["released"] and rest[0] == "release"

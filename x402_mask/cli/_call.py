@@ -26,7 +26,7 @@ from x402_mask.cli._parse import parse
 from x402_mask.cli._session import Session, common, usd_option
 from x402_mask.cli._show import clean, facts, money, put, say, show, show_caps
 from x402_mask.cli._unpack import ACCEPTED
-from x402_mask.errors import ApprovalDenied, OriginRefused
+from x402_mask.errors import OriginRefused, PaymentRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -257,8 +257,9 @@ def _at_most(limit: Decimal) -> Callable[[Quote], bool]:
     def approve(quote: Quote) -> bool:
         if quote.usd is not None and quote.usd <= limit:
             return True
-        raise ApprovalDenied(
+        raise PaymentRefused(  # a limit of this command's, and no word of the owner's to keep
             f"{quote.service} costs {money(quote.usd)}, which is above --max-price {limit}",
+            reason="approval",
             quote=quote,
         )
 

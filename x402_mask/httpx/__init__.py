@@ -13,6 +13,7 @@ except ModuleNotFoundError as exc:
     raise missing(exc, __name__, "httpx", {"httpx"}) from None
 
 from x402_mask._models import Receipt
+from x402_mask._refusals import refusal_of
 from x402_mask.httpx._auth import PaymentAuth, attach
 from x402_mask.httpx._transport import (
     AsyncClient,
@@ -29,6 +30,7 @@ __all__ = [
     "PaymentTransport",
     "attach",
     "receipt_of",
+    "refusal_of",
 ]
 
 

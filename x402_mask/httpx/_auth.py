@@ -14,17 +14,19 @@ from x402_mask._book import WAIT_S
 from x402_mask._carrier import Carrier, yes
 from x402_mask._clients import payer_of
 from x402_mask._drive import prepare
+from x402_mask._refusals import returns
 from x402_mask._wire import PROOF_HEADERS
 from x402_mask.httpx._layer import Layer, check_payer
 from x402_mask.httpx._session import AsyncSession, SyncSession
 from x402_mask.httpx._slot import SLOT, Slot, origin
-from x402_mask.httpx._transport import check_sync
+from x402_mask.httpx._transport import AsyncClient, Client, answer_so, check_sync
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from types import AsyncGeneratorType
 
     from x402_mask._payer import Payer
+    from x402_mask._refusals import OnRefusal
 
 _AnyClient = TypeVar("_AnyClient", httpx.Client, httpx.AsyncClient)
 
@@ -38,14 +40,22 @@ class PaymentAuth(httpx.Auth):
     Args:
         payer: decides and pays.
         inner: another auth that is applied as well, outside the payment.
+        on_refusal: ``"raise"`` a refusal or ``"return"`` the 402; default: as the payer says.
 
     Raises:
         TypeError: *payer* is no payer, or needs an async client and this one is sync.
+        ValueError: *on_refusal* is neither.
     """
 
-    def __init__(self, payer: Payer, inner: httpx.Auth | None = None) -> None:
+    def __init__(
+        self,
+        payer: Payer,
+        inner: httpx.Auth | None = None,
+        *,
+        on_refusal: OnRefusal | None = None,
+    ) -> None:
         prepare()
-        self._layer = Layer(payer)
+        self._layer = Layer(payer, on_refusal)
         self.payer = payer
         self.inner = inner
         self._prepare: Callable[[], None] | None = None
@@ -239,16 +249,18 @@ def _bare(request: httpx.Request) -> None:
 # --- attach ---------------------------------------------------------------------------------------
 
 
-def attach(client: _AnyClient, payer: Payer) -> _AnyClient:
+def attach(client: _AnyClient, payer: Payer, *, on_refusal: OnRefusal | None = None) -> _AnyClient:
     """Make an existing client pay, and return it.
 
     Uses public httpx API only: the client's ``auth`` (its own is kept and applied as well) and its
     event hooks.  A proof is taken off every redirect; response hooks do not see a 402 that is then
-    paid.  A call with its own ``auth=`` is not paid.  A client that pays already stays as it is.
+    paid.  A call with its own ``auth=`` is not paid.  A client that pays already stays as it is,
+    but for *on_refusal*: ``"raise"`` a refusal or ``"return"`` the 402, whatever the payer says.
 
     Raises:
         TypeError: not a client of this family, or the payer needs an async client.
-        ValueError: the client pays by another payer, as far as its public parts tell.
+        ValueError: the client pays by another payer, as far as its public parts tell, or
+            *on_refusal* is neither.
     """
     _check_client(client)
     check_payer(payer)
@@ -256,14 +268,25 @@ def attach(client: _AnyClient, payer: Payer) -> _AnyClient:
         check_sync(payer)
     paying = payer_of(client)
     if paying is payer:
+        _answer_so(client, returns(on_refusal))
         return client
     if paying is not None:
         raise ValueError("this client pays by another payer")
-    auth = PaymentAuth(payer, client.auth)
+    auth = PaymentAuth(payer, client.auth, on_refusal=on_refusal)
     auth._prepare = _keeper(client)  # noqa: SLF001  # they are made for each other
     auth._layer.way = _way(client)  # noqa: SLF001  # as above
     client.auth = auth
     return client
+
+
+def _answer_so(client: Any, returned: bool | None) -> None:  # noqa: FBT001  # one of three
+    """Have a client that pays already hand refusals back, or raise them."""
+    if returned is None:
+        return
+    if isinstance(client.auth, PaymentAuth):
+        client.auth._layer.returns = returned  # noqa: SLF001  # of this module
+    if isinstance(client, (Client, AsyncClient)):
+        answer_so(client, returned=returned)
 
 
 def _way(client: httpx.Client | httpx.AsyncClient) -> Callable[[httpx.URL], Any]:

@@ -8,23 +8,33 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from x402_mask._payer import Payer
+from x402_mask._refusals import returns
 from x402_mask.httpx._slot import origin_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from x402_mask._refusals import OnRefusal
+
 
 class Layer:
     """What the calls through one transport, or by one auth, share.
 
-    *way* tells the transport that carries a call to a URL, as far as it is known.
+    ``returns``: whether refusals are handed back, ``None`` to do as the payer says.  *way* tells
+    the transport that carries a call to a URL, as far as it is known.
     """
 
-    __slots__ = ("direct", "payer", "way")
+    __slots__ = ("direct", "payer", "returns", "way")
 
-    def __init__(self, payer: Payer, way: Callable[[httpx.URL], Any] | None = None) -> None:
+    def __init__(
+        self,
+        payer: Payer,
+        on_refusal: OnRefusal | None = None,
+        way: Callable[[httpx.URL], Any] | None = None,
+    ) -> None:
         check_payer(payer)
         self.payer = payer
+        self.returns = returns(on_refusal)
         self.way = way
         self.direct: dict[str, bool] = {}
         """Of plain http origins: whether the last answer came from themselves."""

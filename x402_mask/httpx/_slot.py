@@ -29,7 +29,7 @@ class Slot:
 
     __slots__ = (
         "_layers", "_leads_to", "_trip", "_url", "carrier", "deferred", "errand", "private",
-        "proof", "requests", "retry",
+        "proof", "requests", "retry", "returns",
     )  # fmt: skip
 
     def __init__(self, request: httpx.Request) -> None:
@@ -37,6 +37,7 @@ class Slot:
         self._trip: Trip | None = None
         self._layers = 0
         self.carrier: Carrier | None = None
+        self.returns: bool | None = None
         self._leads_to: tuple[str, httpx.URL] | None = None
         self.requests = [weakref.ref(request)]
         self.retry: weakref.ref[httpx.Request] | None = None

@@ -26,6 +26,7 @@ from x402_mask._effects import (
     Record,
     Reply,
 )
+from x402_mask._refusals import REFUSAL, hand_back
 from x402_mask._terms import Call, Verdict, operation_key
 from x402_mask._wire import PROOF_HEADERS, REQUIRED_HEADER, SETTLEMENT_HEADERS
 from x402_mask.errors import PaymentError
@@ -54,7 +55,7 @@ _PROOFS = frozenset(name.lower() for name in PROOF_HEADERS)
 _AT_ONCE = 1 << 20
 """Bytes of a body that are digested in an event loop: a few milliseconds."""
 
-_OURS = frozenset({"x402_mask", "x402_mask_refusal"})
+_OURS = frozenset({"x402_mask", REFUSAL})
 
 
 class _Session:
@@ -68,7 +69,7 @@ class _Session:
         self.slot = Slot.of(request)
         self.is_nested = self.slot.is_carried
         if not self.is_nested:  # else the outer layer hands over what this one bought
-            self.slot.carrier = carrier
+            self.slot.carrier, self.slot.returns = carrier, layer.returns
         self.carrier = self.slot.carrier
         self.slot.shed(request)
         self.has_proven = False
@@ -90,6 +91,7 @@ class _Session:
             has_proof=unpaid or not _PROOFS.isdisjoint(self.request.headers.keys()),
             may_begin=self.layer.may_begin(self.request.url),
             carrier=self.carrier,
+            returns_refusals=self.slot.returns,
         )
 
     def reply(self, response: httpx2.Response, request: httpx2.Request) -> Reply:
@@ -258,9 +260,7 @@ class _Session:
             if self.response.status_code == 402:  # a cache outside would go on saying it
                 self.response.headers["cache-control"] = "no-store"
         if verdict.refusal is not None:
-            self.response.headers["cache-control"] = "no-store"
-            self.response.extensions["x402_mask_refusal"] = verdict.refusal
-            verdict.refusal.response = self.response
+            hand_back(self.response, verdict.refusal)
 
     def leave(self, response: httpx2.Response) -> None:
         """The call ends with *response*, unless that leads on or an outer layer is at it."""

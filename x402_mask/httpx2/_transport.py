@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from x402_mask._payer import Payer
+    from x402_mask._refusals import OnRefusal
 
 TIMEOUT = httpx2.Timeout(5.0, read=60.0)
 """Default of our clients: settling on a chain takes longer than httpx2's five seconds."""
@@ -32,12 +33,13 @@ class PaymentTransport(httpx2.BaseTransport):
     Args:
         payer: decides and pays.
         inner: the transport that is wrapped; default ``httpx2.HTTPTransport()``.
+        on_refusal: ``"raise"`` a refusal or ``"return"`` the 402; default: as the payer says.
         total_timeout: seconds, from the first byte of a call to the end of its answer's headers;
             ``httpx2.TimeoutException`` when they are over.
 
     Raises:
         TypeError: *inner* is not an httpx2 transport, or the payer needs an async client.
-        ValueError: *inner* pays by another payer.
+        ValueError: *inner* pays by another payer, or *on_refusal* is neither.
     """
 
     def __init__(
@@ -45,10 +47,11 @@ class PaymentTransport(httpx2.BaseTransport):
         payer: Payer,
         inner: httpx2.BaseTransport | None = None,
         *,
+        on_refusal: OnRefusal | None = None,
         total_timeout: float | None = None,
     ) -> None:
         check_sync(payer)
-        self._layer = Layer(payer, lambda url: self.inner)  # noqa: ARG005  # one way for all
+        self._layer = Layer(payer, on_refusal, lambda url: self.inner)  # noqa: ARG005  # one way for all
         self.payer = payer
         self._total = _deadline.checked(total_timeout)
         if inner is None:
@@ -120,12 +123,13 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
     Args:
         payer: decides and pays.
         inner: the transport that is wrapped; default ``httpx2.AsyncHTTPTransport()``.
+        on_refusal: ``"raise"`` a refusal or ``"return"`` the 402; default: as the payer says.
         total_timeout: seconds, from the first byte of a call to the end of its answer's headers;
             ``httpx2.TimeoutException`` when they are over.
 
     Raises:
         TypeError: *inner* is not an async httpx2 transport.
-        ValueError: *inner* pays by another payer.
+        ValueError: *inner* pays by another payer, or *on_refusal* is neither.
     """
 
     def __init__(
@@ -133,10 +137,11 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
         payer: Payer,
         inner: httpx2.AsyncBaseTransport | None = None,
         *,
+        on_refusal: OnRefusal | None = None,
         total_timeout: float | None = None,
     ) -> None:
         prepare()
-        self._layer = Layer(payer, lambda url: self.inner)  # noqa: ARG005  # one way for all
+        self._layer = Layer(payer, on_refusal, lambda url: self.inner)  # noqa: ARG005  # one way for all
         self.payer = payer
         self._total = _deadline.checked(total_timeout)
         if inner is None:
@@ -227,6 +232,19 @@ def _checked(payer: Payer, inner: Any, method: str) -> Any:
     return inner.inner
 
 
+def is_paying(transport: Any, payer: Payer) -> bool:
+    """Whether *transport* pays by *payer* already."""
+    layers = (PaymentTransport, AsyncPaymentTransport)
+    return isinstance(transport, layers) and transport.payer is payer
+
+
+def answer_so(client: Client | AsyncClient, *, returned: bool) -> None:
+    """Have a client's transports hand refusals back, or raise them."""
+    for transport in (client._transport, *client._mounts.values()):  # noqa: SLF001  # of ours
+        if isinstance(transport, (PaymentTransport, AsyncPaymentTransport)):
+            transport._layer.returns = returned  # noqa: SLF001  # of this module
+
+
 def check_sync(payer: Payer) -> None:
     """Refuse a payer that a sync client cannot pay by.
 
@@ -248,11 +266,20 @@ class Client(httpx2.Client):
     and are paid through; but a call to a plain http origin, which is on this machine, goes through
     no proxy.  The default time-out is 5 s, and 60 s to read.  *total_timeout* bounds a call, with
     its redirects, from its first byte to the end of its answer's headers, in seconds.
+    *on_refusal*: ``"raise"`` a refusal or ``"return"`` the 402, whatever the payer says.
     """
 
-    def __init__(self, payer: Payer, *, total_timeout: float | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        payer: Payer,
+        *,
+        on_refusal: OnRefusal | None = None,
+        total_timeout: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         check_sync(payer)
         self.payer = payer
+        self._on_refusal = on_refusal
         self._total = _deadline.checked(total_timeout)
         kwargs.setdefault("timeout", TIMEOUT)
         if kwargs.get("mounts"):
@@ -266,11 +293,13 @@ class Client(httpx2.Client):
             return super().send(request, **kwargs)
 
     def _paying(self, transport: httpx2.BaseTransport) -> httpx2.BaseTransport:
-        if isinstance(transport, PaymentTransport) and transport.payer is self.payer:
+        if self._on_refusal is None and is_paying(transport, self.payer):
             if self._total is not None:
-                _watch_sockets(transport.inner)
+                _watch_sockets(transport)
             return transport
-        return PaymentTransport(self.payer, transport, total_timeout=self._total)
+        return PaymentTransport(
+            self.payer, transport, on_refusal=self._on_refusal, total_timeout=self._total
+        )
 
     def _transport_for_url(self, url: httpx2.URL) -> httpx2.BaseTransport:
         found: httpx2.BaseTransport | None = straight(self, self.payer, url)
@@ -286,9 +315,17 @@ class Client(httpx2.Client):
 class AsyncClient(httpx2.AsyncClient):
     """An ``httpx2.AsyncClient`` that pays; see :class:`Client`."""
 
-    def __init__(self, payer: Payer, *, total_timeout: float | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        payer: Payer,
+        *,
+        on_refusal: OnRefusal | None = None,
+        total_timeout: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         check_payer(payer)
         self.payer = payer
+        self._on_refusal = on_refusal
         self._total = _deadline.checked(total_timeout)
         kwargs.setdefault("timeout", TIMEOUT)
         if kwargs.get("mounts"):
@@ -302,9 +339,11 @@ class AsyncClient(httpx2.AsyncClient):
             return await super().send(request, **kwargs)
 
     def _paying(self, transport: httpx2.AsyncBaseTransport) -> httpx2.AsyncBaseTransport:
-        if isinstance(transport, AsyncPaymentTransport) and transport.payer is self.payer:
+        if self._on_refusal is None and is_paying(transport, self.payer):
             return transport
-        return AsyncPaymentTransport(self.payer, transport, total_timeout=self._total)
+        return AsyncPaymentTransport(
+            self.payer, transport, on_refusal=self._on_refusal, total_timeout=self._total
+        )
 
     def _transport_for_url(self, url: httpx2.URL) -> httpx2.AsyncBaseTransport:
         found: httpx2.AsyncBaseTransport | None = straight(self, self.payer, url)
