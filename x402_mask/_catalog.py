@@ -34,6 +34,9 @@ log = logging.getLogger("x402_mask")
 
 DOCUMENT_BYTES_MAX: Final = 1 << 20
 DOCUMENT_S: Final = 30.0
+_AT_ONCE: Final = 64 * 1024
+"""Bytes of a document that an event loop reads itself."""
+
 SERVICES_MAX: Final = 500
 """Most services of one document that are read.  The marketplace has 116, and lists 10 at a time."""
 
@@ -232,13 +235,17 @@ class Marketplace(Generic[C_co]):
             return found
 
     async def _drive_async(self, reading: Generator[str, _Page, T]) -> T:
-        try:
-            url = next(reading)
-            while True:
-                url = reading.send(await self._fetch_async(url))
-        except StopIteration as stop:
-            found: T = stop.value
-            return found
+        from anyio import to_thread  # noqa: PLC0415
+
+        url, found = _step(reading, None)
+        while url is not None:
+            page = await self._fetch_async(url)
+            if len(page.body or b"") <= _AT_ONCE:
+                url, found = _step(reading, page)
+            else:
+                url, found = await to_thread.run_sync(_step, reading, page)
+        answer: T = found
+        return answer
 
     def _fetch(self, url: str) -> _Page:
         response = self._client.send(self._request(url), stream=True, follow_redirects=False)
@@ -350,6 +357,14 @@ class Marketplace(Generic[C_co]):
         )
         payer.learn(self.origin, terms)
         return service
+
+
+def _step(reading: Generator[str, _Page, Any], page: _Page | None) -> tuple[str | None, Any]:
+    """The next URL; none where the reading is done, and what it came to."""
+    try:
+        return (next(reading) if page is None else reading.send(page)), None
+    except StopIteration as stop:
+        return None, stop.value
 
 
 def _wanted(text: object) -> str:

@@ -51,7 +51,8 @@ Stable values of ``PaymentRefused.reason``:
 ``in_flight``        the same operation key is being paid by another call
 ``paid_before``      this operation was paid, as the chain proved, and its answer never arrived
 ``resign``           the operation's proof has expired and ``resign="never"``
-``too_large``        the proof would not fit into a header that servers take (12 KiB)
+``too_large``        the proof would not fit into a header that servers take (12 KiB); or a tool's
+                     arguments are more than 8 MiB
 ``wait``             approval or signing took so long that the offer ran out
 ==================== ===================================================================
 """

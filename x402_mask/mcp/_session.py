@@ -6,7 +6,9 @@ import base64
 import hashlib
 import json
 import logging
-from typing import TYPE_CHECKING, Any, Final, Literal, overload
+from functools import partial
+from inspect import GEN_CLOSED, getgeneratorstate
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
 import mcp
 from mcp import types
@@ -14,6 +16,7 @@ from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from x402_mask import _flow, _json
+from x402_mask._carrier import Carrier
 from x402_mask._drive import Abandoned, AsyncPerformer, prepare
 from x402_mask._effects import (
     PAYLOAD_BYTES_MAX,
@@ -40,6 +43,7 @@ from x402_mask.mcp._answers import (
     names_service,
 )
 from x402_mask.mcp._market import Market
+from x402_mask.mcp._weight import check_size, weight
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -55,6 +59,11 @@ log = logging.getLogger("x402_mask")
 Result = types.CallToolResult | types.InputRequiredResult | types.Result
 """What a tool call may end in, for callers that allow more than a ``CallToolResult``."""
 Proof = tuple[str, str]
+
+T = TypeVar("T")
+
+_AT_ONCE: Final = 128 * 1024
+"""Arguments of this weight are read on an event loop: it takes about a millisecond."""
 
 _RECEIPT: Final = "x402_mask"
 _REFUSAL: Final = "x402_mask_refusal"
@@ -154,25 +163,44 @@ class PaidSession:
             mcp.MCPError: as the session raises it; after a payment with a note that names it.
         """
         key = operation_key(operation)
+        check_size(arguments)
         extra = {"input_responses": input_responses, "request_state": request_state}
 
         async def send(proof: Proof | None) -> Result:
             request = _request(name, arguments, meta, proof, extra)
             return await self._send(request, read_timeout_seconds, progress_callback)
 
-        url = tool_url(self._place, name)
+        url, carrier = tool_url(self._place, name), Carrier()
         has_proof = PAYMENT_META in (meta or {}) or TOKEN_ARGUMENT in (arguments or {})
         call = Call(
             method="tools/call", url=url, trip=Trip(origin=self.origin, url=url, tool=name),
-            key=key, wait_s=read_timeout_seconds, has_proof=has_proof,
+            key=key, wait_s=read_timeout_seconds, has_proof=has_proof, carrier=carrier,
         )  # fmt: skip
-        result = await _ToolCall(self.payer, call, name, arguments, send).run()
+        paid = _ToolCall(self.payer, call, name, arguments, send)
+        allowed = (allow_input_required, allow_claimed)
+        return await carrier.follow(self._paid(carrier, paid, name, allowed))
+
+    async def _paid(
+        self, carrier: Carrier, paid: _ToolCall, name: str, allowed: tuple[bool, bool]
+    ) -> Result:
+        """Make the call; *allowed*: results that want more input, and claimed ones."""
+        handed = False
+        carrier.handed = lambda: handed
+        try:
+            result = await paid.run()
+            await self._check(name, result, allowed)
+        except BaseException as exc:
+            await paid.failed(exc)
+            raise
+        return (result, handed := True)[0]  # in one step: see Carrier
+
+    async def _check(self, name: str, result: Result, allowed: tuple[bool, bool]) -> None:
+        """Raise what ``ClientSession.call_tool`` would raise for this result."""
         if not isinstance(result, types.CallToolResult):
-            if not (allow_claimed if _is_claimed(result) else allow_input_required):
+            if not allowed[_is_claimed(result)]:
                 raise _unexpected(name, result)
         elif _is_unpaid_answer(result):
             await self._inner.validate_tool_result(name, result)
-        return result
 
     @property
     def _inner(self) -> mcp.ClientSession:
@@ -280,6 +308,19 @@ class _ToolCall:
             await self._close()
         return self._concluded(verdict)
 
+    async def failed(self, exc: BaseException) -> None:
+        """The call ends with *exc*: write down what that means, wherever it came from."""
+        try:
+            if getgeneratorstate(self._flow) != GEN_CLOSED:
+                await self._pump(exc)
+        except BaseException as raised:  # re-raised unless it is the same
+            if raised is not exc and not isinstance(raised, GeneratorExit):
+                raise
+        finally:
+            if self._payer.ledger.handed_by(self._call.carrier):
+                take_back = partial(self._payer.take_back, self._call.carrier)
+                await self._performer.record(take_back)
+
     async def _close(self) -> None:
         if self.market.open and self._performer.may_wait:
             from anyio import CancelScope  # noqa: PLC0415
@@ -287,9 +328,9 @@ class _ToolCall:
             with CancelScope(shield=True):
                 await self.market.aclose()
 
-    async def _pump(self) -> Verdict:
+    async def _pump(self, failure: BaseException | None = None) -> Verdict:
         try:
-            effect = next(self._flow)
+            effect = next(self._flow) if failure is None else self._throw(failure)
             while True:
                 try:
                     answer = await self._perform(effect)
@@ -314,9 +355,9 @@ class _ToolCall:
         if isinstance(effect, ReadBody):
             return self._heard.body if self._heard is not None else None
         if isinstance(effect, Fingerprint):
-            return self._fingerprint()
+            return await self._elsewhere(self._fingerprint)
         if isinstance(effect, Payload):
-            return self._payload()
+            return await self._elsewhere(self._payload)
         if isinstance(effect, Fetch):
             await self._performer.deliver()
             return await self.market.fetch(effect)
@@ -350,12 +391,22 @@ class _ToolCall:
             return names_service(document, lambda name: services.canonical(name) == service)
         return names_place(document, self._call.trip.origin, self._tool)
 
+    async def _elsewhere(self, read: Callable[[], T]) -> T:
+        """Read the arguments, in a thread where that takes long."""
+        if weight(self._arguments, _AT_ONCE) <= _AT_ONCE:
+            return read()
+        from anyio import to_thread  # noqa: PLC0415
+
+        return await to_thread.run_sync(read)
+
     def _fingerprint(self) -> str:
         asked = {"tool": self._tool, "arguments": to_jsonable_python(self._arguments or {})}
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     def _payload(self) -> Content | None:
         """The arguments, as the service behind the tool takes them."""
+        if weight(self._arguments, PAYLOAD_BYTES_MAX) > PAYLOAD_BYTES_MAX:
+            return None
         body = json.dumps(to_jsonable_python(self._arguments or {})).encode()
         return Content(body, "application/json") if len(body) <= PAYLOAD_BYTES_MAX else None
 
