@@ -183,6 +183,7 @@ class ChainReader:
         self._block_span = block_span
         self._time_out_s = time_out_s
         self._clock = clock
+        self._until: float | None = None
         self._backgrounds: dict[int, Background] = {}
 
     def __repr__(self) -> str:
@@ -195,6 +196,12 @@ class ChainReader:
     def networks(self) -> frozenset[str]:
         """The networks that can be asked about (CAIP-2)."""
         return frozenset(self._endpoints)
+
+    def until(self, deadline: float) -> ChainReader:
+        """This reader, for questions that end by then at the latest (``time.monotonic``)."""
+        bounded = object.__new__(type(self))
+        bounded.__dict__.update(self.__dict__, _until=deadline)
+        return bounded
 
     def count(self, network: str) -> int:
         """How many endpoints *network* has."""
@@ -257,6 +264,8 @@ class ChainReader:
         Raises:
             Fault: there is none, it failed, or there was no answer in time.
         """
+        if self._until is not None:
+            time_out_s = max(0.0, min(time_out_s, self._until - time.monotonic()))
         # Keyed by process: after a fork neither thread nor connections are the child's.
         background = self._backgrounds.setdefault(os.getpid(), Background())
         views = [

@@ -221,7 +221,7 @@ def poll(
 ) -> Generator[Effect, Any, MarketPayment | None]:
     """Ask for the payment until it is paid or over, in growing intervals; the last answer."""
     payer, started = deal.payer, deal.payer.now()
-    waited, delay, retry_s = 0.0, _FIRST_DELAY_S, 0.0
+    bound_s, waited, delay, retry_s = deal.call.within(bound_s), 0.0, _FIRST_DELAY_S, 0.0
     while True:
         if payment is not None:
             done = payment.is_paid and (payment.token is not None or not want_token)

@@ -25,16 +25,54 @@ _WRITERS = 8
 """Threads that may wait for the ledger at once, per event loop."""
 
 
-def perform(effect: Record[Any] | Consult | Sleep | Checkpoint) -> Any:
+_WAIT_MIN_S = 0.001
+"""With none at all a ledger would not wait, and say so by a signal instead of an error."""
+
+
+class Patience:
+    """How long one call waits for the ledger in all, from one wait for others to the next.
+
+    As long as its caller's read time-out, and five seconds at most.  Waiting for a thread to wait
+    in is waiting too.
+    """
+
+    __slots__ = ("_left_s", "_wait_s")
+
+    def __init__(self, read_s: float | None = None) -> None:
+        self._wait_s = self._left_s = WAIT_S if read_s is None else min(read_s, WAIT_S)
+
+    def renew(self) -> None:
+        """Something else has happened: what follows may wait as long again."""
+        self._left_s = self._wait_s
+
+    def starting_now(self, call: Callable[[float], T]) -> Callable[[], T]:
+        """*call*, with what is left of the time from this moment on."""
+        until = time.monotonic() + self._left_s
+
+        def patiently() -> T:
+            try:
+                return call(max(_WAIT_MIN_S, until - time.monotonic()))
+            finally:
+                self._left_s = until - time.monotonic()
+
+        return patiently
+
+
+def perform(
+    effect: Record[Any] | Consult | Sleep | Checkpoint, patience: Patience | None = None
+) -> Any:
     """Do what a conversation wants done, blocking."""
+    patience = patience or Patience()
     match effect:
         case Record(call):
-            return call(WAIT_S)
-        case Sleep(seconds):
-            return time.sleep(seconds)
+            return patience.starting_now(call)()
         case Checkpoint():
             return None
+        case Sleep(seconds):
+            patience.renew()
+            return time.sleep(seconds)
         case Consult(function, args):
+            patience.renew()
             return _refuse_awaitable(function(*args))
 
 
@@ -65,12 +103,17 @@ class AsyncPerformer:
 
     A ledger call that has begun is finished even if the task is cancelled meanwhile; the
     cancellation is kept and delivered at the next effect, so no entry is ever lost to it.
+
+    Args:
+        inline: whether an uncontended ledger call is quick enough for the event loop.
+        patience: how long a contended one may take.
     """
 
-    __slots__ = ("_cancelled", "_inline", "_waited", "may_wait")
+    __slots__ = ("_cancelled", "_inline", "_patience", "_waited", "may_wait")
 
-    def __init__(self, *, inline: bool) -> None:
+    def __init__(self, *, inline: bool, patience: Patience | None = None) -> None:
         self._inline = inline
+        self._patience = patience or Patience()
         self._cancelled: BaseException | None = None
         self._waited = False
         self.may_wait = True
@@ -98,8 +141,10 @@ class AsyncPerformer:
             case Sleep(seconds):
                 from anyio import sleep  # noqa: PLC0415
 
+                self._patience.renew()
                 return await sleep(seconds)
             case Consult(function, args):
+                self._patience.renew()
                 return await _consult(function, args)
 
     async def record(self, call: Callable[[float], T]) -> T:
@@ -109,9 +154,8 @@ class AsyncPerformer:
                 return call(0)
             except Busy:
                 pass
-        if not self.may_wait:
-            return call(WAIT_S)
-        return await self._finished(lambda: call(WAIT_S))
+        patiently = self._patience.starting_now(call)
+        return await self._finished(patiently) if self.may_wait else patiently()
 
     async def _finished(self, call: Callable[[], T]) -> T:
         """Run *call* in a thread to its end; keep a cancellation that comes meanwhile."""

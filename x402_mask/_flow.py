@@ -670,7 +670,7 @@ def _present(payer: Payer, call: Call, row: Row, proof: Proof) -> Generator[Effe
     call.trip.receipt = receipt_for(row, "unknown", None)
     try:
         reply = yield from ask((proof.header, proof.value))
-        result = yield from _judge(payer, row, proof, reply)
+        result = yield from _judge(payer, call, row, proof, reply)
     except BaseException as failure:
         note = f"no answer: {type(failure).__name__}"
         yield from finish(payer, row, Result(outcome="unknown", delivered=False, note=note))
@@ -680,7 +680,9 @@ def _present(payer: Payer, call: Call, row: Row, proof: Proof) -> Generator[Effe
     return (yield from conclude(payer, call, row, result))
 
 
-def _judge(payer: Payer, row: Row, proof: Proof, reply: Reply) -> Generator[Effect, Any, Result]:
+def _judge(
+    payer: Payer, call: Call, row: Row, proof: Proof, reply: Reply
+) -> Generator[Effect, Any, Result]:
     """What the answer says of the money; with an RPC, ``settled`` only if the chain agrees."""
     settlement = read_settlement(reply.headers)
     fault = settlement_fault(row, settlement)
@@ -688,7 +690,7 @@ def _judge(payer: Payer, row: Row, proof: Proof, reply: Reply) -> Generator[Effe
     note = f"HTTP {reply.status}; {fault}" if fault else f"HTTP {reply.status}"
     agreed = fault is None and reply.status != 402  # a seller that asks again is not believed
     if fault is None and payer.chain_knows(row.network):
-        agreed = yield from seen(payer, row, proof, told)
+        agreed = yield from seen(payer, call, row, proof, told)
         note = note if agreed else f"{note}; the settlement is not seen on chain yet"
     if agreed:
         return Result(outcome="settled", delivered=reply.delivered, transaction=told, note=note)

@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from x402_mask._windows import Limit
 
 _TEXT_MAX: Final = 1000
+_WAITED_S: Final = 0.05
+"""A call that comes with less has waited before, for others of its own."""
 
 _NO_PROOF: Final[Mapping[str, object]] = dict.fromkeys(
     ("header", "proof", "proof_digest", "nonce", "valid_before")
@@ -880,7 +882,8 @@ class Ledger(TokenBook, TransferBook, DenialBook):
 
 def contended(wait_s: float) -> LedgerError:
     """Others held the lock for all the time there was."""
-    return LedgerError(f"the ledger was locked for {wait_s:g} s; nothing was sent")
+    shown = f"{wait_s:.2g} s" if wait_s >= _WAITED_S else "all the time that this call waits"
+    return LedgerError(f"the ledger was locked for {shown}; nothing was sent")
 
 
 def reentered() -> LedgerError:

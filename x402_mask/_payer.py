@@ -399,12 +399,16 @@ class Payer:
             self._chain = ChainReader(self._rpc, clock=self.now)
         return self._chain
 
-    def desk(self) -> Desk:
-        """What makes on-chain transfers from the wallet, and carries them to their end."""
+    def desk(self, wait_s: float | None = None) -> Desk:
+        """What makes on-chain transfers from the wallet, and carries them to their end.
+
+        Its questions to the chain end *wait_s* seconds from now.
+        """
         from x402_mask._transfer import Desk  # noqa: PLC0415
 
+        until = None if wait_s is None else time.monotonic() + wait_s
         return Desk(
-            self.chain,
+            self.chain if until is None else lambda: self.chain().until(until),
             self.ledger,
             signer=self.signer,
             max_gas_wei=self.max_gas_wei,

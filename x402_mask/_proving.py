@@ -186,10 +186,12 @@ def why_refused(row: Row, reply: Reply) -> Generator[Effect, Any, str | None]:
     return None if said is None else _reasons.explained(said, row)
 
 
-def seen(payer: Payer, row: Row, proof: Proof, told: str | None) -> Generator[Effect, Any, bool]:
+def seen(
+    payer: Payer, call: Call, row: Row, proof: Proof, told: str | None
+) -> Generator[Effect, Any, bool]:
     """Whether the chain shows the transaction; a reader that fails costs nobody the answer."""
     try:
-        return bool((yield from consult(payer.seen_on_chain, row, proof, told)))
+        return bool((yield from consult(payer.seen_on_chain, row, proof, told, call.wait_s)))
     except Exception:
         log.exception("the chain could not be asked about payment %s", row.id)
         return False

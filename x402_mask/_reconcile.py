@@ -61,7 +61,7 @@ def resolve(payer: Payer, rows: Sequence[Row], wait_s: float | None = None) -> l
     else:
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="x402-mask-asking") as pool:
             answers = list(pool.map(lambda row: _asked(payer, row, deadline), rows))
-    return [_written(payer, row, found) for row, found in zip(rows, answers, strict=True)]
+    return [_written(payer, row, a, deadline) for row, a in zip(rows, answers, strict=True)]
 
 
 def _asked(payer: Payer, row: Row, deadline: float | None) -> Evidence | None:
@@ -80,11 +80,11 @@ def _left(deadline: float | None) -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
-def _written(payer: Payer, row: Row, evidence: Evidence | None) -> Said:
+def _written(payer: Payer, row: Row, evidence: Evidence | None, deadline: float | None) -> Said:
     from x402_mask._chain import Canceled, Settled, Unused  # noqa: PLC0415
 
     if row.valid_before is None:
-        return _transferred(payer, row)
+        return _transferred(payer, row, _left(deadline))
     if evidence is None:
         return _unresolved(row, "it was not paid by a signature")
     if isinstance(evidence, Settled):
@@ -97,14 +97,14 @@ def _written(payer: Payer, row: Row, evidence: Evidence | None) -> Said:
     return _unresolved(row, evidence.reason, answered=evidence.answered, is_past=evidence.past)
 
 
-def _transferred(payer: Payer, row: Row) -> Said:
+def _transferred(payer: Payer, row: Row, wait_s: float | None) -> Said:
     """What became of a payment by on-chain transfer; nothing is sent."""
     from x402_mask._chain import Unknown  # noqa: PLC0415
 
     stored = payer.ledger.transfer_of(row.id)
     if stored is None:
         return _unresolved(row, "it was not paid by a signature")
-    desk = payer.desk()
+    desk = payer.desk(wait_s)
     verdict = desk.evidence(stored)
     ended = desk.close(stored, verdict)
     if ended.state == "mined":

@@ -62,7 +62,8 @@ def operation_key(key: object) -> str | None:
 class Call:
     """One request, as the conversation sees it.
 
-    ``wait_s`` bounds waiting for a twin; ``may_begin``: a proof may go with the first request.
+    ``wait_s``, the caller's read time-out, bounds every wait: for a twin, the ledger, a chain or a
+    marketplace.  ``may_begin``: a proof may go with the first request.
     """
 
     method: str
@@ -81,6 +82,10 @@ class Call:
         """Whether a refusal of this call is handed back and not raised."""
         own = self.returns_refusals
         return payer.returns_refusals if own is None else own
+
+    def within(self, seconds: float) -> float:
+        """So many seconds, or as many as the caller waits for anything."""
+        return seconds if self.wait_s is None else min(seconds, self.wait_s)
 
     @property
     def by(self) -> object:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from x402_mask import _deal, _reasons
 from x402_mask._asking import ask_owner
@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     from x402_mask._wire import Challenge
 
 log = logging.getLogger("x402_mask")
+
+PREPARE_S: Final = 30.0
+"""How long a transfer waits for one that is before it, where its caller waits for longer."""
 
 
 def pay(
@@ -295,7 +298,7 @@ def _believed(deal: Deal, proof: Proof, told: str | None) -> Generator[Effect, A
     """Whether *paid* settles it: with an RPC, only what is seen on chain does."""
     if not deal.payer.chain_knows(deal.row.network):
         return True
-    return told is not None and (yield from seen(deal.payer, deal.row, proof, told))
+    return told is not None and (yield from seen(deal.payer, deal.call, deal.row, proof, told))
 
 
 # --- by a transfer, or by the owner ---------------------------------------------------------------
@@ -328,8 +331,9 @@ def _hold_transfer(deal: Deal) -> Generator[Effect, Any, None]:
         payment_id=row.id, network=str(row.network), asset=str(row.asset), payer=str(row.payer),
         pay_to=str(row.pay_to), amount=int(row.amount),
     )  # fmt: skip
+    wait_s = deal.call.within(PREPARE_S)
     while True:  # as long as others are first; `prepare` gives up in time
-        prepared = yield from consult(payer.desk().prepare, terms)
+        prepared = yield from consult(payer.desk(wait_s).prepare, terms, wait_s)
         if (yield from _store_transfer(deal, prepared)):
             return
 
@@ -348,7 +352,8 @@ def _store_transfer(deal: Deal, prepared: SignedTransfer) -> Generator[Effect, A
 def carry(deal: Deal, payment: MarketPayment | None) -> Generator[Effect, Any, Verdict]:
     """Bring the stored transaction to its end on chain, then wait for the token."""
     payer, row = deal.payer, deal.row
-    carried = yield from consult(payer.desk().carry, row.id, payer.poll_paid_s)
+    wait_s = deal.call.within(payer.poll_paid_s)
+    carried = yield from consult(payer.desk(deal.call.wait_s).carry, row.id, wait_s)
     if carried.state == "mined":
         deal.settled, deal.transaction, deal.note = True, carried.transaction, "seen on chain"
         return (yield from await_paid(deal, payment))

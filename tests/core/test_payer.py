@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from tests.core.hand import SHOP, Hand, answered, asked
 from tests.support.seller import PAYEE, USDC, offer
 from x402_mask import Asset, Cap, LedgerError, MemoryLedger, OfferRefused, Payer, Wallet
-from x402_mask._drive import perform
+from x402_mask._drive import Patience, perform
 from x402_mask._effects import Consult, Record, Sleep
 
 WALLET = Wallet.from_key("11" * 32)
@@ -191,7 +192,7 @@ def test_a_payer_is_a_context_and_closes_its_ledger() -> None:
 
 def test_the_blocking_performer() -> None:
     """What a sync client does with effects."""
-    assert perform(Record(lambda wait_s: wait_s)) == 5.0
+    assert perform(Record(lambda wait_s: wait_s)) == pytest.approx(5.0, abs=1)
     assert perform(Consult(max, (1, 2))) == 2
     assert perform(Sleep(0)) is None
 
@@ -204,6 +205,25 @@ def test_the_blocking_performer() -> None:
     for function in (later, Awaitable):
         with pytest.raises(TypeError, match="async client"):
             perform(Consult(function, ()))
+
+
+def test_patience_is_for_all_that_a_call_asks_of_the_ledger() -> None:
+    """From one wait for others to the next; who waited in vain waits no more, and still tries."""
+    patience, given = Patience(0.2), []
+
+    def record(wait_s: float) -> None:
+        given.append(wait_s)
+        time.sleep(wait_s)
+
+    for _ in range(3):
+        perform(Record(record), patience)
+    assert given[0] > 0.19 and given[1:] == [0.001, 0.001]
+    perform(Sleep(0), patience)
+    perform(Record(record), patience)
+    assert given[-1] > 0.19
+    for read_s, most in ((None, 5.0), (60.0, 5.0), (1.0, 1.0), (0.0, 0.001)):
+        perform(Record(given.append), Patience(read_s))
+        assert 0 < given[-1] <= most
 
 
 def test_a_memory_ledger_does_not_follow_a_fork() -> None:

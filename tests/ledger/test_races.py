@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.ledger.kit import (
+    DEAD,
     NOW,
     ROOT,
     SERVICE,
@@ -85,7 +86,7 @@ def test_whole_payments_from_many_threads_add_up(ledger: Ledger) -> None:
             ledger.hold(made.id, proof(), now_us=NOW)
             ledger.finish(made.id, end(move if move != "void" else "unknown"), now_us=NOW)
             if move == "void":
-                assert ledger.resolve(made.id, "void", transaction=None, note="", now_us=NOW)
+                assert ledger.resolve(made.id, "void", transaction=None, note="", now_us=DEAD)
 
     assert together(8, pay) == [None] * 8
     (spend,) = ledger.room(limits(cap), now_us=NOW)

@@ -160,6 +160,20 @@ def test_paid_and_no_token_comes(bazaar: Bazaar, way: str) -> None:
     assert_sound(buyer, bazaar)
 
 
+@pytest.mark.parametrize("way", ["x402-server402", "settle", "at-creation", "balance"])
+def test_it_is_polled_for_no_longer_than_its_caller_waits_for_anything(
+    bazaar: Bazaar, way: str
+) -> None:
+    """Its read time-out: ``poll_paid`` and ``poll_unpaid`` bound those who wait for longer."""
+    buyer = arranged(bazaar, way, "client", poll_paid=600, poll_unpaid=600)
+    bazaar.token_late = 10**6
+    begun = time.monotonic()
+    with pytest.raises(TokenFlowError) as caught:
+        call("client", buyer, bazaar.url(), timeout=1)
+    assert caught.value.at_risk is True
+    assert time.monotonic() - begun < 10, "with what asks and answers besides"
+
+
 @pytest.mark.parametrize("way", ["x402-server402", "settle", "at-creation"])
 @pytest.mark.parametrize("ends", [True, False])
 def test_paid_and_no_token_ever_comes(bazaar: Bazaar, way: str, ends: bool) -> None:

@@ -13,7 +13,7 @@ from x402_mask import _flow
 from x402_mask._body import DRAIN_S, READ_S, Gathered, body_digest, is_replayable
 from x402_mask._book import WAIT_S
 from x402_mask._caching import clock_in, uncached
-from x402_mask._drive import Abandoned, AsyncPerformer, perform
+from x402_mask._drive import Abandoned, AsyncPerformer, Patience, perform
 from x402_mask._effects import (
     PAYLOAD_BYTES_MAX,
     Ask,
@@ -77,7 +77,9 @@ class _Session:
         self.gathered: Gathered | None = None
         self.errand: httpx.Request | None = None
         self.cookies: httpx.Cookies | None = None
-        self.flow: Generator[Effect, Any, Verdict] = _flow.converse(self.payer, self._call())
+        call = self._call()
+        self.patience = Patience(call.wait_s)
+        self.flow: Generator[Effect, Any, Verdict] = _flow.converse(self.payer, call)
 
     def _call(self) -> Call:
         key, unpaid = _options(self.request.extensions.get("x402_mask"))
@@ -349,6 +351,7 @@ class SyncSession(_Session):
         self.payer.take_back(self.carrier, WAIT_S)
 
     def _pump(self, step: Callable[[], Effect]) -> httpx.Request | None:
+        self.patience.renew()
         try:
             effect = step()
             while not isinstance(effect, (Ask, Fetch)):
@@ -400,7 +403,7 @@ class SyncSession(_Session):
             return self.payload()
         effect = _deadline.shortened(effect)
         assert not isinstance(effect, (Ask, Fetch, ReadBody, Fingerprint, Payload))
-        return perform(effect)
+        return perform(effect, self.patience)
 
     def read(self, *, wanted: bool) -> bytes | None:
         """The 402's body, as far as the limit goes; the response can still be read in full.
@@ -460,7 +463,7 @@ class AsyncSession(_Session):
         self, layer: Layer, request: httpx.Request, carrier: Carrier | None = None
     ) -> None:
         super().__init__(layer, request, carrier)
-        self._performer = AsyncPerformer(inline=self.payer.ledger.inline)
+        self._performer = AsyncPerformer(inline=self.payer.ledger.inline, patience=self.patience)
 
     async def start(self) -> httpx.Request | None:
         """The first request to send."""
@@ -518,6 +521,7 @@ class AsyncSession(_Session):
         return super().throw(exc)
 
     async def _pump(self, step: Callable[[], Effect]) -> httpx.Request | None:
+        self.patience.renew()
         try:
             effect = step()
             while not isinstance(effect, (Ask, Fetch)):

@@ -17,7 +17,7 @@ from pydantic_core import to_jsonable_python
 
 from x402_mask import _flow, _json
 from x402_mask._carrier import Carrier
-from x402_mask._drive import Abandoned, AsyncPerformer, prepare
+from x402_mask._drive import Abandoned, AsyncPerformer, Patience, prepare
 from x402_mask._effects import (
     PAYLOAD_BYTES_MAX,
     Ask,
@@ -291,7 +291,8 @@ class _ToolCall:
         self._arguments = arguments
         self._send = send
         self._flow = _flow.converse(payer, call)
-        self._performer = AsyncPerformer(inline=payer.ledger.inline)
+        self._patience = Patience(call.wait_s)
+        self._performer = AsyncPerformer(inline=payer.ledger.inline, patience=self._patience)
         self._heard: Heard | None = None
         self._result: Result | None = None
         self._error: mcp.MCPError | None = None
@@ -350,6 +351,8 @@ class _ToolCall:
         return self._flow.throw(Abandoned() if isinstance(exc, GeneratorExit) else exc)
 
     async def _perform(self, effect: Effect) -> Any:
+        if isinstance(effect, Ask | Fetch):
+            self._patience.renew()
         if isinstance(effect, Ask):
             return await self._ask(effect.proof)
         if isinstance(effect, ReadBody):
