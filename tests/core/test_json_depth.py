@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -48,10 +50,43 @@ def test_brackets_in_text_do_not_count() -> None:
 
 @pytest.mark.parametrize("depth", [31, 32, 33, 64, 65])
 def test_the_limit_is_what_it_says(depth: int) -> None:
-    """Thirty-two levels below the top are read, no more."""
+    """Thirty-two levels are read, no more, whatever is in the last one."""
     text = "[" * depth + "]" * depth
-    if depth <= _json.DEPTH_MAX + 1:
+    if depth <= _json.DEPTH_MAX:
         _json.loads(text)
     else:
         with pytest.raises(_json.BadJSON):
             _json.loads(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join("[" * n + "]" * n for n in range(1, 250)),
+        "[" + ",".join(["[" * 30 + "]" * 30] * 1000) + "]",
+        "[" * 30 + "[]," * 20_000 + "[]" + "]" * 30,
+        '"' + "\\\\" * 30_000 + '"',
+    ],
+    ids=["ladder", "deep", "flat", "backslashes"],
+)
+def test_nesting_is_judged_in_one_pass(text: str) -> None:
+    """Sixty-four kilobytes of whatever shape: a millisecond, where one pass a level took sixty."""
+    taken = []
+    for _ in range(5):
+        begun = time.thread_time()
+        with suppress(_json.BadJSON):
+            _json._check_brackets(text, _json.DEPTH_MAX)
+        taken.append(time.thread_time() - begun)
+    assert min(taken) < 0.02
+
+
+@pytest.mark.parametrize("inside", [r"\"", r"\\", r"\\\"", r"\\\\", r"[\"[\\"])
+def test_only_what_is_outside_of_strings_nests(inside: str) -> None:
+    """However a string ends, what comes after it is read as what it is."""
+    for depth, fine in ((30, True), (32, False)):
+        text = f'["{inside}", ' + "[" * depth + "]" * depth + f', "{inside}"]'
+        if fine:
+            assert _json.loads(text)
+        else:
+            with pytest.raises(_json.BadJSON, match="deeply"):
+                _json.loads(text)
