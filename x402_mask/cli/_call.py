@@ -21,10 +21,11 @@ from x402_mask.cli._faults import (
     of_lost_answer,
     quote_document,
 )
+from x402_mask.cli._funds import funds
 from x402_mask.cli._paid import Paid, payment_of
 from x402_mask.cli._parse import parse
 from x402_mask.cli._session import Session, common, usd_option
-from x402_mask.cli._show import clean, facts, money, put, say, show, show_caps
+from x402_mask.cli._show import clean, facts, money, plain, put, say, show, show_caps
 from x402_mask.cli._unpack import ACCEPTED
 from x402_mask.errors import OriginRefused, PaymentRefused
 
@@ -283,12 +284,19 @@ def quote(session: Session, asked: Asked) -> int:
         with Client(payer, **asked.bounds) as client:
             response = _answer.bounded(_sent(session, client, asked))
         found = payer.quote(response)
+        asset = None if found is None else found.asset
+        balance = None if asset is None else funds(payer, asset)
     if found is None:
         return _no_price(session, response)
     if session.as_json:
-        put(quote_document(found))
+        known = None if balance is None else {"amount": balance.amount, "usd": plain(balance.usd)}
+        put({**quote_document(found), "balance": known})
     else:
         show(quote_table(found))
+        if balance is not None:
+            poor = balance.lacks(found.usd)
+            short = f", too little: {found.payer} needs more" if poor else ""
+            say(f"the wallet has {balance.line}{short}", style="red" if poor else "")
         if found.caps:
             show_caps(found.caps, "caps that apply, before this payment")
         if found.refusal is not None:

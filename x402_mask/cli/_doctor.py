@@ -15,8 +15,10 @@ import httpx
 from x402_mask import _config
 from x402_mask._clients import around
 from x402_mask._exact import SKEW_IGNORED_S, SKEW_MAX_S
+from x402_mask._reasons import network_told
 from x402_mask.cli._answer import bounded, told
 from x402_mask.cli._faults import DONE, FAILED, Failure
+from x402_mask.cli._funds import all_funds
 from x402_mask.cli._owner import full_lines, place_of, stop_lines, stops_of
 from x402_mask.cli._parse import parse
 from x402_mask.cli._session import Session, common
@@ -106,6 +108,7 @@ def _checks(session: Session) -> Iterator[Check]:
         yield from _origin_checks(origin)
     if "origins" in settings.values and "caps" in settings.values:
         yield _price_check(session)
+        yield from _balance_checks(session)
 
 
 # --- settings and wallet --------------------------------------------------------------------------
@@ -272,6 +275,25 @@ def _rpc_check(network: str, url: str) -> Check:
     if f"eip155:{found}" != network:
         return _fail(name, f"{host} serves eip155:{found}", "no payment can be proven there")
     return _ok(name, f"{host} serves it")
+
+
+def _balance_checks(session: Session) -> Iterator[Check]:
+    """What there is to pay with, where an RPC can be asked."""
+    try:
+        with session.payer() as payer:
+            for found in all_funds(payer):
+                if found.usd is None:
+                    yield _warn("balance", found.line)
+                elif found.lacks(None):
+                    where = network_told(found.asset.network)
+                    yield _warn(
+                        "balance", f"{payer.address} has {found.line}",
+                        f"send it {found.asset.name} on {where} to pay with",
+                    )  # fmt: skip
+                else:
+                    yield _ok("balance", f"{payer.address} has {found.line}")
+    except Failure as exc:
+        yield _fail("balance", str(exc))
 
 
 # --- origins --------------------------------------------------------------------------------------

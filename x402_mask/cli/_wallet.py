@@ -13,6 +13,7 @@ import click
 
 from x402_mask import _config
 from x402_mask.cli._faults import USAGE, Failure
+from x402_mask.cli._funds import needed, what_to_fund
 from x402_mask.cli._session import PASSWORD, Session, ask_password, common, default_keystore
 from x402_mask.cli._show import facts, put, say, show
 
@@ -175,10 +176,15 @@ def _copy(session: Session, keystore: Path, target: Path) -> None:
 
 
 def _made(session: Session, address: str, target: Path) -> None:
-    _tell(session, {"address": address, "keystore": str(target)}, "wallet")
+    told: dict[str, Any] = {"address": address, "keystore": str(target)}
+    assets = needed(session)
     if session.as_json:
+        fund = [{"network": a.network, "asset": a.address, "name": a.name} for a in assets]
+        put({**told, "fund": fund})
         return
+    _tell(session, told, "wallet")
     found = target == default_keystore()
     say("x402-mask finds it there; Python code and agents do with:" if found else "use it with:")
     say(f"export X402_MASK_KEYSTORE={shlex.quote(str(target.absolute()))}")
-    say(f"send it a little USDC on Base; keep {target.name} and its password: both are needed")
+    say(what_to_fund(assets))
+    say(f"keep {target.name} and its password: both are needed")
