@@ -217,7 +217,8 @@ class _Replay:
         row: dict[str, Any] = dict.fromkeys(_COMPARED)
         row |= {name: data[name] for name in _FIXED}
         row |= {"at": at, "updated": at, "state": "reserved", "delivered": 0, "seen": 0, "note": ""}
-        row["also"] = _json.dumps(data["also"]) if data.get("also") else None
+        others = sorted(keys_of(data["service"], data.get("also", ())) - {data["service"]})
+        row["also"] = _json.dumps(others) if others else None
         self.payments[payment] = row
         payee, service = data["pay_to"], data["service"]
         if data.get("payee") in ("first", "other"):

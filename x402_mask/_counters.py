@@ -47,10 +47,9 @@ _SUMS: Final = (
 
 
 _COUNTS_FOR: Final = (
-    "(service=? OR (also IS NULL AND lower(service)=?)"
-    """ OR replace(replace(also, '["', ',"'), ?, '')<>replace(also, '["', ',"'))"""
+    """(service=? OR replace(replace(also, '["', ',"'), ?, '')<>replace(also, '["', ',"'))"""
 )
-"""Whether a payment counts for a key; older programs did not write down what it *also* is.
+"""Whether a payment counts for a key.
 
 In a JSON list a name begins after ``["`` or ``,"``, and nothing else looks so: within a name a
 quotation mark comes after a backslash.
@@ -174,9 +173,9 @@ def backfill(db: Db, scope: str, unit: str) -> None:
     )
 
 
-def _named(key: str) -> tuple[str, str, str]:
+def _named(key: str) -> tuple[str, str]:
     """The parameters of :data:`_COUNTS_FOR`."""
-    return key, key, f",{_json.dumps(key)}"
+    return key, f",{_json.dumps(key)}"
 
 
 def unnamed(db: Db, limits: Iterable[Limit]) -> list[Limit]:

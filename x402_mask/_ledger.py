@@ -644,14 +644,14 @@ class Ledger(TokenBook, TransferBook, DenialBook):
         columns = {
             "id": want.id, "at": want.at, "updated": want.at, "flight": self._me(),
             "state": "reserved" if proof is None else "held", **fixed,
-            "also": _json.dumps(want.also) if want.also else None,
+            "also": _json.dumps(want.others) if want.others else None,
             **(_NO_PROOF if proof is None else self._stored(proof, want.id)),
         }  # fmt: skip
         names, marks = ", ".join(columns), ", ".join("?" * len(columns))
         sql = f"INSERT INTO payments ({names}) VALUES ({marks})"  # noqa: S608
         db.run(sql, *columns.values())
         after = {name: used + want.micro for name, used in before.items()}
-        also = {"also": want.also} if want.also else {}
+        also = {"also": want.others} if want.others else {}
         record = {**want.detail, **fixed, **also, "caps_before": before, "caps_after": after}
         record["payee"] = payee
         self._write(db, want.at, want.id, "reserved", record)

@@ -218,6 +218,11 @@ class Reservation:
         """The keys of every service whose caps it must fit."""
         return keys_of(self.service, self.also)
 
+    @property
+    def others(self) -> list[str]:
+        """Those that the name of its service does not say: what is written down."""
+        return sorted(self.keys - {self.service})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reserved:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING, Final
 
+from x402_mask import _json
 from x402_mask._services import service_key
 from x402_mask._tokenbook import MARKET_TABLES
 from x402_mask._transfers import TRANSFER_TABLES
@@ -82,6 +83,7 @@ def make_tables(db: Db, tables: str, columns: Callable[[str], set[str]]) -> None
         columns: tells the names of a table's columns; none where there is no such table.
     """
     pins = _take_payees(db) if _is_old(columns("payees")) else []
+    spelled = "also" not in columns("payments")
     for table, name, kind in _ADDED:
         there = columns(table)
         if there and name not in there:
@@ -89,7 +91,8 @@ def make_tables(db: Db, tables: str, columns: Callable[[str], set[str]]) -> None
     for statement in tables.split(";"):
         if statement.strip():
             db.run(statement)
-    _forget_spellings(db)
+    if spelled:
+        _join_spellings(db)
     for pin in pins:  # they hold at every origin, as they did
         sql = "INSERT INTO payees (origin, service, payee, trusted, at) VALUES ('', ?, ?, ?, ?)"
         db.run(sql, *pin)
@@ -111,15 +114,24 @@ def _take_payees(db: Db) -> list[tuple[object, ...]]:
     return [(*pin, *rest) for pin, rest in pins.items()]
 
 
-def _forget_spellings(db: Db) -> None:
-    """Counters of an older program that kept one for each spelling of a name: begun again.
+def _join_spellings(db: Db) -> None:
+    """Let payments that an older program knew by several spellings of a service count together.
 
-    A cap starts the counter of its key from the payments, when it is next asked for.
+    Their counters are begun again: a cap starts that of its key when it is next asked for.
     """
-    for table in ("meters", "counters"):
-        for (scope,) in db.all(f"SELECT DISTINCT scope FROM {table}"):  # noqa: S608
-            if scope != service_key(scope):
-                db.run(f"DELETE FROM {table} WHERE scope=?", scope)  # noqa: S608
+    odd = {
+        service: service_key(service)
+        for (service,) in db.all("SELECT DISTINCT service FROM payments")
+        if service != service_key(service)
+    }
+    for service, key in odd.items():
+        db.run("UPDATE payments SET also=? WHERE service=?", _json.dumps([key]), service)
+    scopes = {scope for (scope,) in db.all("SELECT DISTINCT scope FROM counters")}
+    scopes |= {scope for (scope,) in db.all("SELECT DISTINCT scope FROM meters")}
+    for scope in scopes:
+        if scope != service_key(scope) or scope in odd.values():
+            db.run("DELETE FROM meters WHERE scope=?", scope)
+            db.run("DELETE FROM counters WHERE scope=?", scope)
 
 
 def newer_schema(name: str, version: object) -> LedgerError:

@@ -209,7 +209,7 @@ def row_of(want: Reservation) -> Row:
         asset=want.asset, network=want.network, payer=want.payer, pay_to=want.pay_to,
         operation=want.operation, delivered=0, flight=None, nonce=None, valid_before=None,
         header=None, proof=None, proof_digest=None, outcome=None, trans=None, seen=0, note="",
-        also=_json.dumps(want.also) if want.also else None,
+        also=_json.dumps(want.others) if want.others else None,
     )  # fmt: skip
 
 

@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from x402_mask import Cap
+from tests.core.hand import SHOP, Hand
+from x402_mask import Cap, CapExceeded
 from x402_mask._counters import over_cap
 from x402_mask._models import Spend
 from x402_mask._services import Services, service_key, tool_url
 from x402_mask._spelling import readings
+from x402_mask._terms import Trip
 from x402_mask._windows import applying, compile_caps, named
 
 HOST = "https://shop.example"
@@ -107,6 +109,16 @@ def test_names_in_a_cap_are_read_the_same_way(name: str) -> None:
     (limit,) = compile_caps([Cap(1, per="day", service=name)], SERVICES.canonical)
     assert applying([limit], "mask-refinement") == (limit,)
     assert not named([limit], "mask-refinement")
+
+
+def test_a_call_of_a_tool_counts_for_the_service_that_its_name_may_be() -> None:
+    """Also where the name is no id, so that the call is one to the server itself."""
+    cap = Cap("0.0001", per="call", service="mask-refinement")
+    hand = Hand(options={"caps": [Cap(1, per="day"), cap]})
+    for tool in ("mask_refinement ", "Mask_Refinement;v=1", " aliyun_imageseg_refine_mask"):
+        url = tool_url(SHOP, tool)
+        with pytest.raises(CapExceeded):
+            hand.call(url=url, trip=Trip(origin=SHOP, url=url, tool=tool))
 
 
 # --- any spelling -----------------------------------------------------------------------------------

@@ -109,19 +109,30 @@ def test_a_ledger_of_an_older_schema_is_migrated(shared: Store, version: int) ->
     assert len(shared.again().payments()) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("Resize", "resize"), ("resize.", "resize"), ("Größe", "grösse"),
+     ("Aliyun-ImageSeg-Refine-Mask", "mask-refinement")],
+)  # fmt: skip
 @pytest.mark.parametrize("version", OLDER)
-def test_a_cap_in_another_spelling_counts_on_after_a_migration(shared: Store, version: int) -> None:
+def test_a_cap_in_another_spelling_counts_on_after_a_migration(
+    shared: Store, version: int, name: str, key: str
+) -> None:
     """An older program kept a counter for each spelling of a name, and none counts less now."""
-    cap = Cap(1, per="day", service="Resize")
-    reserved(shared.ledger, WIDE, service="Resize")
-    shared.ledger.close()
+    plain, spelled = Cap(1, per="day", service=key), Cap(1, per="day", service=name)
+    for service in (name, key):
+        reserved(shared.ledger, WIDE, service=service)
     as_before(shared, version)
-    shared.sql("INSERT INTO meters VALUES ('Resize', 'day')")
-    shared.sql(f"INSERT INTO counters VALUES ('Resize', 'day', {NOW // DAY}, 0, 1000)")
+    for scope in (name, key):
+        shared.sql(f"INSERT INTO meters VALUES ('{scope}', 'day')")
+        shared.sql(f"INSERT INTO counters VALUES ('{scope}', 'day', {NOW // DAY}, 0, 1000)")
     ledger = shared.again()
-    assert used(ledger, cap) == 1000
-    reserved(ledger, WIDE, cap, service="resize")
-    assert used(ledger, cap) == 2000
+    assert used(ledger, plain) == used(ledger, spelled) == 2000
+    reserved(ledger, WIDE, plain, service=key)
+    reserved(ledger, WIDE, spelled, service=name)
+    assert used(ledger, plain) == used(ledger, spelled) == 4000
+    ledger.close()
+    assert used(shared.again(), Cap(1, per="month", service=key)) == 4000
     assert verify(ledger).problems == []
 
 
