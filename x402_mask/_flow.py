@@ -77,6 +77,7 @@ from x402_mask._wire import (
 from x402_mask.errors import (
     ApprovalDenied,
     BodyNotReplayable,
+    CapExceeded,
     InputRefused,
     LedgerError,
     OfferRefused,
@@ -89,6 +90,7 @@ from x402_mask.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
+    from decimal import Decimal
 
     from x402_mask._effects import Effect
     from x402_mask._models import Route, Spend
@@ -716,22 +718,34 @@ def _note_refusal(
         origin = origin_of(reply.url)
     except ValueError:  # an auth flow may lead anywhere
         origin = shown(reply.url)
+    service = payer.services.name(call.trip.url)
     detail = {
         "reason": refusal.reason,
         "message": shown(refusal, 300),
         "origin": origin,
+        "method": call.method,
         "path": path_of(reply.url)[:200],
     }
-    payer.emit("refused", detail=detail)
+    payer.emit(
+        "refused", Asked(call.method, origin, service), payment_id=refusal.payment_id,
+        usd=_asked_usd(refusal), detail=detail,
+    )  # fmt: skip
     now_us, payee = payer.now_us(), None
     if isinstance(refusal, OfferRefused) and refusal.pay_to is not None:
-        payee = (call.trip.origin, payer.services.name(call.trip.url), refusal.pay_to)
+        payee = (call.trip.origin, service, refusal.pay_to)
     try:
         yield from record(
             lambda wait_s: payer.ledger.note_refusal(detail, payee, now_us=now_us, wait_s=wait_s)
         )
     except LedgerError as exc:
         log.warning("a refusal could not be recorded: %s", exc)
+
+
+def _asked_usd(refusal: PaymentRefused) -> Decimal | None:
+    """What was asked, where that much was known."""
+    if isinstance(refusal, CapExceeded):
+        return refusal.wanted
+    return None if refusal.quote is None else refusal.quote.usd
 
 
 # --- quoting --------------------------------------------------------------------------------------

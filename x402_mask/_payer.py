@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, cast, get_args
 
 from x402_mask._builtin import is_built_in, schemas_for
 from x402_mask._given import can_be_sent
+from x402_mask._journal import tell
 from x402_mask._models import Asset, Cap, Event, State
 from x402_mask._policy import Policy
 from x402_mask._preempt import HeldTokens, Memory
@@ -364,14 +365,13 @@ class Payer:
         detail: Mapping[str, Any] | None = None,
     ) -> None:
         """Log an event and show it to the observer, whose failures change nothing."""
-        service, origin = getattr(about, "service", ""), getattr(about, "origin", "")
-        log.debug("%s %s %s %s", kind, service, payment_id or "", detail or "")
+        event = Event(
+            kind=kind, service=getattr(about, "service", ""), origin=getattr(about, "origin", ""),
+            payment_id=payment_id, usd=usd, detail=detail or {},
+        )  # fmt: skip
+        tell(event)
         if self._on_event is None:
             return
-        event = Event(
-            kind=kind, service=service, origin=origin, payment_id=payment_id, usd=usd,
-            detail=detail or {},
-        )  # fmt: skip
         try:
             returned = self._on_event(event)
             if isawaitable(returned):  # which only calling could tell

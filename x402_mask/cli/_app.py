@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import os
 import re
 import sys
@@ -65,9 +67,22 @@ for _command in (
     app.add_command(_command)
 
 
+class _Warnings(logging.Handler):
+    """The library's warnings on stderr, but for those of money: a command says those itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.module != "_journal":
+            with contextlib.suppress(OSError):
+                sys.stderr.write(self.format(record) + "\n")
+
+
+_warnings = _Warnings(logging.WARNING)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; nothing escapes."""
     session = Session()
+    logging.getLogger("x402_mask").addHandler(_warnings)  # once, however often
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="x402_mask.ascii")  # registered by _show

@@ -1,0 +1,43 @@
+"""The lines that the logger ``x402_mask`` has of money: INFO what was paid, WARNING what is open.
+
+A seller's words stand in them shortened and on one line, and nothing secret does.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from x402_mask._wire import shown
+
+if TYPE_CHECKING:
+    from x402_mask._models import Event
+
+log = logging.getLogger("x402_mask")
+
+_NOTE_MAX = 200
+_PAID = {
+    "settled": "paid $%s for %s at %s (%s)",
+}
+_OPEN = {
+    "held": "$%s for %s at %s stay held (%s), as the outcome is not known: %s",
+    "rejected": "$%s for %s at %s stay held (%s), though the seller rejected the payment: %s",
+}
+_FOUND = {
+    "settled": "what was held for %s at %s is paid (%s): %s",
+    "void": "what was held for %s at %s was not paid, and is free again (%s): %s",
+}
+
+
+def tell(event: Event) -> None:
+    """Log *event*: every one at DEBUG, and those that people want to know of so that they do."""
+    kind, told, about = event.kind, event.detail, (event.service, event.origin, event.payment_id)
+    note = shown(told.get("note") or "no more is known", _NOTE_MAX)
+    if kind in _PAID:
+        log.info(_PAID[kind], event.usd, *about)
+    elif kind in _OPEN:
+        log.warning(_OPEN[kind], event.usd, *about, note)
+    elif kind == "reconciled" and told.get("state") in _FOUND:
+        log.info(_FOUND[told["state"]], *about, note)
+    else:
+        log.debug("%s %s %s %s", kind, event.service, event.payment_id or "", dict(told) or "")
