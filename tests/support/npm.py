@@ -65,7 +65,7 @@ def packages(wanted: Literal["chain", "sellers"]) -> Path:
         return modules
     CACHE.mkdir(parents=True, exist_ok=True)
     (CACHE.parent / ".gitignore").write_text("*\n")
-    with _locked(CACHE / f"{wanted}.lock"):
+    with locked(CACHE / f"{wanted}.lock"):
         if not modules.is_dir():
             try:
                 _install(manifest, home, wanted)
@@ -101,7 +101,7 @@ def _install(manifest: bytes, home: Path, wanted: str) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     with path.open("w") as handle:
         deadline = time.monotonic() + INSTALL_S + 30
         while True:
