@@ -23,7 +23,7 @@ class Seller:
     def __init__(self) -> None:
         self.amount = "200000"
         self.pay_to = "0x209693Bc6afc0C5328bA36FaF03C514EF312287C"
-        self.refuse_proofs = False
+        self.refuse_proofs = self.fails = False
         self.requests: list[bool] = []
         self.free: set[str] = set()
         self.nonces: set[str] = set()
@@ -38,6 +38,8 @@ class Seller:
             return httpx.Response(200, json={"ok": True})
         if proof is None or self.refuse_proofs:
             return httpx.Response(402, json={"accepts": [self.offer()], "error": "pay"})
+        if self.fails:
+            return httpx.Response(500)
         return httpx.Response(200, json={"ok": True}, headers=self.settled())
 
     def offer(self) -> dict[str, Any]:
@@ -92,6 +94,19 @@ def test_the_second_call_takes_one_round_trip() -> None:
     assert receipt is not None and receipt.outcome == "settled"
     assert len(world.seller.nonces) == 2
     assert str(world.payer.spend()[0].settled) == "0.40"
+
+
+def test_what_has_expired_by_our_clock_alone_is_asked_first() -> None:
+    """Whether it is dead is for the seller's clock to say as well, and only a 402 has that."""
+    world = World()
+    world.call("a")
+    world.seller.fails = True
+    assert world.call("b").status_code == 500
+    assert world.seller.requests == [True]
+    world.seller.fails = False
+    world.clock.now += 200
+    assert world.call("b").status_code == 200
+    assert world.seller.requests == [False, True]
 
 
 def test_off_by_default() -> None:

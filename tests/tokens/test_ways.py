@@ -12,7 +12,8 @@ import pytest
 from tests.support.seller import PAYEE, TRANSACTION, USDC
 from tests.tokens.bazaar import FORMS, GOODS, PRICE, SERVICE, Bazaar, nothing, once, saying
 from tests.tokens.shop import COLOURS, USD, WALLET, assert_sound, call, counted, payer, states
-from x402_mask import Payer, TokenFlowError, receipt_of
+from x402_mask import Cap, Payer, PaymentRefused, TokenFlowError, receipt_of
+from x402_mask._chain import Settled, Unknown
 
 SETTLED = ("token", USD, "settled")
 
@@ -243,6 +244,66 @@ def test_what_the_marketplace_calls_over_is_over(bazaar: Bazaar, way: str) -> No
     late[0] = 340
     assert call("client", buyer, bazaar.url()).status_code == 200
     assert len(bazaar.moved) == 2 and counted(buyer) == 2 * USD
+
+
+class ToldChain:
+    """A chain that says what it is told to; no endpoint is asked."""
+
+    networks = frozenset({"eip155:8453"})
+
+    def __init__(self, said: Any) -> None:
+        self.said = said
+
+    def evidence(self, _authorization: Any) -> Any:
+        return self.said
+
+    def seen(self, _authorization: Any, **_: Any) -> Unknown:
+        return Unknown(reason="not yet")
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def asking(bazaar: Bazaar, late: list[float], said: Any) -> Payer:
+    """A buyer who was left without a token, and asks this chain once its proof has expired."""
+    buyer = arranged(
+        bazaar, "x402-server402", "client", clock=lambda: time.time() + late[0],
+        rpc={"eip155:8453": "http://127.0.0.1:1"}, caps=[Cap(10, per="total")],
+    )  # fmt: skip
+    buyer.poll_paid_s = buyer.poll_unpaid_s = 0.05
+    buyer._chain = ToldChain(said)  # type: ignore[assignment]
+    bazaar.token_late = 10**6
+    with pytest.raises(TokenFlowError):
+        call("client", buyer, bazaar.url())
+    return buyer
+
+
+def test_what_the_chain_proves_paid_buys_no_second_token_by_itself(bazaar: Bazaar) -> None:
+    """For a day from when that was first said, if there is no key; with one it never does."""
+    late, moved = [0.0], "0x" + "ab" * 32
+    buyer = asking(bazaar, late, Settled(transaction=moved, block=1, amount=PRICE))
+    for late[0] in (700, 20 * 3600):
+        with pytest.raises(PaymentRefused) as caught:
+            call("client", buyer, bazaar.url())
+        (payment,) = buyer.payments()
+        assert caught.value.reason == "paid_before" and not caught.value.at_risk
+        assert caught.value.payment_id == payment.payment_id
+        assert (payment.state, payment.transaction) == ("settled", moved)
+    bazaar.token_late, late[0] = 0, 700 + 25 * 3600
+    assert call("client", buyer, bazaar.url()).status_code == 200
+    assert_sound(buyer, bazaar)
+
+
+def test_a_purchase_whose_proof_the_chain_has_alive_shows_it_again(bazaar: Bazaar) -> None:
+    """By the time of its own blocks: those lag, and it could still be settled."""
+    late = [0.0]
+    buyer = asking(bazaar, late, Unknown(reason="not expired yet", past=False))
+    late[0] = 700
+    for _ in range(2):
+        with pytest.raises(TokenFlowError):
+            call("client", buyer, bazaar.url())
+    assert len(bazaar.authorizations()) == 1 and len(buyer.payments()) == 1
+    assert_sound(buyer, bazaar)
 
 
 def _at(seconds: float) -> str:
