@@ -21,6 +21,7 @@ from x402_mask import _counters, _json, _payees, _sums
 from x402_mask._book import NOTHING_ELSE, WAIT_S
 from x402_mask._carrier import Carrier
 from x402_mask._clocks import Clocks
+from x402_mask._damage import foreign, whole
 from x402_mask._denials import DenialBook
 from x402_mask._models import Payment
 from x402_mask._money import usd
@@ -202,7 +203,7 @@ class Ledger(TokenBook, TransferBook, DenialBook):
             payee = _payees.check(db, want)
             meters = self._running(db, want)
             before = self._check_caps(db, want)
-            proof = None if prove is None else prove()
+            proof = None if prove is None else foreign(prove)
             _counters.count(db, meters, want.at, 0, want.micro)
             self._insert(db, want, before, proof, payee)
         return Reserved(new_payee=payee == "other", proof=proof)
@@ -416,7 +417,7 @@ class Ledger(TokenBook, TransferBook, DenialBook):
         sql = f"SELECT {COLUMNS} FROM payments{where} ORDER BY seq DESC LIMIT ?"  # noqa: S608
         with self._transaction(wait_s, write=False) as db:
             known: dict[str, bool] = {}
-            return [self._payment(db, Row(*r), known) for r in db.all(sql, *params, limit)]
+            return [self._payment(db, Row.read(r), known) for r in db.all(sql, *params, limit)]
 
     def unresolved(self, networks: Iterable[str], *, wait_s: float = WAIT_S) -> list[Row]:
         """Held payments, and settlements on *networks* that no chain confirmed; oldest first."""
@@ -430,7 +431,7 @@ class Ledger(TokenBook, TransferBook, DenialBook):
             f"{settled if chains else ''} ORDER BY seq"
         )
         with self._transaction(wait_s, write=False) as db:
-            return [Row._make(r) for r in db.all(sql, *chains)]
+            return [Row.read(r) for r in db.all(sql, *chains)]
 
     def sweep(self, *, now_us: int, wait_s: float = WAIT_S) -> list[str]:
         """Release reservations of processes that died before their proof was stored."""
@@ -477,7 +478,8 @@ class Ledger(TokenBook, TransferBook, DenialBook):
     def breakers(self, *, now_us: int, wait_s: float = WAIT_S) -> dict[str, int]:
         """Origins whose breaker is open, and until when (microseconds)."""
         with self._transaction(wait_s, write=False) as db:
-            return dict(db.all("SELECT origin, until FROM breakers WHERE until > ?", now_us))
+            found = db.all("SELECT origin, until FROM breakers WHERE until > ?", now_us)
+            return {str(origin): whole(until) for origin, until in found}
 
     def history(self, *, wait_s: float = WAIT_S) -> list[dict[str, Any]]:
         """The append-only history, oldest first."""
@@ -534,7 +536,7 @@ class Ledger(TokenBook, TransferBook, DenialBook):
             f"SELECT {COLUMNS} FROM payments WHERE operation=? AND delivered=0"  # noqa: S608
             " AND state IN ('reserved','held','settled') ORDER BY seq DESC LIMIT 256"
         )
-        return [Row._make(r) for r in db.all(sql, operation)]
+        return [Row.read(r) for r in db.all(sql, operation)]
 
     def _clocks(self, db: Db, now_us: int, seller_us: int | None = None) -> Clocks:
         return Clocks(now_us, seller_us, partial(self._database_us, db))
@@ -614,7 +616,7 @@ class Ledger(TokenBook, TransferBook, DenialBook):
         sql = "SELECT DISTINCT flight FROM payments WHERE state='reserved' AND flight IS NOT NULL"
         owners = [owner for (owner,) in db.all(sql) if not self._is_other(db, owner)]
         sql = f"SELECT {COLUMNS} FROM payments WHERE state='reserved' AND flight=?"  # noqa: S608
-        rows = [Row._make(found) for owner in owners for found in db.all(sql, owner)]
+        rows = [Row.read(found) for owner in owners for found in db.all(sql, owner)]
         idle = [row for row in rows if not self._is_carried(row.id)]
         dead = [row for row in idle if row.route != "token" or not self._is_purchase(db, row.id)]
         for row in dead:
@@ -836,7 +838,7 @@ class Ledger(TokenBook, TransferBook, DenialBook):
 
     def _find(self, db: Db, payment_id: str) -> Row | None:
         found = db.one(f"SELECT {COLUMNS} FROM payments WHERE id=?", payment_id)  # noqa: S608
-        return None if found is None else Row._make(found)
+        return None if found is None else Row.read(found)
 
     def _payment(self, db: Db, row: Row, known: dict[str, bool]) -> Payment:
         return Payment(

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from x402_mask import _json, _sums
+from x402_mask._damage import damage_said
 from x402_mask._head import HeadFile, Mark
 from x402_mask._schema import meta
 from x402_mask.errors import LedgerError
@@ -173,7 +174,8 @@ class Past:
         """
         self.wrong = None
         try:
-            return _sums.check(db, key)
+            with damage_said():
+                return _sums.check(db, key)
         except LedgerError as exc:
             self.wrong = str(exc)
             if not self.lenient:

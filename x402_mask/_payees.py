@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from x402_mask._damage import Misuse
 from x402_mask._services import service_key
 from x402_mask.errors import OfferRefused
 
@@ -111,12 +112,16 @@ def every(db: Db) -> list[tuple[str, str, str, bool]]:
     return [(o, s, p, bool(t)) for o, s, p, t in db.all(sql)]
 
 
+class NoOrigin(Misuse, ValueError):  # a ValueError to whoever asked
+    """It does not go without saying which origin is meant."""
+
+
 def _changed(db: Db, key: str, service: str) -> str:
     sql = "SELECT DISTINCT origin FROM payees WHERE service=? AND trusted=0 AND origin<>?"
     found = sorted(origin for (origin,) in db.all(sql, key, EVERYWHERE))
     if len(found) != 1:
         several = f"several origins have one: {', '.join(found)}" if found else "no origin has one"
-        raise ValueError(f"whose change of payee of {service}? name the origin ({several})")
+        raise NoOrigin(f"whose change of payee of {service}? name the origin ({several})")
     return str(found[0])
 
 

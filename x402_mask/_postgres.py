@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, NoReturn
 
 from x402_mask import _sums
 from x402_mask._book import WAIT_S
+from x402_mask._damage import damage_said
 from x402_mask._head import HeadFile
 from x402_mask._lease import boot_id, is_alive, new_owner
 from x402_mask._ledger import Ledger, contended, owned, reentered
@@ -161,7 +162,8 @@ class PostgresLedger(Ledger):
             with self._pool.connection(deadline, wait_s, opening) as raw:
                 try:
                     db = _pg.Db(raw)
-                    yield db
+                    with damage_said():
+                        yield db
                     _sums.all_written(db)
                     if write:
                         self._commit(raw, wait_s)

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, get_args
 
 from x402_mask import _json
 from x402_mask._clocks import DAY_US, dead_at
+from x402_mask._damage import damaged
+from x402_mask._models import Route
 from x402_mask._windows import as_datetime, keys_of
 from x402_mask.errors import PaymentRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from x402_mask._clocks import Clock, Clocks
-    from x402_mask._models import Outcome, Route, State
+    from x402_mask._models import Outcome, State
     from x402_mask._windows import Limit
 
 MOVES: Final[Mapping[str, frozenset[str]]] = {
@@ -108,6 +110,22 @@ class Row(NamedTuple):
     again: int | None = None
     reason: str | None = None
 
+    @classmethod
+    def read(cls, found: Sequence[Any]) -> Row:
+        """The row that a query *found*, of which everything is what its name says.
+
+        Raises:
+            LedgerError: it is not, so that no ledger wrote it.
+        """
+        row = cls._make(found)
+        for name, value, types in zip(cls._fields, found, _TYPES_OF_ROW, strict=True):
+            if type(value) not in types:
+                raise damaged(TypeError(f"payment {row.id!r:.60} has {name} {value!r:.60}"))
+        if row.state not in MOVES or row.route not in _ROUTES or row.micro < 0:
+            told = f"payment {row.id!r:.60} is {row.state!r:.20}, {row.route!r:.20}, {row.micro}"
+            raise damaged(ValueError(told))
+        return row
+
     @property
     def others(self) -> tuple[str, ...]:
         """The keys of services besides its own that it counts for."""
@@ -137,6 +155,17 @@ class Row(NamedTuple):
         if self.delivered or self.state != "settled" or not self.seen:
             return False
         return keyed or self.again is None or clocks.slowest <= self.again + DAY_US
+
+
+_KINDS: Final[Mapping[str, tuple[type, ...]]] = {
+    "str": (str,), "State": (str,), "Route": (str,), "int": (int,),
+    "str | None": (str, type(None)), "Outcome | None": (str, type(None)),
+    "int | None": (int, type(None)), "bytes | None": (bytes, type(None)),
+}  # fmt: skip
+_TYPES_OF_ROW: Final = tuple(
+    _KINDS[str(getattr(noted, "__forward_arg__", noted))] for noted in Row.__annotations__.values()
+)
+_ROUTES: Final = get_args(Route)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

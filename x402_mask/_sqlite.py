@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from x402_mask import _checkpoints, _sums
 from x402_mask._book import WAIT_S
 from x402_mask._busy import begun, insist, pause
+from x402_mask._damage import damage_said
 from x402_mask._given import fixed
 from x402_mask._head import HeadFile
 from x402_mask._lease import is_alive, new_owner
@@ -122,7 +123,8 @@ class _SQL(Ledger):
             self._db = db
             try:
                 self._begin(db, deadline, wait_s, write=write, durable=durable)
-                yield db
+                with damage_said():
+                    yield db
                 _sums.all_written(db)
                 self._commit(db, write=write, durable=durable)
             except BaseException:
