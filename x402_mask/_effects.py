@@ -23,7 +23,8 @@ class Reply:
     """Status and the few headers of a response that the conversation looks at.
 
     ``url`` is where the response came from; ``date`` the ``Date`` header in Unix seconds;
-    ``direct`` is false where plain http came from somebody else than the origin: a proxy.
+    ``direct`` is false where plain http came from somebody else than the origin: a proxy;
+    ``length`` is that of the body, in bytes, of a 402 that says so.
     """
 
     status: int
@@ -31,6 +32,7 @@ class Reply:
     headers: Mapping[str, Sequence[str]]
     date: float | None = None
     direct: bool = True
+    length: int | None = None
 
     @property
     def delivered(self) -> bool:

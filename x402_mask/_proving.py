@@ -176,12 +176,14 @@ def warn_of_error(row: Row, reply: Reply) -> None:
 def why_refused(row: Row, reply: Reply) -> Generator[Effect, Any, str | None]:
     """Why the seller refused the proof; it may be in the body of another 402, which stays readable.
 
-    Other errors are the service's own affair, unless a header speaks of the payment.
+    Other errors are the service's own affair, unless a header speaks of the payment; and a body
+    that may be long, or is still being made, is the caller's to read.
     """
     if reply.delivered:
         return None
     said = _reasons.in_headers(reply.headers)
-    if said is None and reply.status == 402:
+    short = reply.length is not None and reply.length <= _reasons.BODY_BYTES_MAX
+    if said is None and reply.status == 402 and short:
         said = _reasons.in_body((yield from read_body(wanted=False)))
     return None if said is None else _reasons.explained(said, row)
 

@@ -47,7 +47,7 @@ _NO_REASON: Final = re.compile(
     r"(payment|(x-payment|payment-signature) header is) required[.!]?", re.IGNORECASE
 )
 """What every challenge says, whether a proof came or not."""
-_BODY_BYTES_MAX: Final = 16 * 1024
+BODY_BYTES_MAX: Final = 16 * 1024
 
 
 def in_headers(headers: Mapping[str, Sequence[str]]) -> str | None:
@@ -61,7 +61,7 @@ def in_headers(headers: Mapping[str, Sequence[str]]) -> str | None:
 
 def in_body(body: bytes | None) -> str | None:
     """The reason in a body, where version 1 has it, and others as they like."""
-    if not body or len(body) > _BODY_BYTES_MAX:
+    if not body or len(body) > BODY_BYTES_MAX:
         return None
     try:
         document = _json.loads(body)

@@ -113,6 +113,7 @@ class _Session:
             headers=found,
             date=date,
             direct=self.layer.note(request.url, response),
+            length=_length(response) if status == 402 else None,
         )
 
     def paid_request(self, proof: tuple[str, str]) -> httpx2.Request:
@@ -659,6 +660,12 @@ def _lists(response: httpx2.Response, names: tuple[str, ...]) -> dict[str, list[
 
 def _clock_in(response: httpx2.Response) -> float | None:
     return clock_in(response.headers.get("date"), response.headers.get("age"))
+
+
+def _length(response: httpx2.Response) -> int | None:
+    """The length that the body is said to have, in bytes."""
+    said = response.headers.get("content-length", "")
+    return int(said) if said.isascii() and said.isdigit() and len(said) < 10 else None
 
 
 def _in_memory(request: httpx2.Request) -> bool:

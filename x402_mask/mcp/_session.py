@@ -379,7 +379,8 @@ class _ToolCall:
         else:
             found = self._said(self._result)
         self._heard = found
-        return Reply(status=found.status, url=self._call.url, headers=found.headers)
+        length = None if found.body is None else len(found.body)
+        return Reply(status=found.status, url=self._call.url, headers=found.headers, length=length)
 
     def _said(self, result: Result) -> Heard:
         if isinstance(result, types.CallToolResult):
