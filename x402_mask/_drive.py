@@ -167,14 +167,15 @@ class AsyncPerformer:
                 return await to_thread.run_sync(call)
         import asyncio  # noqa: PLC0415
 
-        task = asyncio.ensure_future(_in_thread(call))
+        # in threads of its own, so that writers who wait starve nobody else
+        done = asyncio.get_running_loop().run_in_executor(_executor(), call)
         with CancelScope(shield=True):
-            while not task.done():
+            while not done.done():
                 try:
-                    await asyncio.wait({task})
+                    await asyncio.wait({done})  # which never cancels what it waits for
                 except asyncio.CancelledError as exc:
                     self._cancelled = exc
-        return task.result()
+        return done.result()
 
 
 async def _consult(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -194,13 +195,6 @@ def _on_asyncio() -> bool:
         return asyncio.current_task() is not None
     except RuntimeError:
         return False
-
-
-async def _in_thread(call: Callable[[], T]) -> T:
-    """Run *call* in one of a few threads of its own, so that waiting writers starve nobody else."""
-    import asyncio  # noqa: PLC0415
-
-    return await asyncio.get_running_loop().run_in_executor(_executor(), call)
 
 
 _executors: dict[int, Any] = {}

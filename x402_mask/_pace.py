@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-QUICK_S: Final = 0.004
+QUICK_S: Final = 0.008
 """Longest commit that an event loop waits for: a local disk takes one millisecond."""
 
 IN_A_ROW: Final = 32
