@@ -14,6 +14,7 @@ from x402_mask.cli._session import Session, common, mistake
 from x402_mask.cli._show import (
     Line,
     checksummed,
+    clean,
     count,
     listing,
     moment,
@@ -24,7 +25,6 @@ from x402_mask.cli._show import (
     short_id,
     show,
     show_caps,
-    show_line,
     table,
 )
 
@@ -55,7 +55,7 @@ def spend(session: Session) -> None:
         put({"ledger": place, "caps": caps, **stops})
         return
     show_caps(caps)
-    show_line(f"on the ledger {place}")
+    show(f"on the ledger {clean(place, 400)}")
     for line in [*stop_lines(stops), *full]:
         say(line, style="yellow")
 
