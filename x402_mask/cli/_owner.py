@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from x402_mask.cli._show import (
     Line,
     checksummed,
     clean,
+    console,
     count,
     listing,
     moment,
@@ -25,6 +27,7 @@ from x402_mask.cli._show import (
     short_id,
     show,
     show_caps,
+    show_line,
     table,
 )
 
@@ -55,7 +58,8 @@ def spend(session: Session) -> None:
         put({"ledger": place, "caps": caps, **stops})
         return
     show_caps(caps)
-    show(f"on the ledger {clean(place, 400)}")
+    for part in textwrap.wrap(f"on the ledger {clean(place, 400)}", console().width):
+        show_line(part)
     for line in [*stop_lines(stops), *full]:
         say(line, style="yellow")
 
