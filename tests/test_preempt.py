@@ -10,7 +10,16 @@ from typing import Any
 import httpx
 import pytest
 
-from x402_mask import Cap, CapExceeded, Client, MemoryLedger, Payer, Wallet, receipt_of
+from x402_mask import (
+    ApprovalDenied,
+    Cap,
+    CapExceeded,
+    Client,
+    MemoryLedger,
+    Payer,
+    Wallet,
+    receipt_of,
+)
 from x402_mask._preempt import Memory, Place
 
 URL = "https://seller.example/api/tools/mask-refinement"
@@ -246,6 +255,6 @@ def test_approval_is_asked_anew() -> None:
 
     world = World(approve=approve)
     world.call("a")
-    with pytest.raises(Exception, match="did not approve"):
+    with pytest.raises(ApprovalDenied):
         world.call("b")
     assert len(world.seller.nonces) == 1 and len(asked) == 2
