@@ -893,11 +893,6 @@ def reentered() -> LedgerError:
     return LedgerError("the ledger is in use by this very thread; nothing was sent")
 
 
-def owned(lock: Any) -> bool:
-    """Whether this thread has the ``RLock``; asked as ``threading.Condition`` asks."""
-    return bool(lock._is_owned())  # noqa: SLF001
-
-
 # --- pieces that need only a transaction ----------------------------------------------------------
 
 

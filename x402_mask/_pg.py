@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from hashlib import sha256
 from json import dumps
-from threading import BoundedSemaphore, Lock, get_ident
+from threading import BoundedSemaphore, Lock
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -139,43 +139,6 @@ def _ready(event: int, wanted: Wait) -> Ready:
     if event & ~(_READ | _WRITE):  # an error or a hang-up: libpq finds out which
         return Ready(wanted)
     return Ready((Ready.R if event & _READ else 0) | (Ready.W if event & _WRITE else 0))
-
-
-class Turn:
-    """A lock that threads get in the order in which they came: with many, nobody starves."""
-
-    def __init__(self) -> None:
-        self._guard = Lock()
-        self._owner: int | None = None
-        self._waiting: deque[tuple[int, Lock]] = deque()
-
-    def acquire(self, timeout: float) -> bool:
-        """Wait for the turn, *timeout* seconds at most; whether it came."""
-        me, gate = get_ident(), Lock()
-        gate.acquire()
-        try:
-            with self._guard:
-                if self._owner is None:
-                    self._owner = me
-                    return True
-                self._waiting.append((me, gate))
-            gate.acquire(timeout=timeout)
-        finally:  # an interruption must not leave a ticket behind that nobody answers to
-            with self._guard:
-                if self._owner != me and (me, gate) in self._waiting:
-                    self._waiting.remove((me, gate))
-        return self._owner == me
-
-    def release(self) -> None:
-        """Let the next one have it."""
-        with self._guard:
-            self._owner = None
-            if self._waiting:
-                self._owner, gate = self._waiting.popleft()
-                gate.release()
-
-    def _is_owned(self) -> bool:
-        return self._owner == get_ident()
 
 
 class Db:

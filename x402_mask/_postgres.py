@@ -22,12 +22,13 @@ from x402_mask._book import WAIT_S
 from x402_mask._damage import damage_said
 from x402_mask._head import HeadFile
 from x402_mask._lease import boot_id, is_alive, new_owner
-from x402_mask._ledger import Ledger, contended, owned, reentered
+from x402_mask._ledger import Ledger, contended, reentered
 from x402_mask._past import Past
 from x402_mask._private import keep_private, make_folder
 from x402_mask._rows import Busy
 from x402_mask._schema import SCHEMA_VERSION, TABLES, make_tables, meta, newer_schema, set_meta
 from x402_mask._shape import catalog, insist_on_postgres
+from x402_mask._turns import Turn, Turns, caller
 from x402_mask._vault import Vault, data_path, load_key
 from x402_mask._wire import shown
 from x402_mask.errors import LedgerError
@@ -105,7 +106,7 @@ class PostgresLedger(Ledger):
         self._pool = _pg.Pool(dsn, self._prepare)
         self._folder = data_path()
         self._past = Past(HeadFile(self._folder / f"postgres-{self._pool.identity}.head"))
-        self._writing = _pg.Turn()
+        self._writing = Turns()
         self._heart = _Heart(weakref.ref(self))
         self._pid = os.getpid()
 
@@ -135,9 +136,10 @@ class PostgresLedger(Ledger):
             return  # inherited: the parent's to close
         self._heart.stop()
         self._pool.close()
-        if self._writing.acquire(WAIT_S):
+        turn = Turn(caller(0))
+        if self._writing.take(turn, WAIT_S):
             self._past.head.close()
-            self._writing.release()
+        self._writing.give_up(turn)
 
     # --- transactions
 
@@ -152,12 +154,15 @@ class PostgresLedger(Ledger):
         if wait_s == 0:
             raise Busy  # the network is never quick enough for an event loop
         self._follow_fork()
-        if owned(self._writing):
+        if self._writing.is_mine:
             raise reentered()
         deadline = time.monotonic() + wait_s
-        try:  # from before the lock is taken: an interruption may come between any two steps
-            if write and not self._writing.acquire(wait_s):
-                raise contended(wait_s)
+        turn = Turn(caller(1))  # of whoever says ``with``: it is over with that, at the latest
+        try:
+            if write:
+                if not self._writing.take(turn, wait_s):
+                    raise contended(wait_s)
+                self._past.head.forget()  # what an interruption left
             opening = _begin_writing(deadline) if write else _READING
             with self._pool.connection(deadline, wait_s, opening) as raw:
                 try:
@@ -178,9 +183,9 @@ class PostgresLedger(Ledger):
         except _pg.Error as exc:
             raise self._explained(exc, wait_s) from None
         finally:
-            if owned(self._writing):
+            if self._writing.is_mine:
                 self._past.head.forget()
-                self._writing.release()
+            self._writing.give_up(turn)
 
     def _commit(self, raw: _pg.Connection, wait_s: float) -> None:
         """Commit; if the connection breaks meanwhile, find out whether that was before or after."""
@@ -227,7 +232,7 @@ class PostgresLedger(Ledger):
     def _follow_fork(self) -> None:
         if self._pid == os.getpid():
             return
-        self._writing = _pg.Turn()
+        self._writing = Turns()
         self._pool.forked()
         self._heart = _Heart(weakref.ref(self))
         self._past.forked()

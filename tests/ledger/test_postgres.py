@@ -271,69 +271,6 @@ def test_threads_share_few_connections(ledger: PostgresLedger, admin: Any) -> No
     assert admin.execute(sql).fetchone()[0] == 1
 
 
-def test_threads_take_turns_in_the_order_in_which_they_came() -> None:
-    """... and one that gave up waiting is not waited for."""
-    from x402_mask._pg import Turn
-
-    turn, order = Turn(), []
-
-    def come(number: int, patience: float) -> None:
-        if turn.acquire(patience):
-            order.append(number)
-            turn.release()
-        else:
-            order.append(-number)
-
-    assert turn.acquire(1)
-    assert turn._is_owned()
-    threads = [
-        threading.Thread(target=come, args=(n, 0.01 if n in (2, 5) else 20)) for n in range(1, 7)
-    ]
-    for count, thread in enumerate(threads, 1):
-        thread.start()
-        deadline = time.monotonic() + 5
-        while len(turn._waiting) + len(order) < count and time.monotonic() < deadline:
-            time.sleep(0.001)
-    while len(order) < 2:
-        time.sleep(0.001)
-    turn.release()
-    for thread in threads:
-        thread.join(10)
-    assert order == [-2, -5, 1, 3, 4, 6]
-    assert not turn._is_owned()
-    assert turn.acquire(0)
-
-
-def test_an_interruption_while_waiting_for_the_turn_leaves_no_ticket() -> None:
-    from x402_mask._pg import Turn
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    turn, taken, enough = Turn(), threading.Event(), threading.Event()
-
-    def have() -> None:
-        turn.acquire(1)
-        taken.set()
-        enough.wait(20)
-        turn.release()
-
-    other = threading.Thread(target=have)
-    other.start()
-    taken.wait(10)
-    before = signal.signal(signal.SIGUSR1, interrupt)
-    try:
-        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
-        with pytest.raises(KeyboardInterrupt):
-            turn.acquire(20)
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-    enough.set()
-    other.join(10)
-    assert turn.acquire(0)
-    turn.release()
-
-
 # --- servers --------------------------------------------------------------------------------------
 
 
