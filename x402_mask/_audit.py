@@ -124,7 +124,7 @@ def export_audited(
 @contextmanager
 def _snapshot(ledger: Ledger) -> Iterator[tuple[Db, Head | None]]:
     """One state of the database, and the head as it was known just before."""
-    past = ledger._past  # noqa: SLF001
+    past = ledger.past
     with nullcontext() if past is None else past.leniently():  # what is lost is for the report
         ledger._vault()  # noqa: SLF001  # opens the ledger, so that its own complaints come first
         head = None if ledger.head_file is None else ledger.head_file.read()

@@ -35,19 +35,22 @@ def decode(data: bytes, encodings: str, limit: int = CHALLENGE_BYTES_MAX) -> byt
         log.warning("a body in %d codings is not read", len(named))
         return None
     for name in reversed(named):
-        undo = _UNDO.get(name)
+        undo = _UNDO.get(name, _unknown)
         try:
-            plain = None if undo is None else undo(data, limit)
+            plain = undo(data, limit)
         except ImportError:
-            undo = None
-        if undo is None:
             log.warning(
                 "a body in the coding %s is not read: ask for gzip or none", shown(name, 20)
             )
-        if undo is None or plain is None:
+            return None
+        if plain is None:
             return None
         data = plain
     return data
+
+
+def _unknown(*_: object) -> bytes | None:
+    raise ImportError
 
 
 def _gzip(data: bytes, limit: int) -> bytes | None:

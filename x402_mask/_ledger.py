@@ -93,9 +93,6 @@ class Ledger(TokenBook, TransferBook, DenialBook):
     head_is_whole: ClassVar[bool] = False
     """Whether every writer keeps the same head file, so that one must be there."""
 
-    _past: Past | None = None
-    """What is known of the ledger besides what it says itself."""
-
     def __init__(self) -> None:
         self._meters: set[tuple[str, str]] = set()
 
@@ -121,6 +118,11 @@ class Ledger(TokenBook, TransferBook, DenialBook):
     @property
     def head_file(self) -> HeadFile | None:
         """Where the head of the history is kept besides the database, if anywhere."""
+        return None
+
+    @property
+    def past(self) -> Past | None:
+        """What is known of the ledger besides what it says itself, if anything."""
         return None
 
     def _database_us(self, db: Db) -> int | None:  # noqa: ARG002  # optional for backends

@@ -95,7 +95,6 @@ class PostgresLedger(Ledger):
     """
 
     inline: ClassVar[bool] = False
-    _past: Past
 
     def __init__(self, dsn: str, *, key: bytes | str | None = None) -> None:
         super().__init__()
@@ -129,6 +128,11 @@ class PostgresLedger(Ledger):
     def head_file(self) -> HeadFile:
         """The last entry this host wrote, kept besides the database."""
         return self._past.head
+
+    @property
+    def past(self) -> Past:
+        """What is known of the ledger besides what it says itself."""
+        return self._past
 
     def close(self) -> None:
         """Close the connections; the ledger opens new ones when it is used again."""

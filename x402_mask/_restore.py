@@ -110,7 +110,7 @@ def _standing(db: Db, past: Past) -> Standing:
 
 
 def _past(ledger: Ledger) -> Past:
-    past = ledger._past  # noqa: SLF001
+    past = ledger.past
     if past is None:
         raise TypeError("a ledger in memory has no past")
     return past

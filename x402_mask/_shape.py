@@ -225,5 +225,5 @@ def _indexes(memory: _Memory, table: str) -> Shape:
         ((sql,),) = memory.all("SELECT sql FROM sqlite_master WHERE name=?", name)
         where = "" if sql is None else re.sub(r"[() ]", "", str(sql).partition(" WHERE ")[2])
         said = f"{table} {'unique ' if unique else ''}{' '.join(columns)}"
-        found["index", called] = (True, None, f"{said} where {where}" if where else said)
+        found["index", str(called)] = (True, None, f"{said} where {where}" if where else said)
     return found

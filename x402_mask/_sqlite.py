@@ -54,7 +54,6 @@ class _Connection:
     """A :class:`Db` over one sqlite3 connection."""
 
     __slots__ = ("changes", "durable", "last", "raw")
-    clock_us: ClassVar[int | None] = None
 
     def __init__(self, raw: sqlite3.Connection) -> None:
         self.raw = raw
@@ -62,6 +61,11 @@ class _Connection:
         self.changes: list[Change] = []
         self.durable: bool | None = None
         """What ``synchronous`` was last set to: whether commits survive a power cut."""
+
+    @property
+    def clock_us(self) -> int | None:
+        """No clock but this host's."""
+        return None
 
     def one(self, sql: str, *params: object) -> tuple[Any, ...] | None:
         found = self.raw.execute(sql, params).fetchone()
@@ -234,7 +238,6 @@ class SQLiteLedger(_SQL):
     """
 
     head_is_whole: ClassVar[bool] = True
-    _past: Past
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         super().__init__()
@@ -278,6 +281,11 @@ class SQLiteLedger(_SQL):
     def head_file(self) -> HeadFile:
         """Where the head of the history is kept besides the database."""
         return self._past.head
+
+    @property
+    def past(self) -> Past:
+        """What is known of the ledger besides what it says itself."""
+        return self._past
 
     def _vault(self) -> Vault:
         if self._key is None:

@@ -279,7 +279,7 @@ class Client(httpx.Client):
     ) -> None:
         check_sync(payer)
         self.payer = payer
-        self._on_refusal = on_refusal
+        self._on_refusal: OnRefusal | None = on_refusal
         self._total = _deadline.checked(total_timeout)
         kwargs.setdefault("timeout", TIMEOUT)
         if kwargs.get("mounts"):
@@ -325,7 +325,7 @@ class AsyncClient(httpx.AsyncClient):
     ) -> None:
         check_payer(payer)
         self.payer = payer
-        self._on_refusal = on_refusal
+        self._on_refusal: OnRefusal | None = on_refusal
         self._total = _deadline.checked(total_timeout)
         kwargs.setdefault("timeout", TIMEOUT)
         if kwargs.get("mounts"):
