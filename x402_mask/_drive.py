@@ -25,8 +25,9 @@ _WRITERS = 8
 """Threads that may wait for the ledger at once, per event loop."""
 
 
-_WAIT_MIN_S = 0.001
-"""With none at all a ledger would not wait, and say so by a signal instead of an error."""
+_WAIT_MIN_S = 0.02
+"""Who has no time left tries for so long: with none at all a ledger would not wait, and say so by a
+signal instead of an error; and of many that are refused not all come back to their loop at once."""
 
 
 class Patience:

@@ -217,11 +217,11 @@ def test_patience_is_for_all_that_a_call_asks_of_the_ledger() -> None:
 
     for _ in range(3):
         perform(Record(record), patience)
-    assert given[0] > 0.19 and given[1:] == [0.001, 0.001]
+    assert given[0] > 0.19 and max(given[1:]) <= 0.02
     perform(Sleep(0), patience)
     perform(Record(record), patience)
     assert given[-1] > 0.19
-    for read_s, most in ((None, 5.0), (60.0, 5.0), (1.0, 1.0), (0.0, 0.001)):
+    for read_s, most in ((None, 5.0), (60.0, 5.0), (1.0, 1.0), (0.0, 0.02)):
         perform(Record(given.append), Patience(read_s))
         assert 0 < given[-1] <= most
 
