@@ -124,6 +124,9 @@ def test_an_mcp_of_the_first_version_is_said_to_be_one(tmp_path: Path) -> None:
     done = without(run=OLD + "import x402_mask.mcp", OLD=str(tmp_path))
     last = done.stderr.strip().splitlines()[-1]
     assert "needs version 2 of mcp" in last and "pip install 'x402-mask[mcp]'" in last
+    run = OLD + "from x402_mask.sandbox import Sandbox\nwith Sandbox(): print('served')"
+    done = without(run=run, OLD=str(tmp_path))
+    assert (done.returncode, done.stdout) == (0, "served\n"), done.stderr
     env = {"OLD": str(tmp_path), "X402_MASK_ORIGINS": "https://shop.example"}
     done = without(run=OLD + COMMAND.format(["mcp"]), **env)
     assert done.returncode == 1 and "needs version 2 of mcp" in done.stderr

@@ -79,12 +79,18 @@ class Counter(Protocol):
 def tools_route(counter: Counter) -> Route:
     """The route of the MCP endpoint; without the ``mcp`` extra it says what is missing."""
     try:
-        server = _server(counter)
+        import mcp
+
+        served = hasattr(mcp, "MCPError")  # which its first version lacks
+        return Route(PATH, _Endpoint(_server(counter))) if served else _nothing()
     except ModuleNotFoundError as missing:
         if (missing.name or "").partition(".")[0] != "mcp":
             raise
-        return Route(PATH, _absent, methods=["GET", "POST", "DELETE"])
-    return Route(PATH, _Endpoint(server))
+        return _nothing()
+
+
+def _nothing() -> Route:
+    return Route(PATH, _absent, methods=["GET", "POST", "DELETE"])
 
 
 async def _absent(_request: Request) -> Response:
