@@ -55,6 +55,7 @@ from x402_mask import (
     attach,
     receipt_of,
     refine_mask,
+    refusal_of,
 )
 from x402_mask import httpx2 as twin
 from x402_mask import mcp as tools
@@ -150,7 +151,12 @@ def sync(payer: Payer) -> None:
         response = client.post("https://x402vip.com/api/tools/mask-refinement", json={})
         assert_type(response, httpx.Response)
         assert_type(receipt_of(response), Receipt | None)
+        assert_type(refusal_of(response), PaymentError | None)
     assert_type(attach(httpx.Client(), payer), httpx.Client)
+    assert_type(attach(httpx.Client(), payer, on_refusal="return"), httpx.Client)
+    Client(payer, on_refusal="raise").close()
+    PaymentTransport(payer, on_refusal="return").close()
+    PaymentAuth(payer, on_refusal="ask")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     httpx.Client(transport=PaymentTransport(payer, httpx.HTTPTransport(retries=1)))
     httpx.Client(auth=PaymentAuth(payer))
     httpx.Client(mounts={"https://x402vip.com": PaymentTransport(payer)})
