@@ -242,7 +242,7 @@ def as_signer(wallet: object) -> Signer:
     accounts = sys.modules.get(
         "eth_account.signers.local"
     )  # where there is an account, there it is
-    if accounts is not None and type(wallet) is accounts.LocalAccount:
+    if type(wallet) is getattr(accounts, "LocalAccount", None):  # which may be half imported yet
         return Wallet.from_key(bytes(getattr(wallet, "key")))  # noqa: B009  # no stubs to check
     address = getattr(wallet, "address", None)
     if not callable(getattr(wallet, "sign_typed_data", None)) or not isinstance(address, str):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -90,6 +91,23 @@ def test_a_class_is_what_it_is_whatever_an_sdk_calls_it(
         assert payer.quote(answer) is None
     with pytest.raises(TypeError, match=f"transport of {lib} "):
         mask.PaymentTransport(payer, other.HTTPTransport())
+
+
+@pytest.mark.parametrize("lib", LIBS)
+def test_a_library_that_another_thread_still_imports_is_in_nobodys_way(
+    lib: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its module is there, and empty."""
+    other = OTHER_FAMILY[lib].__name__
+    monkeypatch.setitem(sys.modules, other, ModuleType(other))
+    accounts = "eth_account.signers.local"
+    monkeypatch.setitem(sys.modules, accounts, ModuleType(accounts))
+    mask, own = mask_of(lib), FAMILY[lib]
+    payer = payer_for(wallet=AsyncSigner())
+    mask.AsyncPaymentTransport(payer, own.AsyncHTTPTransport(verify=NO_TLS))
+    mask.AsyncClient(payer, verify=NO_TLS)
+    with pytest.raises(TypeError, match="handle_async_request"):
+        mask.AsyncPaymentTransport(payer, own.HTTPTransport(verify=NO_TLS))
 
 
 @pytest.mark.parametrize("lib", LIBS)
