@@ -354,7 +354,7 @@ def test_with_an_rpc_only_the_chain_settles() -> None:
     ):
         hand = Hand(options={"rpc": {"eip155:8453": "http://127.0.0.1:9"}})
 
-        def chain(row: Any, proof: Any, told: Any, answer: Any = seen) -> bool:
+        def chain(row: Any, proof: Any, told: Any, wait_s: Any, answer: Any = seen) -> bool:
             if isinstance(answer, BaseException):
                 raise answer
             assert told == "0x" + "ab" * 32
