@@ -2,7 +2,7 @@
 
 Kept in memory by one payer, per method, origin, service and path, the latest of them.  An offer is
 good for ten minutes; one that was answered 402 turns preemption off for its place for ten minutes;
-a service that changed its terms between two challenges of one place is not preempted again.
+a service that changed its terms between two challenges of one path is not preempted again.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class Memory:
         return challenge if at <= now < at + OFFER_S else None
 
     def learn(self, place: Place, choice: Choice) -> None:
-        """Compare the terms of a fresh challenge with the last ones."""
-        offer = choice.offer
+        """Compare the terms of a fresh challenge with the last ones, by whichever method."""
+        offer, page = choice.offer, place._replace(method="")
         terms = (offer.network, offer.asset.lower(), offer.amount, offer.pay_to.lower())
-        if self._terms.get(place, terms) != terms:
+        if self._terms.get(page, terms) != terms:
             self._changed.add((place.origin, place.service))
-        self._put(self._terms, place, terms)
+        self._put(self._terms, page, terms)
 
     def keep(self, place: Place, challenge: Challenge, at: float) -> None:
         """An offer made at *at* was paid, and what it bought was delivered."""

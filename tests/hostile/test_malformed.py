@@ -212,7 +212,6 @@ BROKEN_HEADERS: dict[str, str] = {
     "string": b64(b'"x"'),
     "number": b64(b"402"),
     "half": b64(b'{"x402Version": 2,'),
-    "latin-1": b64(GOOD_TEXT.replace("Payment required", "nötig").encode("latin-1")),
     "utf-16": b64(GOOD_TEXT.encode("utf-16")),
     "trailing": b64(GOOD_TEXT.encode() + b"{}"),
     "deep": b64(b'{"x402Version":2,"accepts":' + b"[" * 20_000),
