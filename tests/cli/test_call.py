@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,12 @@ from tests.support.seller import (
 from x402_mask.sandbox import Sandbox, SandboxSettings
 
 
-def _closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """An origin where nobody listens, nor anybody else can, as another run of the tests might."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
 # --- 0: done --------------------------------------------------------------------------------------
@@ -95,15 +99,17 @@ def test_fields_of_a_get_are_its_query(cli: Cli, seller: Seller, sells: Sells) -
     }
 
 
-def test_the_first_configured_origin_is_called(cli: Cli, seller: Seller, sells: Sells) -> None:
+def test_the_first_configured_origin_is_called(
+    cli: Cli, seller: Seller, sells: Sells, nobody: str
+) -> None:
     sells()
-    origins = f"mcp:local,{seller.origin},http://127.0.0.1:{_closed_port()}"
+    origins = f"mcp:local,{seller.origin},{nobody}"
     assert cli("call", "thing", X402_MASK_ORIGINS=origins).code == 0
 
 
-def test_base_url_chooses_another(cli: Cli, seller: Seller, sells: Sells) -> None:
+def test_base_url_chooses_another(cli: Cli, seller: Seller, sells: Sells, nobody: str) -> None:
     sells()
-    origins = f"http://127.0.0.1:{_closed_port()},{seller.origin}"
+    origins = f"{nobody},{seller.origin}"
     done = cli("call", "thing", "--base-url", seller.origin + "/", X402_MASK_ORIGINS=origins)
     assert done.code == 0
 
@@ -290,10 +296,8 @@ def test_a_catalog_that_cannot_be_read_keeps_nobody_from_calling(
 # --- 1: failed, nothing paid ----------------------------------------------------------------------
 
 
-def test_nobody_there(cli: Cli) -> None:
-    done = cli.alone(
-        "call", "thing", "--json", X402_MASK_ORIGINS=f"http://127.0.0.1:{_closed_port()}"
-    )
+def test_nobody_there(cli: Cli, nobody: str) -> None:
+    done = cli.alone("call", "thing", "--json", X402_MASK_ORIGINS=nobody)
     assert done.code == 1
     error = done.document["error"]
     assert (error["code"], error["at_risk"], error["payment_id"]) == ("network", False, None)
