@@ -144,6 +144,20 @@ class HeadFile:
         durable = [mark for place, mark in found if place < _FILE // 2]
         return Head(max(mark for _, mark in found), max(durable, default=None))
 
+    def durable(self) -> Mark | None:
+        """The last row that no power cut undoes, as far as that is told; quick, and never fails."""
+        try:
+            if self._file is None:
+                data = self._read()[: _FILE // 2]
+            else:
+                os.lseek(self._file, 0, os.SEEK_SET)
+                data = os.read(self._file, _FILE // 2)
+        except OSError:  # whoever opens the ledger next says what is wrong
+            return None
+        records = [data[place : place + _SLOT] for place in range(0, len(data), _SLOT)]
+        newest = max(records, key=_number, default=b"")
+        return _mark(newest) or max((mark for _, mark in _marks(data)), default=None)
+
     def _read(self) -> bytes:
         descriptor = os.open(self.path, os.O_RDONLY | _FLAGS)
         try:

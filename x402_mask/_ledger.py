@@ -767,6 +767,7 @@ class Ledger(TokenBook, TransferBook, DenialBook):
         before, vault = _sums.last(db), self._vault()
         sums = _sums.after(db, vault, before, now_us)
         seq, mac, _ = before or (0, b"", None)
+        self._goes_on(db, seq, mac)
         seq, text = seq + 1, _json.dumps(data)
         mac = vault.link(mac, _sums.record(seq, now_us, payment_id, kind, text, sums))
         db.run(
@@ -786,6 +787,9 @@ class Ledger(TokenBook, TransferBook, DenialBook):
             return
         db.last = (*last[:2], str(_sums.added_up(db, vault, found[0])))
         self._write(db, found[0], None, "summed", {})
+
+    def _goes_on(self, db: Db, seq: int, mac: bytes) -> None:  # optional for backends
+        """Called before a row follows that one; a backend may know that others came after it."""
 
     def _moved_head(self, seq: int, mac: bytes) -> None:  # optional for backends
         """Called inside the transaction for every row of history; a backend may keep the head."""

@@ -187,15 +187,31 @@ class Past:
         """Whether nobody may pay from what was opened: whoever reads it was let in."""
         return self.loss is not None or self.wrong is not None
 
-    def moved(self, seq: int, mac: bytes, name: str) -> None:
-        """A row was appended in the open transaction.
+    def goes_on(self, db: Db, seq: int, mac: bytes, name: str) -> None:
+        """The open transaction is about to append the first row after this one, the last.
+
+        An older copy may have been written over the file, or the log, that is open, which no look
+        at their names shows.  What was synced by whoever else keeps the head is asked for, too.
 
         Raises:
-            LedgerError: there was one of that number already.
+            LedgerError: rows that were there are not, and nobody accepted that.
         """
-        known = self._known
-        if known is not None and seq <= known.seq and not self.lenient:
-            self._lost(known, Mark(seq - 1, b"", known.ledger, known.era), name)
+        if self.lenient or self.head.pending is not None:
+            return
+        here: Mark | None = None
+        for mark in {self._known, self.head.durable()} - {None}:
+            assert mark is not None
+            there = mark.mac == mac if mark.seq == seq else mark.seq < seq and _has(db, mark)
+            if there or mark.seq == 0:
+                continue
+            here = last_row(db)
+            if not _is_accepted(db, here, mark):
+                self._lost(mark, here, name)
+        if here is not None:  # accepted meanwhile, by another process
+            self.ledger, self.era = here.ledger, here.era
+
+    def moved(self, seq: int, mac: bytes) -> None:
+        """A row was appended in the open transaction."""
         self.head.moved(seq, mac)
 
     def committed(self, *, durable: bool) -> None:

@@ -242,12 +242,15 @@ class PostgresLedger(Ledger):
         self._past.forked()
         self._pid = os.getpid()
 
-    def _moved_head(self, seq: int, mac: bytes) -> None:
+    def _goes_on(self, db: Db, seq: int, mac: bytes) -> None:
         try:
-            self._past.moved(seq, mac, _NAME)
+            self._past.goes_on(db, seq, mac, _NAME)
         except LedgerError:
             self._pool.close()  # whoever comes next connects, and compares, anew
             raise
+
+    def _moved_head(self, seq: int, mac: bytes) -> None:
+        self._past.moved(seq, mac)
 
     # --- tables and key
 

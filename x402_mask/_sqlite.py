@@ -44,6 +44,9 @@ _SCHEMA: Final = TABLES.format(
     plain=" WITHOUT ROWID",
     blob="BLOB",
 )
+_HEAD_S: Final = 0.5
+"""How long a process may take from its commit to its head."""
+
 _UNKNOWN: Final = (
     "it is made anew, and nobody can say whether the ledger has lost its last rows;"
     " `x402-mask ledger accept` counts what may have been spent"
@@ -366,6 +369,7 @@ class SQLiteLedger(_SQL):
 
     def _drop(self) -> None:
         db, self._db, self._unfit = self._db, None, False
+        self._past.head.close()  # it may have been replaced as well
         if db is not None:
             db.raw.close()  # where the file was moved SQLite leaves alone what now has its name
 
@@ -392,7 +396,15 @@ class SQLiteLedger(_SQL):
                 self._roll_back(db)
 
     def _make_head(self, db: _Connection, deadline: float) -> None:
-        """There are rows and no head: whether the last ones are gone, nobody can say."""
+        """There are rows and no head: whether the last ones are gone, nobody can say.
+
+        Or they are the very first, by a process that comes to its head only after its commit.
+        """
+        until = time.monotonic() + _HEAD_S
+        while (found := self._past.head.read()) is None and time.monotonic() < until:
+            time.sleep(_HEAD_S / 50)
+        if found is not None:
+            return
         try:
             self._begin(db, deadline, WAIT_S, write=True, durable=True)
             if self._past.head.read() is None:  # else another process was first
@@ -478,8 +490,11 @@ class SQLiteLedger(_SQL):
         self._pid = os.getpid()
         self._past.forked()
 
+    def _goes_on(self, db: Db, seq: int, mac: bytes) -> None:
+        self._past.goes_on(db, seq, mac, self.path.name)
+
     def _moved_head(self, seq: int, mac: bytes) -> None:
-        self._past.moved(seq, mac, self.path.name)
+        self._past.moved(seq, mac)
 
     def _committed(self) -> None:
         if self._past.head.pending is not None:

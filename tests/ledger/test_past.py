@@ -137,6 +137,24 @@ def test_an_older_copy_put_back_pays_nothing(
     held(opened(path))
 
 
+@pytest.mark.parametrize("ends", [FILES, ("-shm",), ("-wal", "-shm")], ids=str)
+def test_older_files_written_over_those_in_use_pay_nothing(
+    path: Path, opened: Any, ends: tuple[str, ...]
+) -> None:
+    """Not even by one who saw no row that is missing: the others did, and wrote that down."""
+    idle, busy = opened(path), opened(path)
+    held(idle)
+    files = [path.with_name(path.name + end_) for end_ in ends]
+    older = [file.read_bytes() for file in files]
+    held(busy)
+    held(busy)
+    for file, data in zip(files, older, strict=True):
+        with file.open("r+b") as raw:
+            raw.write(data)
+    for one in (idle, busy, idle):
+        assert type(refusal(one, want())) is LedgerError
+
+
 def test_an_older_copy_that_went_on_to_be_used_pays_nothing(
     path: Path, tmp_path: Path, opened: Any
 ) -> None:
@@ -668,6 +686,19 @@ def test_an_older_database_is_known_on_every_host(hosts: Any, backup: Any) -> No
         reserved(ledger, Cap(5, per="call"))
     assert verify(one).problems == []
     assert verify(other).problems == []
+
+
+def test_an_older_database_is_known_by_what_another_process_of_the_host_wrote(
+    hosts: Any, backup: Any
+) -> None:
+    idle, busy = hosts("one"), hosts("one")
+    held(idle)
+    kept = backup()
+    held(busy)
+    held(busy)
+    kept.put_back()
+    assert type(refusal(idle, want())) is LedgerError  # it has seen all that is there
+    assert "4 rows are missing" in said(idle)
 
 
 def test_another_database_is_known(hosts: Any, dsn: str) -> None:
