@@ -118,6 +118,64 @@ async def test_a_transport_by_way_of_a_proxy_is_not_paid_through(rig: Rig, proxy
     await rig.close()
 
 
+def around(rig: Rig, inner: Any) -> Any:
+    """A cache of the caller's, say: it makes its answers anew, so that they tell of no wire."""
+
+    class Rebuilt(rig.lib.BaseTransport if rig.kind.sync else rig.lib.AsyncBaseTransport):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.next = inner
+
+        def handle_request(self, request: Any) -> Any:
+            answer = self.next.handle_request(request)
+            return rig.lib.Response(
+                answer.status_code, headers=answer.headers, content=answer.read()
+            )
+
+        async def handle_async_request(self, request: Any) -> Any:
+            answer = await self.next.handle_async_request(request)
+            content = await answer.aread()
+            return rig.lib.Response(answer.status_code, headers=answer.headers, content=content)
+
+        def close(self) -> None:
+            self.next.close()
+
+        async def aclose(self) -> None:
+            await self.next.aclose()
+
+    return Rebuilt()
+
+
+@kinds("transport", "attach", "client")
+async def test_a_layer_around_a_proxy_is_not_paid_through(rig: Rig, proxy: Proxy) -> None:
+    seller = rig.seller()
+    url = seller.sells()
+    rig.client = rig.make_client(inner=around(rig, around(rig, through(rig, proxy))))
+    await refused(rig, url)
+    assert seller.proofs() == [] and len(seller.hits) == 1
+    await rig.close()
+
+
+@kinds("transport", "attach", "client")
+async def test_a_layer_around_no_proxy_is_paid_through(rig: Rig) -> None:
+    seller = rig.seller()
+    url = seller.sells()
+    own = rig.lib.HTTPTransport if rig.kind.sync else rig.lib.AsyncHTTPTransport
+    rig.client = rig.make_client(inner=around(rig, own(verify=NO_TLS)))
+    rig.paid(await rig.get(url))
+    await rig.close()
+
+
+@kinds("client")
+async def test_our_clients_go_round_a_layer_around_a_proxy(rig: Rig, proxy: Proxy) -> None:
+    seller = rig.seller()
+    url = seller.sells()
+    mounts = {"http://": around(rig, through(rig, proxy))}
+    rig.client = rig.make_client(inner=None, mounts=mounts)
+    rig.paid(await rig.get(url))
+    assert proxy.asked == [] and len(seller.hits) == 2
+    await rig.close()
+
+
 @kinds("transport", "attach", "auth")
 async def test_a_proof_goes_first_only_where_the_last_answer_was_straight(
     rig: Rig, proxy: Proxy

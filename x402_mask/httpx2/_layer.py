@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx2
 
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from x402_mask._refusals import OnRefusal
+
+
+_INNER_MAX: Final = 4
+"""How deep transports that wrap transports are looked into."""
 
 
 class Layer:
@@ -54,7 +58,8 @@ class Layer:
             return True
         asked, stream = origin_at(url), response.extensions.get("network_stream")
         if stream is None:  # in this process, where nobody is in between; or a cache's answer
-            return self.direct.setdefault(asked, True)
+            proxied = self.way is not None and is_proxy(self.way(url))
+            return self.direct.setdefault(asked, not proxied)
         found = _is_own_peer(url, stream)
         if found is None:
             return self.direct.get(asked, False)
@@ -94,9 +99,16 @@ def _is_own_peer(url: httpx2.URL, stream: Any) -> bool | None:
         return False
 
 
-def is_proxy(transport: Any) -> bool:
-    """Whether *transport* is the family's own, made to go through a proxy."""
-    return getattr(_pool(transport), "_proxy_url", None) is not None
+def is_proxy(transport: Any, depth: int = 0) -> bool:
+    """Whether *transport* is the family's own made to go through a proxy, or wraps such a one.
+
+    A retry or a cache around a proxy, which may make its answers anew, is as much of one.
+    """
+    if getattr(_pool(transport), "_proxy_url", None) is not None:
+        return True
+    inside = list(getattr(transport, "__dict__", {}).values()) if depth < _INNER_MAX else []
+    kinds = (httpx2.BaseTransport, httpx2.AsyncBaseTransport)
+    return any(isinstance(one, kinds) and is_proxy(one, depth + 1) for one in inside)
 
 
 def _dials(transport: Any, url: httpx2.URL) -> bool:
