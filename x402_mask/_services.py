@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import idna
 
-from x402_mask._spelling import readings
+from x402_mask._spelling import folded, readings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -71,7 +71,10 @@ def tool_path(tool: str) -> str:
 def _ascii(host: str) -> str:
     """The host as it is looked up: as the HTTP library has it (IDNA 2008)."""
     if ":" in host:
-        return f"[{host}]"
+        try:
+            return f"[{ipaddress.ip_address(host).compressed}]"
+        except ValueError:
+            return f"[{host}]"
     if host.isascii():
         return host
     try:
@@ -160,7 +163,11 @@ class Services:
         self.caps_compared = False
         """Whether the names in the caps were compared with what was called."""
         self._read_patterns = tuple(
-            (name, origin, _MANY_SLASHES.sub("/", pattern.casefold()))
+            (
+                name,
+                origin,
+                {_MANY_SLASHES.sub("/", fold(pattern)) for fold in (str.casefold, folded)},
+            )
             for name, origin, pattern in self._patterns
         )
 
@@ -192,9 +199,10 @@ class Services:
         tool = _tool_read(reading)
         if tool is not None:
             return tool
-        for name, its_origin, pattern in self._read_patterns:
-            if origin == its_origin and (
+        for name, its_origin, patterns in self._read_patterns:
+            if origin == its_origin and any(
                 fnmatchcase(reading or "/", pattern) or fnmatchcase(f"{reading}/", pattern)
+                for pattern in patterns
             ):
                 return service_key(name)
         return service_key(origin)

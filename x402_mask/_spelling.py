@@ -1,14 +1,16 @@
 """What usual servers make of a path: the spellings under which one place answers.  Pure.
 
 Servers fold case, merge slashes, resolve dot segments before or after they decode, decode once or
-(behind a proxy) more often, cut ``;parameters``, trailing dots and blanks, and stop at a NUL.  No
-two do the same, so a path has several *readings*, and what is kept for any of them is kept for all:
-a reading may add a cap and never takes one away.
+(behind a proxy) more often, cut ``;parameters``, trailing dots and blanks, stop at a NUL, and take
+letters that look alike for the same (IIS, and databases that look a name up).  No two do the same,
+so a path has several *readings*, and what is kept for any of them is kept for all: a reading may
+add a cap and never takes one away.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
@@ -22,6 +24,9 @@ _DECODINGS: Final = 5
 _PLAIN: Final = re.compile(r"(?:/[a-z0-9_-](?:[a-z0-9._-]*[a-z0-9_-])?)*/?")
 _PARAMETERS: Final = re.compile(r";[^/\\]*")
 _SLASHES: Final = re.compile(r"[/\\]+")
+_WIDE: Final = re.compile(r"%u([0-9a-f]{4})", re.IGNORECASE)
+"""A letter as IIS decodes it besides."""
+_ODD: Final = re.compile(r"[^ -*,-~]")
 
 
 @lru_cache(maxsize=1024)
@@ -45,11 +50,15 @@ def _decodings(path: str) -> dict[str, None]:
     for first_cut in range(_DECODINGS, -1, -1):
         text = path
         for decoded in range(_DECODINGS):
-            text = unquote(_without_parameters(text) if decoded >= first_cut else text)
+            text = _decoded(_without_parameters(text) if decoded >= first_cut else text)
             found |= {text: None, _without_parameters(text): None}
         if not any(";" in one for one in found):
             break  # nothing to cut
     return found
+
+
+def _decoded(text: str) -> str:
+    return unquote(_WIDE.sub(lambda found: chr(int(found[1], 16)), text))
 
 
 def _without_parameters(text: str) -> str:
@@ -66,10 +75,20 @@ def _cuts(text: str) -> Iterator[str]:
 
 def _resolutions(text: str) -> Iterator[str]:
     """Without dot segments: slashes are merged before they are resolved, or afterwards."""
-    text = text.casefold().replace("\\", "/")
-    yield _resolved(_SLASHES.sub("/", text))
-    if "//" in text:
-        yield _resolved(text)
+    for spelled in dict.fromkeys((text.casefold(), folded(text))):
+        path = spelled.replace("\\", "/")
+        yield _resolved(_SLASHES.sub("/", path))
+        if "//" in path:
+            yield _resolved(path)
+
+
+def folded(text: str) -> str:
+    """Lower case without accents, other widths and what is not seen; a plus sign is a blank."""
+    if _ODD.search(text) is None:
+        return text.casefold()
+    plain = unicodedata.normalize("NFKD", text.casefold().replace("+", " "))
+    kinds = ((char, unicodedata.category(char)) for char in plain)
+    return "".join("-" if kind == "Pd" else char for char, kind in kinds if kind[0] not in "CM")
 
 
 def _resolved(text: str) -> str:

@@ -29,6 +29,7 @@ ORIGINS: dict[str, str] = {
     "http://localhost:80/x": "http://localhost",
     "http://127.0.0.1:8000/x": "http://127.0.0.1:8000",
     "https://[::1]:8443/x": "https://[::1]:8443",
+    "https://[2001:DB8:0:0::1]": "https://[2001:db8::1]",
     "https://user:pass@shop.example/": "https://shop.example",
     "https://münchen.example/": "https://xn--mnchen-3ya.example",
     "HTTPS://SHOP.EXAMPLE": "https://shop.example",

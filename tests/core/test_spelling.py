@@ -51,6 +51,15 @@ SAME: dict[str, str] = {
     "/api%2ftools%2fmask-refinement": "a decoding proxy",
     "/api/tools/mask%2Drefinement": "letters",
     "/%61pi/t%256Fols/m%61sk-refinement": "letters, encoded once and twice",
+    "/api/tools/%u006dask-refinement": "letters, encoded as IIS reads them",
+    "/api%u002ftools%u005Cmask-refinement": "slashes, encoded so",
+    "/api/tools/%EF%BD%8Dask-refinement": "a letter of another width",
+    "/api%EF%BC%8Ftools/mask-refinement%EF%BC%8E": "a slash and a dot of another width",
+    "/api/tools/m%C3%A1sk-refinement": "an accent",
+    "/api/tools/mask%E2%80%90refinement": "another hyphen",
+    "/api/tools/%EF%BB%BFmask-refinement%E2%80%8B": "what is not seen",
+    "/api/tools/mask-%0Arefinement%01": "control characters",
+    "/api/tools/mask-refinement+": "a plus sign for a blank",
     "/api/tools/aliyun-imageseg-refine-mask": "the alias",
     "/api/tools/Aliyun-ImageSeg-Refine-Mask": "the alias in another case",
     "//api/tools/%41liyun-imageseg-refine-mask;x/": "the alias, spelled",
@@ -91,6 +100,15 @@ def test_the_first_pattern_that_matches_a_reading_counts() -> None:
 def test_patterns_of_the_owner(path: str) -> None:
     """Their own spelling does not matter either."""
     assert "dear" in keys(HOST + path)
+
+
+def test_patterns_with_accents_hold_however_they_are_composed() -> None:
+    """One letter, a letter and its accent, or none: a call counts, and for nothing besides."""
+    menu = Services({"menu": f"{HOST}/café+bar/*"})
+    for path in ("/caf%C3%A9+bar/1", "/CAF%C3%89+bar/1", "/cafe%CC%81+bar/1", "/cafe%20bar/1"):
+        url = HOST + path
+        assert "menu" in {menu.name(url), *menu.also(url)}
+    assert menu.also(f"{HOST}/caf%C3%A9+bar/1") == ()
 
 
 @pytest.mark.parametrize("tool", ["Mask_Refinement", "mask_refinement ", "mask_refinement;v=1"])
