@@ -23,14 +23,31 @@ if TYPE_CHECKING:
     from x402_mask._models import Asset, Offer
 
 _PRIMARY: Final = "TransferWithAuthorization"
-_METHOD: Final = re.compile(
-    r".*transfermethod|(authorization|signature|signing)(method|type|scheme|standard|kind)"
+_METHOD: Final = re.compile(r".*transfermethod")
+_KIND: Final = re.compile(r"(authorization|signature|signing)(method|type|scheme|standard|kind)")
+"""The kind of signature; within an object it may as well be how to log in, or a webhook's."""
+
+_DOMAIN: Final = re.compile(r"(?:eip712)?(?:domain)?(name|version|chainid|verifyingcontract)")
+_OTHER_WAYS: Final = frozenset(
+    {
+        "permit2", "eip2612", "erc2612", "erc7710", "receivewithauthorization",
+        "permittransferfrom", "permitwitnesstransferfrom",
+    }
+)  # fmt: skip
+"""What else is signed for a transfer, whatever the key is under which only that stands."""
+
+_WORDS: Final = re.compile(
+    r"support.*|accepts?.*|alternative.*|fallback.*|.*(description|title|memo)"
 )
+"""Keys of what is on offer besides, and of words for people."""
+
+_INNER_MAX: Final = 3
+_WORD_MAX: Final = 60
 _MESSAGE: Final = frozenset(
     {"nonce", "salt", "spender", "deadline", "validafter", "validbefore", "permitted"}
 )
 _OTHER: Final = re.compile(
-    r"(?!supports?).*(primarytype|typeddata|eip712|witness).*"
+    r"(?!supports?)(?!.*supported).*(primarytype|typeddata|eip712|witness).*"
     r"|(uses?|requires?|must|force)?permit2?(only|required)?"
 )
 
@@ -39,13 +56,40 @@ def demand(offer: Offer, asset: Asset) -> tuple[str, str] | None:
     """Reason code and words for what *offer* demands and is not done here; ``None`` if nothing."""
     for field, ours in (("name", asset.name), ("version", asset.version)):
         theirs = offer.extra.get(field)
-        if theirs is not None and theirs != ours:
+        if theirs is not None and (isinstance(theirs, bool) or str(theirs) != ours):
             return "domain", f"the token's {field} is {ours!r}, the offer says {shown(theirs, 40)}"
     for place in (offer.extra, offer.raw):
         for name, value in place.items():
             found = _demanded(_bare(name), value, asset)
             if found is not None:
                 return found
+    return _demanded_inside(offer.extra, _INNER_MAX)
+
+
+def _demanded_inside(place: Mapping[str, Any], depth: int) -> tuple[str, str] | None:
+    """What an object within says of the kind of signature, in a word and by its own name."""
+    for key, value in place.items():
+        name, found = _bare(key), None
+        if _WORDS.fullmatch(name):
+            continue
+        if isinstance(value, dict) and depth:
+            found = _demanded_inside(value, depth - 1)
+        elif isinstance(value, str) and (depth == _INNER_MAX or not _KIND.fullmatch(name)):
+            found = _word_demanded(name, value)
+        if found is not None:
+            return found
+    return None
+
+
+def _word_demanded(name: str, value: str) -> tuple[str, str] | None:
+    if name == "primarytype":
+        return None if value == _PRIMARY else _asks("the primary type", value)
+    if _METHOD.fullmatch(name) or _KIND.fullmatch(name):
+        typed = _KIND.fullmatch(name) is not None and _bare(value) == "eip712"
+        known = typed or value in ("eip3009", _PRIMARY)
+        return None if known else _asks("the transfer method", value)
+    if len(value) <= _WORD_MAX and _bare(value) in _OTHER_WAYS and not _WORDS.fullmatch(name):
+        return _asks("another kind of signature,", value)
     return None
 
 
@@ -54,15 +98,16 @@ def _demanded(name: str, value: Any, asset: Asset) -> tuple[str, str] | None:
         return None
     if name in ("domain", "eip712domain", "eip712") and isinstance(value, dict):
         return _domain_fault(value, asset)
-    if name in ("verifyingcontract", "chainid", "domainname", "domainversion"):
-        return _domain_fault({name.removeprefix("domain"): value}, asset)
+    part = _DOMAIN.fullmatch(name)
+    if part is not None and name not in ("name", "version"):
+        return _domain_fault({part[1]: value}, asset)
     if name in ("types", "eip712types") and isinstance(value, dict):
         mine = {of: fields for of, fields in value.items() if of != "EIP712Domain"}
         return None if mine == TRANSFER_TYPES else _asks("other types")
-    if name == "primarytype":
-        return None if value == _PRIMARY else _asks("the primary type", value)
-    if _METHOD.fullmatch(name):
-        return None if value in ("eip3009", _PRIMARY) else _asks("the transfer method", value)
+    if isinstance(value, str) and (found := _word_demanded(name, value)) is not None:
+        return found
+    if name == "primarytype" or _METHOD.fullmatch(name) or _KIND.fullmatch(name):
+        return None if isinstance(value, str) else _asks("the transfer method", value)
     if name in _MESSAGE:
         return None if (name, str(value)) == ("validafter", "0") else _asks(f"a {name} of its own")
     return _asks("another kind of signature,", name) if _OTHER.fullmatch(name) else None

@@ -61,7 +61,29 @@ DEMANDS: list[dict[str, Any]] = [
     {"deadline": 1},
     {"witness": {"to": OTHER_PAYEE}},
     {"typedData": {"primaryType": "Permit"}},
+    {"eip712Name": "USDC"},
+    {"eip712_chain_id": 1},
+    {"standard": "Permit2"},
+    {"functionName": "receiveWithAuthorization"},
+    {"scheme-variant": "EIP-2612"},
+    {"signatureType": "EIP-191"},
 ]
+
+INSIDE: list[dict[str, Any]] = [
+    {"signing": {"primaryType": "ReceiveWithAuthorization"}},
+    {"token": {"evm": {"assetTransferMethod": "permit2"}}},
+    {"settlement": {"function": "receiveWithAuthorization"}},
+    {"settlement": {"how": "permit2"}},
+]
+
+
+@pytest.mark.parametrize("demand", INSIDE, ids=repr)
+def test_a_demand_further_inside_is_one_as_well(
+    world: World, kind: Kind, demand: dict[str, Any]
+) -> None:
+    url = world.seller().sells(offer(extra={**DOMAIN, **demand}))
+    error = world.refused(world.buyer(kind), url, OfferRefused)
+    assert error.reason == "transfer_method"
 
 
 @pytest.mark.parametrize("demand", DEMANDS, ids=repr)
@@ -101,6 +123,14 @@ def test_a_demand_of_a_version_1_seller(world: World, kind: Kind, demand: dict[s
         {"supportsPermit2": True, "supportsEip712": True},
         {"signature": "0x" + "11" * 65, "signer": OTHER_PAYEE},
         {"validAfter": 0},
+        {"name": "USD Coin", "version": 2},
+        {"eip712Name": "USD Coin", "eip712Version": "2", "eip712ChainId": 8453},
+        {"eip712": DOMAIN, "eip712Supported": True, "signatureType": "EIP-712"},
+        {"signatureScheme": "eip712", "supportedMethods": ["eip3009", "permit2"]},
+        {"supports": {"assetTransferMethod": "permit2"}, "fallbackMethod": "permit2"},
+        {"webhook": {"signatureType": "hmac", "nonce": "x", "url": "https://shop.example"}},
+        {"title": "Permit2", "info": {"description": "permit2"}, "plan": {"type": "permit"}},
+        {"schema": {"properties": {"primaryType": {"type": "string"}, "permit2": {}}}},
         {"facilitatorAddress": OTHER_PAYEE, "feePayer": "x", "memo": "y", "decimals": 6},
         {"description": "permit2 nonce domain", "paymentFlow": "upfront"},
     ],
