@@ -19,10 +19,10 @@ _FIELD: Final = re.compile(r"([\x21-\x7e]([\t\x20-\x7e]*[\x21-\x7e])?)?")
 _SHORT: Final = 5
 _NAME: Final = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+|[a-z]+([_-][a-z]+)*")
 _KEY: Final = re.compile(
-    r"(0[xX])?[0-9a-fA-F]{64}|(0[xX])?[0-9a-fA-F]{128}|[1-9A-HJ-NP-Za-km-z]{86,88}"
-    r"|\[(\s*[0-9]{1,3}\s*,){31,63}\s*[0-9]{1,3}\s*\]|([A-Za-z]{3,8}\s+){11,23}[A-Za-z]{3,8}"
+    r"(0[xX])?[0-9a-fA-F]{48,128}|[1-9A-HJ-NP-Za-km-z]{86,88}"
+    r"|\[(\s*[0-9]{1,3}\s*,){31,63}\s*[0-9]{1,3}\s*\]|([A-Za-z]{3,8}[\s,]+){11,23}[A-Za-z]{3,8}"
 )
-"""A private key of an EVM chain or of Solana, in any of its forms, or BIP-39 words."""
+"""A private key of an EVM chain or of Solana, whole or in part, or BIP-39 words."""
 _FILE: Final = re.compile(r"\.(json|toml|keystore|txt)$")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|(file|sqlite3?|postgres(ql)?):", re.IGNORECASE)

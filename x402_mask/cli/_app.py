@@ -6,10 +6,9 @@ import contextlib
 import io
 import logging
 import os
-import re
 import sys
 import traceback
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
@@ -25,6 +24,7 @@ from x402_mask.cli._payments import payments
 from x402_mask.cli._sandbox import sandbox
 from x402_mask.cli._session import Session
 from x402_mask.cli._show import clean, put, say
+from x402_mask.cli._typed import without_secrets
 from x402_mask.cli._wallet import wallet
 from x402_mask.errors import PaymentError
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 NAME = "x402-mask"
-_SECRET: Final = re.compile(r"(0[xX])?[0-9a-fA-F]{48,}|(?<=\()([a-z]+ ){11,}[a-z]+(?=\))")
-"""Hex about as long as a private key, or a dozen words in brackets."""
 
 
 class _Group(click.Group):
@@ -96,15 +94,14 @@ def run(arguments: Sequence[str]) -> int:
 
 def _ended(exc: BaseException, session: Session, arguments: Sequence[str]) -> int:
     failure = _failure(exc, session.money)
-    is_usage = failure.exit_code == USAGE
+    usage = failure.exit_code == USAGE
     if session.debug or "--debug" in arguments:
         told = "".join(traceback.format_exception(exc))
-        sys.stderr.write(_without_secrets(told) if is_usage else told)
+        sys.stderr.write(without_secrets(told, arguments, usage=usage))
     if isinstance(exc, (BrokenPipeError, SystemExit)):  # rich makes the second of the first
         _forget_stdout()
         return session.money.exit_code()
-    if is_usage:
-        failure.args = (_without_secrets(str(failure)),)
+    failure.args = (without_secrets(str(failure), arguments, usage=usage),)
     as_json = session.as_json or "--json" in arguments
     try:
         _report(failure, exc, as_json=as_json)
@@ -112,11 +109,6 @@ def _ended(exc: BaseException, session: Session, arguments: Sequence[str]) -> in
     except OSError:  # nobody listens any more; the exit code still tells
         _forget_stdout()
     return failure.exit_code
-
-
-def _without_secrets(text: str) -> str:
-    """*text* without what may be a key or its words: what was typed wrong is quoted back."""
-    return _SECRET.sub("***", text)
 
 
 def _failure(exc: BaseException, money: Money) -> Failure:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from x402_mask._given import secret_like
 from x402_mask.cli import _answer
 from x402_mask.cli._faults import (
     DONE,
@@ -90,6 +91,8 @@ def _query_text(name: str, value: Any) -> str:
 
 
 def _service(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    if secret_like(value):  # nothing of it is sent anywhere
+        raise click.BadParameter("that is a private key or its words, not a service id")
     if not _SERVICE.fullmatch(value):
         hint = "; --base-url names the seller" if "/" in value else ""
         raise click.BadParameter(f"{clean(value, 60)!r} is not a service id{hint}")

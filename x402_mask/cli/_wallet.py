@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from x402_mask import _config
+from x402_mask._given import fixed
 from x402_mask.cli._faults import USAGE, Failure
 from x402_mask.cli._funds import needed, what_to_fund
 from x402_mask.cli._session import PASSWORD, Session, ask_password, common, default_keystore
@@ -94,7 +95,10 @@ def _tell(session: Session, told: dict[str, Any], title: str) -> None:
 
 def _target(path: Path | None) -> Path:
     """Where the keystore goes; known to be free before anything is asked."""
-    target = default_keystore() if path is None else path.expanduser()
+    try:
+        target = default_keystore() if path is None else fixed(path)
+    except ValueError as exc:
+        raise Failure(f"--path {exc}", USAGE) from None
     if target.exists():
         raise Failure(
             f"{target} exists, and a keystore is never overwritten: choose another --path", USAGE
