@@ -11,7 +11,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from x402_mask._turns import caller, is_running
+from x402_mask._turns import is_running
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,24 +25,20 @@ _FRAMES = ("gi_frame", "cr_frame", "ag_frame")
 class Carrier:
     """Whoever makes one call: a function that runs, or a coroutine or generator not at its end.
 
+    ``handed`` tells whether the caller has the answer; asked when the call has ended.  A function
+    that returns nothing may set it to :func:`yes` with its last line.
+
     Args:
-        handed: whether the caller has the answer; asked when the call has ended.  A function that
-            returns nothing may set it to :func:`yes` with its last line.
+        here: of the call that :func:`carried` makes, the function that this calls; ``None`` once
+            the caller has the answer, so that nothing of the call outlives it.
     """
 
-    __slots__ = ("_flow", "_frame", "handed")
+    __slots__ = ("_flow", "_here", "handed")
 
-    def __init__(self, handed: Callable[[], bool] | None = None) -> None:
-        self.handed = handed or _not_yet
-        self._frame: FrameType | None = None
+    def __init__(self, here: Callable[[], FrameType | None] | None = None) -> None:
+        self.handed = _not_yet if here is None else lambda: here() is None
+        self._here = here
         self._flow: weakref.ref[Any] | None = None
-
-    @classmethod
-    def here(cls, handed: Callable[[], bool]) -> Carrier:
-        """Of the call that :func:`carried` makes, in the function that it calls."""
-        made = cls(handed)
-        made._frame = caller(2)
-        return made
 
     def follow(self, flow: T) -> T:
         """The call is what *flow*, a coroutine or a generator, makes from beginning to end."""
@@ -52,8 +48,9 @@ class Carrier:
     @property
     def is_running(self) -> bool:
         """Whether the call may still come to its end."""
-        if self._frame is not None:
-            return is_running(self._frame)
+        if self._here is not None:
+            frame = self._here()
+            return frame is not None and is_running(frame)
         flow = None if self._flow is None else self._flow()
         return flow is not None and any(getattr(flow, name, None) for name in _FRAMES)
 
