@@ -6,13 +6,12 @@ it holds; where that is not so, the reading fails in some way or other, within t
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from x402_mask.errors import LedgerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 T = TypeVar("T")
 
@@ -47,21 +46,27 @@ def foreign(call: Callable[[], T]) -> T:
         raise _Foreign(exc) from None
 
 
-@contextmanager
-def damage_said() -> Iterator[None]:
-    """Around what reads rows and uses them: it fails by what they hold.
+class _DamageSaid:
+    """See :data:`damage_said`; a class, as one is entered in each transaction."""
 
-    Raises:
-        LedgerError: something in a row is not what it should be.
-    """
-    try:
-        yield
-    except _Foreign as foreign:
-        raise foreign.failure from foreign.failure.__cause__
-    except _KINDS as exc:
-        if isinstance(exc, Misuse):
-            raise
-        raise damaged(exc) from exc
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
+        if isinstance(exc, _Foreign):
+            raise exc.failure from exc.failure.__cause__
+        if isinstance(exc, _KINDS) and not isinstance(exc, Misuse):
+            raise damaged(exc) from exc
+
+
+damage_said: Final = _DamageSaid()
+"""Around what reads rows and uses them: it fails by what they hold.
+
+Raises:
+    LedgerError: something in a row is not what it should be.
+"""
 
 
 def damaged(failure: Exception) -> LedgerError:

@@ -339,7 +339,7 @@ def _look(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any
             purchase.operation,
             purchase.service,
             shop,
-            origin=purchase.origin,
+            origin=purchase.origin if payer.policy.pin else None,
             also=purchase.also,
             keyed=call.key is not None,
             now_us=now_us,

@@ -99,11 +99,8 @@ class HeadFile:
         if anew:
             os.truncate(self._file, 0)
         place = _place(mark.seq, durable=durable)
-        os.lseek(self._file, place, os.SEEK_SET)
-        if _number(os.read(self._file, _SLOT)) > mark.seq:
-            return
-        os.lseek(self._file, place, os.SEEK_SET)
-        os.write(self._file, _record(mark))
+        if _number(_read_at(self._file, place)) <= mark.seq:
+            _write_at(self._file, place, _record(mark))
 
     def lose(self, after: int) -> None:
         """Forget rows after *after* that were not durable: a power cut undid them."""
@@ -164,6 +161,25 @@ class HeadFile:
             return os.read(descriptor, _FILE)
         finally:
             os.close(descriptor)
+
+
+if hasattr(os, "pread"):  # half the system calls
+
+    def _read_at(file: int, place: int) -> bytes:
+        return os.pread(file, _SLOT, place)
+
+    def _write_at(file: int, place: int, record: bytes) -> None:
+        os.pwrite(file, record, place)
+
+else:  # Windows
+
+    def _read_at(file: int, place: int) -> bytes:
+        os.lseek(file, place, os.SEEK_SET)
+        return os.read(file, _SLOT)
+
+    def _write_at(file: int, place: int, record: bytes) -> None:
+        os.lseek(file, place, os.SEEK_SET)
+        os.write(file, record)
 
 
 _UNNOTICED: Final = "it would not be noticed if the ledger lost its last rows"

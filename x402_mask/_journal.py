@@ -6,11 +6,13 @@ A seller's words stand in them shortened and on one line, and nothing secret doe
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from x402_mask._wire import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from x402_mask._models import Event
 
 log = logging.getLogger("x402_mask")
@@ -32,12 +34,15 @@ _FOUND = {
 def tell(event: Event) -> None:
     """Log *event*: every one at DEBUG, and those that people want to know of so that they do."""
     kind, told, about = event.kind, event.detail, (event.service, event.origin, event.payment_id)
-    note = shown(told.get("note") or "no more is known", _NOTE_MAX)
     if kind in _PAID:
         log.info(_PAID[kind], event.usd, *about)
     elif kind in _OPEN:
-        log.warning(_OPEN[kind], event.usd, *about, note)
+        log.warning(_OPEN[kind], event.usd, *about, _note(told))
     elif kind == "reconciled" and told.get("state") in _FOUND:
-        log.info(_FOUND[told["state"]], *about, note)
-    else:
+        log.info(_FOUND[told["state"]], *about, _note(told))
+    elif log.isEnabledFor(logging.DEBUG):
         log.debug("%s %s %s %s", kind, event.service, event.payment_id or "", dict(told) or "")
+
+
+def _note(told: Mapping[str, Any]) -> str:
+    return shown(told.get("note") or "no more is known", _NOTE_MAX)

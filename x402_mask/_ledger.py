@@ -137,7 +137,7 @@ class Ledger(TokenBook, TransferBook, DenialBook):
         service: str,
         shop: str | None = None,
         *,
-        origin: str = _payees.EVERYWHERE,
+        origin: str | None = _payees.EVERYWHERE,
         also: Iterable[str] = (),
         keyed: bool = False,
         now_us: int,
@@ -147,7 +147,7 @@ class Ledger(TokenBook, TransferBook, DenialBook):
         """What is known about this operation and service; changes nothing.
 
         *shop* is the origin whose tokens would do, if any would; *origin* the one whose payees are
-        asked for, and *also* the keys of what the service may be besides; *seller_us* what time it
+        asked for (``None``: nobody's), and *also* the keys of what the service may be besides; *seller_us* what time it
         is by the seller's clock, Unix microseconds.
         """
         self._flush(wait_s)
@@ -163,7 +163,9 @@ class Ledger(TokenBook, TransferBook, DenialBook):
                     if r.route != "token" and r.proof is not None and r.expired(now_us)
                 ),
                 paid=self._paid(db, rows, clocks, keyed=keyed),
-                payees=_payees.known(db, origin, keys_of(service, also)),
+                payees={}
+                if origin is None
+                else _payees.known(db, origin, keys_of(service, also)),
             )
 
     def reserve(

@@ -174,7 +174,7 @@ class Past:
         """
         self.wrong = None
         try:
-            with damage_said():
+            with damage_said:
                 return _sums.check(db, key)
         except LedgerError as exc:
             self.wrong = str(exc)

@@ -171,7 +171,7 @@ class PostgresLedger(Ledger):
             with self._pool.connection(deadline, wait_s, opening) as raw:
                 try:
                     db = _pg.Db(raw)
-                    with damage_said():
+                    with damage_said:
                         yield db
                     _sums.all_written(db)
                     if write:

@@ -118,9 +118,9 @@ class Row(NamedTuple):
             LedgerError: it is not, so that no ledger wrote it.
         """
         row = cls._make(found)
-        for name, value, types in zip(cls._fields, found, _TYPES_OF_ROW, strict=True):
-            if type(value) not in types:
-                raise damaged(TypeError(f"payment {row.id!r:.60} has {name} {value!r:.60}"))
+        if (types := tuple(map(type, found))) not in _good:
+            _check_types(row)
+            _good.add(types)
         if row.state not in MOVES or row.route not in _ROUTES or row.micro < 0:
             told = f"payment {row.id!r:.60} is {row.state!r:.20}, {row.route!r:.20}, {row.micro}"
             raise damaged(ValueError(told))
@@ -166,6 +166,14 @@ _TYPES_OF_ROW: Final = tuple(
     _KINDS[str(getattr(noted, "__forward_arg__", noted))] for noted in Row.__annotations__.values()
 )
 _ROUTES: Final = get_args(Route)
+_good: Final[set[tuple[type, ...]]] = set()
+"""Types of rows that were right: a few dozen, as what may be NULL is so in few combinations."""
+
+
+def _check_types(row: Row) -> None:
+    for name, value, types in zip(row._fields, row, _TYPES_OF_ROW, strict=True):
+        if type(value) not in types:
+            raise damaged(TypeError(f"payment {row.id!r:.60} has {name} {value!r:.60}"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

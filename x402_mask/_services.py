@@ -156,7 +156,7 @@ def _tool_read(reading: str) -> str | None:
 class Services:
     """Names the service of a URL: the marketplace's path, the owner's patterns, or the origin."""
 
-    __slots__ = ("_patterns", "_read_patterns", "caps_compared")
+    __slots__ = ("_patterns", "_read_patterns", "also", "caps_compared", "name")
 
     def __init__(self, patterns: Mapping[str, str] | None = None) -> None:
         self._patterns = tuple(_pattern(n, p) for n, p in (patterns or {}).items())
@@ -170,8 +170,10 @@ class Services:
             )
             for name, origin, pattern in self._patterns
         )
+        self.name = lru_cache(maxsize=128)(self._name)  # both are asked several times in a call
+        self.also = lru_cache(maxsize=128)(self._also)
 
-    def name(self, url: str) -> str:
+    def _name(self, url: str) -> str:
         """The canonical service of *url*."""
         tool = tool_of(url)
         if tool is not None:
@@ -183,7 +185,7 @@ class Services:
                 return name
         return origin
 
-    def also(self, url: str, tool: str | None = None) -> tuple[str, ...]:
+    def _also(self, url: str, tool: str | None = None) -> tuple[str, ...]:
         """The keys of services, besides its own, whose caps a call to *url* must fit as well.
 
         They are those that a usual server may take its path for; *tool* is the name of the MCP

@@ -101,6 +101,8 @@ class Shelf:
 
     def every(self, asked: Asked, now: float) -> list[Terms]:
         """What is known of each service that a request may be, its own first."""
+        if not self._terms:  # most payers never read a catalog
+            return []
         names = dict.fromkeys((asked.service, *sorted(asked.keys)))
         found = (self.recall(asked.origin, name, now) for name in names)
         return [terms for terms in found if terms is not None]

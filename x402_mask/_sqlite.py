@@ -130,7 +130,7 @@ class _SQL(Ledger):
             self._db = db
             try:
                 self._begin(db, deadline, wait_s, write=write, durable=durable)
-                with damage_said():
+                with damage_said:
                     yield db
                 _sums.all_written(db)
                 self._commit(db, write=write, durable=durable)

@@ -94,6 +94,8 @@ def after(db: Db, vault: Vault, before: Last | None, now_us: int) -> str:
     """The sum that the next row of history carries."""
     if before is None or before[2] is None:  # a new ledger, or an older program's
         now = added_up(db, vault, now_us)
+    elif not db.changes:
+        return before[2]
     else:
         now = _sum_of(before[2])
         total = now.total

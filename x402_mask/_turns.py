@@ -108,6 +108,8 @@ class Turns:
         A thread that comes back at once, an event loop or a worker with more to do, would else take
         each turn before one that waits has woken up.
         """
+        if not self._waiting and self._taken(turn):  # as nearly always
+            return True
         begun = time.monotonic()
         if not self._others_first(begun) and self._taken(turn):
             return True

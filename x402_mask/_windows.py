@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from x402_mask._models import Spend
@@ -144,6 +145,11 @@ def _compile(cap: Cap, scope: str) -> Limit:
 
 def keys_of(service: str, also: Iterable[str] = ()) -> frozenset[str]:
     """The keys of every service that a payment counts for: its own, and what it is *also*."""
+    return _keys_of(service, tuple(also))
+
+
+@lru_cache(maxsize=256)
+def _keys_of(service: str, also: tuple[str, ...]) -> frozenset[str]:
     return frozenset((service_key(service), *also))
 
 
