@@ -12,7 +12,6 @@ facilitators write ``primaryType`` into ``extra``.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from x402_mask._eip712 import TRANSFER_TYPES
@@ -47,13 +46,6 @@ _WORD_MAX: Final = 60
 _MESSAGE: Final = frozenset(
     {"nonce", "salt", "spender", "deadline", "validafter", "validbefore", "permitted"}
 )
-_WORDS: Final = _MESSAGE | {
-    "domain", "eip712domain", "eip712", "verifyingcontract", "chainid", "domainname",
-    "domainversion", "types", "eip712types", "primarytype",
-}  # fmt: skip
-_USUAL: Final = 40
-"""Letters of the longest key that is remembered."""
-
 _OTHER: Final = re.compile(
     r"(?!supports?)(?!.*supported).*(primarytype|typeddata|eip712|witness).*"
     r"|(uses?|requires?|must|force)?permit2?(only|required)?"
@@ -68,8 +60,7 @@ def demand(offer: Offer, asset: Asset) -> tuple[str, str] | None:
             return "domain", f"the token's {field} is {ours!r}, the offer says {shown(theirs, 40)}"
     for place in (offer.extra, offer.raw):
         for name, value in place.items():
-            word = _known_word(name) if len(name) <= _USUAL else _word(name)
-            found = None if word is None else _demanded(word, value, asset)
+            found = _demanded(_bare(name), value, asset)
             if found is not None:
                 return found
     return _demanded_inside(offer.extra, _INNER_MAX)
@@ -100,16 +91,6 @@ def _word_demanded(name: str, value: str) -> tuple[str, str] | None:
     if len(value) <= _WORD_MAX and _bare(value) in _OTHER_WAYS and not _WORDS.fullmatch(name):
         return _asks("another kind of signature,", value)
     return None
-
-
-def _word(name: str) -> str | None:
-    """A key without what its spellings differ in, if it may demand anything."""
-    word = _bare(name)
-    may = word in _WORDS or _METHOD.fullmatch(word) or _OTHER.fullmatch(word)
-    return word if may else None
-
-
-_known_word = lru_cache(maxsize=256)(_word)
 
 
 def _demanded(name: str, value: Any, asset: Asset) -> tuple[str, str] | None:

@@ -57,13 +57,16 @@ class Head(NamedTuple):
 class HeadFile:
     """Remembers the last rows of history that were committed."""
 
-    __slots__ = ("_file", "_pending", "_told", "path")
+    __slots__ = ("_file", "_newest", "_pending", "_seen", "_told", "path")
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: int | None = None
         self._pending: tuple[int, bytes] | None = None
         self._told = False
+        self._seen = b""
+        self._newest: Mark | None = None
+        """The last durable row by what was seen last of that ring, or written there."""
 
     @property
     def pending(self) -> tuple[int, bytes] | None:
@@ -100,7 +103,11 @@ class HeadFile:
             os.truncate(self._file, 0)
         place = _place(mark.seq, durable=durable)
         if _number(_read_at(self._file, place)) <= mark.seq:
-            _write_at(self._file, place, _record(mark))
+            record = _record(mark)
+            _write_at(self._file, place, record)
+            if durable and self._newest is not None and self._newest.seq < mark.seq:
+                self._seen = self._seen[:place] + record + self._seen[place + _SLOT :]
+                self._newest = mark
 
     def lose(self, after: int) -> None:
         """Forget rows after *after* that were not durable: a power cut undid them."""
@@ -147,13 +154,13 @@ class HeadFile:
             if self._file is None:
                 data = self._read()[: _FILE // 2]
             else:
-                os.lseek(self._file, 0, os.SEEK_SET)
-                data = os.read(self._file, _FILE // 2)
+                data = _read_at(self._file, 0, _FILE // 2)
         except OSError:  # whoever opens the ledger next says what is wrong
             return None
-        records = [data[place : place + _SLOT] for place in range(0, len(data), _SLOT)]
-        newest = max(records, key=_number, default=b"")
-        return _mark(newest) or max((mark for _, mark in _marks(data)), default=None)
+        if data != self._seen:  # another process wrote meanwhile
+            self._newest = max((mark for _, mark in _marks(data)), default=None)
+            self._seen = data
+        return self._newest
 
     def _read(self) -> bytes:
         descriptor = os.open(self.path, os.O_RDONLY | _FLAGS)
@@ -165,17 +172,17 @@ class HeadFile:
 
 if hasattr(os, "pread"):  # half the system calls
 
-    def _read_at(file: int, place: int) -> bytes:
-        return os.pread(file, _SLOT, place)
+    def _read_at(file: int, place: int, size: int = _SLOT) -> bytes:
+        return os.pread(file, size, place)
 
     def _write_at(file: int, place: int, record: bytes) -> None:
         os.pwrite(file, record, place)
 
 else:  # Windows
 
-    def _read_at(file: int, place: int) -> bytes:
+    def _read_at(file: int, place: int, size: int = _SLOT) -> bytes:
         os.lseek(file, place, os.SEEK_SET)
-        return os.read(file, _SLOT)
+        return os.read(file, size)
 
     def _write_at(file: int, place: int, record: bytes) -> None:
         os.lseek(file, place, os.SEEK_SET)

@@ -147,8 +147,8 @@ class Ledger(TokenBook, TransferBook, DenialBook):
         """What is known about this operation and service; changes nothing.
 
         *shop* is the origin whose tokens would do, if any would; *origin* the one whose payees are
-        asked for (``None``: nobody's), and *also* the keys of what the service may be besides; *seller_us* what time it
-        is by the seller's clock, Unix microseconds.
+        asked for (``None``: nobody's), and *also* the keys of what the service may be besides;
+        *seller_us* what time it is by the seller's clock, Unix microseconds.
         """
         self._flush(wait_s)
         with self._transaction(wait_s, write=False) as db:
@@ -163,9 +163,7 @@ class Ledger(TokenBook, TransferBook, DenialBook):
                     if r.route != "token" and r.proof is not None and r.expired(now_us)
                 ),
                 paid=self._paid(db, rows, clocks, keyed=keyed),
-                payees={}
-                if origin is None
-                else _payees.known(db, origin, keys_of(service, also)),
+                payees={} if origin is None else _payees.known(db, origin, keys_of(service, also)),
             )
 
     def reserve(

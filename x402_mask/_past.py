@@ -76,6 +76,8 @@ class Past:
         self.wrong: str | None = None
         """What is wrong with the counters, found when the ledger was opened."""
         self._known: Mark | None = None
+        self._synced: Mark | None = None
+        """The last durable row of the head that was found to be one before :attr:`_known`."""
         self._lenience = _Lenience()
 
     @property
@@ -198,8 +200,11 @@ class Past:
         """
         if self.lenient or self.head.pending is not None:
             return
+        known, durable = self._known, self.head.durable()
+        if known is not None and (known.seq, known.mac) == (seq, mac) and durable == self._synced:
+            return  # as nearly always: the chain binds the rows before
         here: Mark | None = None
-        for mark in {self._known, self.head.durable()} - {None}:
+        for mark in {known, durable} - {None}:
             assert mark is not None
             there = mark.mac == mac if mark.seq == seq else mark.seq < seq and _has(db, mark)
             if there or mark.seq == 0:
@@ -209,6 +214,8 @@ class Past:
                 self._lost(mark, here, name)
         if here is not None:  # accepted meanwhile, by another process
             self.ledger, self.era = here.ledger, here.era
+        else:
+            self._synced = durable
 
     def moved(self, seq: int, mac: bytes) -> None:
         """A row was appended in the open transaction."""
@@ -223,6 +230,8 @@ class Past:
         mark = Mark(*pending, self.ledger, self.era)
         self.head.write(mark, durable=durable)
         self._known = mark
+        if durable:
+            self._synced = mark
 
     def accepted(self, mark: Mark) -> None:
         """The owner accepted the loss by the row *mark*, which was committed and synced."""

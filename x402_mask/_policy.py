@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from x402_mask._demands import demand
@@ -75,6 +76,16 @@ def choose(policy: Policy, challenge: Challenge, trusted: Mapping[str, bool]) ->
     Raises:
         OfferRefused: there is none; the message tells why, for the offer that came closest.
     """
+    return _choose(policy, challenge, trusted) if trusted else _known_choice(policy, challenge)
+
+
+@lru_cache(maxsize=16)
+def _known_choice(policy: Policy, challenge: Challenge) -> Choice:
+    """Of the very same challenge, as a seller sends it time and again."""
+    return _choose(policy, challenge, {})
+
+
+def _choose(policy: Policy, challenge: Challenge, trusted: Mapping[str, bool]) -> Choice:
     skipped = [_closer(policy, skip) for skip in challenge.skipped]
     allowed: list[Choice] = []
     for offer in challenge.offers:

@@ -91,8 +91,6 @@ class Challenge:
     rival: Challenge | None = None
     """The body's own challenge, where the header decided."""
 
-    __hash__ = None  # type: ignore[assignment]  # holds a mapping
-
     @property
     def extensions(self) -> Mapping[str, Any]:
         """Advertised extensions; empty when there are none or they are not an object."""

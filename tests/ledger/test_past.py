@@ -458,7 +458,7 @@ def test_a_head_that_cannot_be_written_is_said_once(
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("x402_mask._head.os.write", full)
+    monkeypatch.setattr("x402_mask._head._write_at", full)
     with caplog.at_level(logging.WARNING, "x402_mask"):
         held(ledger)
         held(ledger)

@@ -78,7 +78,8 @@ def _live(limit: Limit | None) -> Limit | None:
 
 def running() -> Limit | None:
     """The bound on what is done here and now."""
-    return _live(_running.get())
+    limit = _running.get()
+    return None if limit is None or limit.over else limit
 
 
 def is_bounded(seconds: float | None) -> bool:

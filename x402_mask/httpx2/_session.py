@@ -446,13 +446,13 @@ class SyncSession(_Session):
         self.response.close()
 
     def watch(self, response: httpx2.Response, payment_id: str, *, delivered: bool) -> None:
-        source = response.stream
+        source, payer = response.stream, self.payer  # the answer does not keep the session
         assert isinstance(source, httpx2.SyncByteStream)
 
         def broken(failure: BaseException) -> None:
             failure.add_note(broken_off(payment_id))
             if delivered:
-                self.payer.reopen(payment_id, WAIT_S)
+                payer.reopen(payment_id, WAIT_S)
 
         response.stream = Watched(source, broken)
 
@@ -630,14 +630,14 @@ class AsyncSession(_Session):
             await self.response.aclose()
 
     def watch(self, response: httpx2.Response, payment_id: str, *, delivered: bool) -> None:
-        source = response.stream
+        source, payer, performer = response.stream, self.payer, self._performer
         assert isinstance(source, httpx2.AsyncByteStream)
-        lost = Record(lambda wait_s: self.payer.reopen(payment_id, wait_s))
+        lost = Record(lambda wait_s: payer.reopen(payment_id, wait_s))
 
         async def broken(failure: BaseException) -> None:
             failure.add_note(broken_off(payment_id))
             if delivered:
-                await self._performer.perform(lost)
+                await performer.perform(lost)
 
         response.stream = AsyncWatched(source, broken)
 

@@ -10,6 +10,7 @@ import httpx2
 from x402_mask._carrier import Carrier, carried
 from x402_mask._clients import is_foreign
 from x402_mask._drive import prepare
+from x402_mask._turns import caller
 from x402_mask.httpx2 import _deadline
 from x402_mask.httpx2._layer import Layer, check_payer, straight
 from x402_mask.httpx2._session import AsyncSession, SyncSession
@@ -86,8 +87,8 @@ class PaymentTransport(httpx2.BaseTransport):
         """Go on from the first *response*, or from the start."""
         if not origin(request) or is_errand(request):
             return response or self._ask(request)
-        handed = False
-        session = SyncSession(self._layer, request, Carrier.here(lambda: handed))
+        here = caller(1)
+        session = SyncSession(self._layer, request, Carrier(lambda: here))
         try:
             with session.slot.carried():
                 sent = session.start()
@@ -98,7 +99,7 @@ class PaymentTransport(httpx2.BaseTransport):
         except BaseException as exc:
             session.failed(exc)
             raise
-        return (answer, handed := True)[0]  # in one step: see Carrier
+        return (answer, here := None)[0]  # in one step: see Carrier
 
     def __enter__(self) -> Self:
         self.inner.__enter__()
