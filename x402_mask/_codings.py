@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("x402_mask")
 
 _NESTED_MAX: Final = 4
+_MEMBERS_MAX: Final = 64
+_GZIP: Final = b"\x1f\x8b"
 _WINDOW_LOG: Final = 23
 """Most memory for what was said before, of a ``zstd`` body: 8 MiB, as RFC 9659 wants."""
 
@@ -54,7 +56,20 @@ def _unknown(*_: object) -> bytes | None:
 
 
 def _gzip(data: bytes, limit: int) -> bytes | None:
-    return _inflate(data, 16 + zlib.MAX_WBITS, limit)
+    """All members of it (RFC 1952, 2.2): some servers write one for each part of a body."""
+    plain = b""
+    for _ in range(_MEMBERS_MAX):
+        member = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        try:
+            plain += member.decompress(data, limit + 1 - len(plain))
+        except zlib.error:
+            return None
+        if len(plain) > limit or not member.eof:
+            return None
+        data = member.unused_data
+        if not data.startswith(_GZIP):
+            return plain
+    return None
 
 
 def _deflate(data: bytes, limit: int) -> bytes | None:

@@ -40,6 +40,18 @@ def test_codings(coding: str, pack: Any, data: bytes) -> None:
     assert decode(pack(data), coding) == data
 
 
+def test_gzip_in_members() -> None:
+    """RFC 1952, 2.2: one after another, with or without padding; bounded like the rest."""
+    one, two = b'{"accepts": [', b"]}"
+    packed = gzip.compress(one) + gzip.compress(b"") + gzip.compress(two)
+    assert decode(packed, "gzip") == decode(packed + b"\0\0", "x-gzip") == one + two
+    assert decode(packed[:-3], "gzip") is None
+    most = gzip.compress(b"0" * CHALLENGE_BYTES_MAX)
+    assert decode(most + gzip.compress(b"0"), "gzip") is None
+    assert decode(most + gzip.compress(b""), "gzip") == b"0" * CHALLENGE_BYTES_MAX
+    assert decode(gzip.compress(b"") * 2000, "gzip") is None
+
+
 def test_codings_that_are_not_undone(caplog: pytest.LogCaptureFixture) -> None:
     """Unknown, damaged, cut off, or longer than the limit: nothing, and no exception."""
     data = b'{"a": 1}' * 50
