@@ -10,17 +10,17 @@ The only module that imports psycopg; :mod:`x402_mask._postgres` loads it when a
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import select
 import time
 import weakref
-from collections import deque
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from hashlib import sha256
 from json import dumps
-from threading import BoundedSemaphore, Lock
+from random import uniform
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -29,6 +29,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.waiting import Ready, Wait
 
 from x402_mask._ledger import contended
+from x402_mask._turns import Turn, Turns, caller
 from x402_mask.errors import LedgerError
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
 
 ANSWER_S: Final = 30.0
 """How long the server may take for one statement before the connection counts as lost."""
+
+LATE_S: Final = 0.5
+"""How long a statement may take after the time that its caller waits: a lock may come at the last
+moment, and the server itself says that one did not."""
 
 _CONNECTIONS_MAX: Final = 8
 _CONNECT_S: Final = 4  # within the time that a reservation may wait
@@ -57,6 +62,7 @@ _DEFAULTS: Final = {
 
 _NOT_YET: Final = ("57P03", "53300")  # starting up, or too many connections
 _ADVICE: Final = {
+    "55P03": "others have its lock",
     "22003": "a counter of this ledger would overflow",
     "25006": "the server is read-only: name the primary in the DSN",
     "42501": "grant this role the schema x402_mask, or CREATE on the database",
@@ -79,7 +85,8 @@ _inherited: Final[list[Connection]] = []
 class Connection(psycopg.Connection[tuple[Any, ...]]):
     """A connection that gives up on a server that does not answer."""
 
-    answer_s: float = ANSWER_S
+    until: float = math.inf
+    """When whoever uses it has waited for long enough, by the monotonic clock."""
     fit: bool = True
     """Whether others may use it after whoever opened it."""
     clock_us: int | None = None
@@ -111,18 +118,20 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         return cursor
 
     def wait(self, gen: PQGen[Any], *args: Any, **kwargs: Any) -> Any:
-        """Drive *gen* until it is done, at most ``answer_s`` seconds."""
+        """Drive *gen* until it is done: until ``until`` and a little, but not for ever."""
         if not hasattr(select, "poll"):  # Windows: TCP alone notices a lost peer there
             return super().wait(gen, *args, **kwargs)
         socket, poll = self.pgconn.socket, select.poll()
-        deadline = time.monotonic() + self.answer_s
+        begun = time.monotonic()
+        answer_s = min(ANSWER_S, max(self.until - begun, 0.0) + LATE_S)
+        deadline = begun + answer_s
         try:
             wanted = next(gen)
             while True:
                 poll.register(socket, _EVENTS[wanted])
                 found = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
                 if not found:
-                    raise self._silence()  # noqa: TRY301  # closes the connection below
+                    raise _silence(answer_s)  # noqa: TRY301  # closes the connection below
                 wanted = gen.send(_ready(found[0][1], wanted))
         except StopIteration as done:
             return done.value
@@ -131,8 +140,9 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
                 self.pgconn.finish()  # left in the middle of an exchange: of no use to anybody
             raise
 
-    def _silence(self) -> psycopg.OperationalError:
-        return psycopg.OperationalError(f"no answer within {self.answer_s:g} s")
+
+def _silence(answer_s: float) -> psycopg.OperationalError:
+    return psycopg.OperationalError(f"no answer within {answer_s:.2g} s")
 
 
 def _ready(event: int, wanted: Wait) -> Ready:
@@ -174,8 +184,31 @@ def _translated(sql: str) -> bytes:
     return sql.replace("?", "%s").encode()
 
 
+class _Slot:
+    """Room for one connection, and whose turn it is to use it."""
+
+    __slots__ = ("raw", "turns")
+
+    def __init__(self) -> None:
+        self.raw: Connection | None = None
+        self.turns = Turns()
+
+    def tidy(self) -> None:
+        """Close a connection that is of no use to whoever comes next: one left in a transaction."""
+        raw = self.raw
+        if raw is None:
+            return
+        if raw.closed or not raw.fit or raw.info.transaction_status != TransactionStatus.IDLE:
+            self.raw = None
+            raw.close()
+
+
 class Pool:
     """At most eight connections of one process, made when needed; never inherited by a fork.
+
+    A connection is lent for as long as the function runs that says ``with``.  One that an
+    interruption left behind, perhaps with the lock of all writers, is closed by whoever uses the
+    pool next.
 
     Args:
         dsn: how to connect; kept where nothing prints it.
@@ -188,20 +221,21 @@ class Pool:
     def __init__(self, dsn: str, prepare: Callable[[Connection, float], None]) -> None:
         settings = _settings(dsn)
         self._secrets = [str(settings[name]) for name in _SECRETS if settings.get(name)]
-        conninfo = make_conninfo("", **{**_DEFAULTS, "connect_timeout": _CONNECT_S, **settings})
+        patience = int(settings.get("connect_timeout") or _CONNECT_S)
+        conninfo = make_conninfo("", **{**_DEFAULTS, **settings})
         self._conninfo: Callable[[], str] = lambda: conninfo  # a closure is not printed
+        self._connect_s = patience if patience > 0 else _CONNECT_S
         self.identity = _identity(settings)
         self._prepare = prepare
-        self._idle: deque[Connection] = deque()
+        self._slots: list[_Slot] = []
         self.forked()
-        weakref.finalize(self, _close, self._idle, os.getpid())
+        weakref.finalize(self, _close, self._slots, os.getpid())
 
     def forked(self) -> None:
         """Start with no connection; in a child the parent's are neither used nor closed."""
-        _inherited.extend(self._idle)
-        self._idle.clear()
-        self._slots = BoundedSemaphore(_CONNECTIONS_MAX)
-        self._opening = Lock()
+        _inherited.extend(slot.raw for slot in self._slots if slot.raw is not None)
+        self._slots[:] = [_Slot() for _ in range(_CONNECTIONS_MAX)]
+        self._opening = Turns()
         self._reached = False
 
     @contextmanager
@@ -210,55 +244,72 @@ class Pool:
 
         One that fails in between is thrown away, and so is one left in a transaction.
         """
-        if not self._slots.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise contended(wait_s)
+        turn = Turn(caller(1))  # of whoever says ``with``: it is over with that, at the latest
+        slot = self._slot(turn, deadline, wait_s)
         try:
-            raw = self._opened(deadline, opening)
-            try:
-                yield raw
-            finally:
-                self._take_back(raw)
+            yield self._opened(slot, deadline, opening)
         finally:
-            self._slots.release()
+            if turn.is_over:  # interrupted, and only now disposed of: the slot may be another's
+                self.sweep()
+            else:
+                slot.tidy()
+                slot.turns.give_up(turn)
 
-    def _take_back(self, raw: Connection) -> None:
-        if raw.closed or not raw.fit or raw.info.transaction_status != TransactionStatus.IDLE:
-            raw.close()
-        else:
-            self._idle.append(raw)
-
-    def _opened(self, deadline: float, opening: bytes) -> Connection:
-        """A connection whose server answered just now; the others are tried, then replaced."""
+    def _slot(self, turn: Turn, deadline: float, wait_s: float) -> _Slot:
+        """Take a slot, one with a connection if there is one."""
+        self.sweep()
         while True:
-            raw, fresh = self._some(deadline)
+            for slot in sorted(self._slots, key=lambda slot: slot.raw is None):
+                if slot.turns.take(turn, 0):
+                    slot.tidy()
+                    return slot
+            if time.monotonic() >= deadline:
+                raise contended(wait_s)
+            time.sleep(uniform(_PAUSE_S / 50, _PAUSE_S / 5))  # noqa: S311  # spreads the waiters
+
+    def sweep(self) -> None:
+        """Close the connections that were left in a transaction by what does not run any more."""
+        for slot in self._slots:
+            raw = slot.raw
+            if raw is None or raw.info.transaction_status == TransactionStatus.IDLE:
+                continue
+            turn = Turn(caller(0))
             try:
-                raw.answer_s = min(ANSWER_S, max(0.0, deadline - time.monotonic()) + 2)
+                if slot.turns.take(turn, 0):
+                    slot.tidy()
+            finally:
+                slot.turns.give_up(turn)
+
+    def _opened(self, slot: _Slot, deadline: float, opening: bytes) -> Connection:
+        """A connection whose server answered just now; one that broke is replaced."""
+        while True:
+            fresh = slot.raw is None
+            raw = slot.raw or self._connected(slot, deadline)
+            try:
+                raw.until = deadline
                 raw.begin(opening)
             except BaseException as failure:
                 roll_back(raw)
-                self._take_back(raw)
-                if not is_lost(raw, failure) or (fresh and time.monotonic() >= deadline):
+                slot.tidy()
+                if not is_lost(raw, failure) or time.monotonic() >= deadline:
                     raise
                 time.sleep(_PAUSE_S if fresh else 0)
             else:
-                raw.answer_s = ANSWER_S
                 return raw
 
-    def _some(self, deadline: float) -> tuple[Connection, bool]:
-        try:
-            return self._idle.pop(), False
-        except IndexError:
-            return self._connected(deadline), True
-
-    def _connected(self, deadline: float) -> Connection:
+    def _connected(self, slot: _Slot, deadline: float) -> Connection:
         """A new connection; a server that was reached before may be starting again: wait for it.
 
         A pooler takes connections for a server that it does not reach: the first statements tell.
         """
         while True:
             raw, failure, patient = None, None, False
+            left = max(1, min(self._connect_s, math.ceil(deadline - time.monotonic())))
             try:
-                raw = Connection.connect(self._conninfo(), autocommit=True, prepare_threshold=None)
+                raw = Connection.connect(
+                    self._conninfo(), autocommit=True, prepare_threshold=None, connect_timeout=left
+                )
+                slot.raw = raw  # from here on it is known to whoever comes next
                 self._check(raw, deadline)
             except psycopg.Error as exc:
                 failure = self.explained(exc)
@@ -268,6 +319,7 @@ class Pool:
                 assert raw is not None
                 self._reached = True
                 return raw
+            slot.raw = None
             if raw is not None:
                 raw.close()
             if not patient or time.monotonic() + _PAUSE_S >= deadline:
@@ -275,16 +327,23 @@ class Pool:
             time.sleep(_PAUSE_S)
 
     def _check(self, raw: Connection, deadline: float) -> None:
-        """What is done once with every new connection."""
+        """What is done once with every new connection, with one at a time."""
+        turn = Turn(caller(0))
         try:
-            raw.answer_s = ANSWER_S
-            with self._opening:
-                self._prepare(raw, deadline)
-        except psycopg.Error:
-            raise  # whether the connection was lost is still to be told
-        except BaseException:
-            raw.close()
+            raw.until = deadline
+            self._take_opening(turn, deadline)
+            self._prepare(raw, deadline)
+        except BaseException as failure:
+            if not isinstance(failure, psycopg.Error):  # else it is still told whether it was lost
+                raw.close()
             raise
+        finally:
+            self._opening.give_up(turn)
+
+    def _take_opening(self, turn: Turn, deadline: float) -> None:
+        left = max(0.0, deadline - time.monotonic())
+        if not self._opening.take(turn, left):
+            raise contended(left)
 
     def explained(self, failure: psycopg.Error) -> LedgerError:
         """What failed and what to do, without the DSN."""
@@ -298,13 +357,21 @@ class Pool:
 
     def close(self) -> None:
         """Close what nobody uses now."""
-        _close(self._idle, os.getpid())
+        for slot in self._slots:
+            turn = Turn(caller(0))
+            try:
+                if slot.turns.take(turn, 0) and slot.raw is not None:
+                    slot.raw.close()
+                    slot.raw = None
+            finally:
+                slot.turns.give_up(turn)
 
 
-def _close(idle: deque[Connection], pid: int) -> None:
-    while idle and pid == os.getpid():
-        with suppress(IndexError):
-            idle.pop().close()
+def _close(slots: list[_Slot], pid: int) -> None:
+    if pid == os.getpid():
+        for slot in slots:
+            if slot.raw is not None:
+                slot.raw.close()
 
 
 def is_lost(raw: Connection, failure: BaseException) -> bool:

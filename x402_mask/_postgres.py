@@ -62,7 +62,10 @@ _SCHEMA: Final = (
     + "CREATE TABLE IF NOT EXISTS owners (owner TEXT PRIMARY KEY, until TIMESTAMPTZ NOT NULL);"
 )
 _LOCK: Final = int.from_bytes(sha256(b"x402_mask ledger").digest()[:8], signed=True)
-_IDLE_MS: Final = 15_000  # a stopped process must not keep the lock from the others
+_IDLE_MS: Final = 4_000  # a stopped process must not keep the lock from those who wait for it
+_ASK_S: Final = 1.0
+"""How long a caller whose time is up waits to hear whether a commit was made, at most."""
+
 _KEY_VARIABLE: Final = "X402_MASK_LEDGER_KEY"
 _KEY_BYTES: Final = 32
 _NAME: Final = "the ledger's database"
@@ -175,12 +178,11 @@ class PostgresLedger(Ledger):
                         yield db
                     _sums.all_written(db)
                     if write:
-                        self._commit(raw, wait_s)
+                        self._commit(raw, deadline, wait_s)
                     else:
                         raw.ask(b"COMMIT")
                 except BaseException:
-                    _pg.roll_back(raw)
-                    raw.fit = raw.fit and self._past.loss is None
+                    self._undo(raw, turn)
                     raise
             if write:
                 self._past.committed(durable=True)
@@ -191,7 +193,12 @@ class PostgresLedger(Ledger):
                 self._past.head.forget()
             self._writing.give_up(turn)
 
-    def _commit(self, raw: _pg.Connection, wait_s: float) -> None:
+    def _undo(self, raw: _pg.Connection, turn: Turn) -> None:
+        if not turn.is_over:  # else the connection is somebody else's by now
+            _pg.roll_back(raw)
+            raw.fit = raw.fit and self._past.loss is None
+
+    def _commit(self, raw: _pg.Connection, deadline: float, wait_s: float) -> None:
         """Commit; if the connection breaks meanwhile, find out whether that was before or after."""
         try:
             answer = raw.execute(b"COMMIT", prepare=False).statusmessage
@@ -203,7 +210,7 @@ class PostgresLedger(Ledger):
             if answer != "COMMIT":
                 raise LedgerError("the ledger's database did not commit; nothing was written")
             return
-        if not self._was_committed(wait_s):
+        if not self._was_committed(max(min(wait_s, _ASK_S), deadline - time.monotonic())):
             raise LedgerError(
                 "the ledger's database was lost before it committed; nothing was written"
             )
@@ -430,7 +437,7 @@ class _Heart:
 
     def __init__(self, ledger: weakref.ref[PostgresLedger]) -> None:
         self._ledger = ledger
-        self._lock = threading.Lock()
+        self._turns = Turns()
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
         self._renewed = self._needed = -LEASE_S
@@ -438,30 +445,40 @@ class _Heart:
     def start(self, wait_s: float) -> None:
         """Renew the lease now, unless it is young, and go on renewing it."""
         self._needed = time.monotonic()
-        if self._thread is not None and self._needed - self._renewed < LEASE_S / 2:
+        if self._beats and self._needed - self._renewed < LEASE_S / 2:
             return
-        if not self._lock.acquire(timeout=wait_s):
-            raise contended(wait_s)
+        turn = Turn(caller(0))
         try:
+            if not self._turns.take(turn, wait_s):
+                raise contended(wait_s)
             ledger = self._ledger()
             assert ledger is not None
             if time.monotonic() - self._renewed > LEASE_S / 2:
-                self._renew(ledger, wait_s)
-            if self._thread is None:
+                self._renew(ledger, max(0.0, self._needed + wait_s - time.monotonic()))
+            if not self._beats:
                 self._stopped = threading.Event()
                 self._thread = threading.Thread(
                     target=self._beat, args=(self._stopped,), name="x402-mask-lease", daemon=True
                 )
                 self._thread.start()
         finally:
-            self._lock.release()
+            self._turns.give_up(turn)
+
+    @property
+    def _beats(self) -> bool:
+        """Whether the thread runs: it may have been interrupted before it was started."""
+        return self._thread is not None and self._thread.is_alive()
 
     def stop(self) -> None:
         """Stop renewing."""
-        with self._lock:
+        turn = Turn(caller(0))
+        try:
+            self._turns.take(turn, WAIT_S)
             self._stopped.set()
             self._thread = None
             self._renewed = -LEASE_S
+        finally:
+            self._turns.give_up(turn)
 
     def _renew(self, ledger: PostgresLedger, wait_s: float) -> None:
         before = time.monotonic()
@@ -476,12 +493,17 @@ class _Heart:
             del ledger
 
     def _again(self, ledger: PostgresLedger, stopped: threading.Event) -> bool:
-        with self._lock:
+        turn = Turn(caller(0))
+        try:
+            if not self._turns.take(turn, BEAT_S):
+                return True  # somebody renews it just now
             if stopped.is_set():
                 return False
             if not ledger._flying and time.monotonic() - self._needed > LEASE_S:  # noqa: SLF001
                 self._thread = None
                 return False
+        finally:
+            self._turns.give_up(turn)
         try:
             self._renew(ledger, BEAT_S)
         except LedgerError as exc:
