@@ -79,7 +79,7 @@ def _authorization(payer: Payer, purchase: Purchase, choice: Choice, now: float)
         seller_now=seller_clock(now, purchase.reply.date, strict=payer.strict_clock),
         cap_s=payer.policy.max_validity_s,
         nonce=secrets.token_bytes(32),
-        backdate=purchase.challenge.form == "v1",
+        backdate=purchase.challenge.form_of(choice.offer) == "v1",
     )
 
 

@@ -97,6 +97,11 @@ class Challenge:
         found = self.document.get("extensions")
         return found if isinstance(found, dict) else {}
 
+    def form_of(self, offer: Offer) -> Form:
+        """The version that *offer* is made in: each its own, where the challenge names none."""
+        unsaid = self.form == "server402" and _is_worded_as_v1([offer.raw])
+        return "v1" if unsaid else self.form
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
@@ -362,7 +367,7 @@ def proof_header(
     ``accepted``, ``resource`` and ``extensions`` go back to the letter as received; the one
     addition is the ``id`` of ``payment-identifier``, where the seller advertises it.
     """
-    if challenge.form == "v1":
+    if challenge.form_of(offer) == "v1":
         message = {"x402Version": 1, "scheme": offer.scheme, "network": offer.raw["network"]}
         return V1_HEADER, _encode({**_texts(message), "payload": payload})
     fields = _repeated(challenge, offer, payment_id, max(len(payload), _PAYLOAD_BYTES))
@@ -374,7 +379,7 @@ def is_too_large(challenge: Challenge, offer: Offer) -> bool:
 
     Known before anything is signed: all but the payload is what the challenge said.
     """
-    if challenge.form == "v1" or len(challenge.text) * 4 < PROOF_BYTES_MAX // 2:
+    if challenge.form_of(offer) == "v1" or len(challenge.text) * 4 < PROOF_BYTES_MAX // 2:
         return False
     fields = _repeated(challenge, offer, "-" * _ID_LENGTH, _PAYLOAD_BYTES)
     return _line_bytes(fields, _PAYLOAD_BYTES) > PROOF_BYTES_MAX

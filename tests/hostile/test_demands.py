@@ -184,6 +184,38 @@ def test_version_1_in_its_own_words_is_paid_by_its_own_header(
     assert told["network"] == document["accepts"][0]["network"] and told["x402Version"] == 1
 
 
+FOREIGN: dict[str, Any] = {
+    "a later version's": {**offer(), "network": "solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp"},
+    "another scheme's": {"scheme": "channel", "network": "lightning", "amount": 7},
+    "no offer": {},
+    "too dear": offer("999999999999"),
+}
+
+
+@pytest.mark.parametrize("words", V1_WORDS)
+@pytest.mark.parametrize("other", FOREIGN)
+@pytest.mark.parametrize("first", [True, False])
+def test_an_offer_in_version_1_stays_so_beside_any_other(
+    world: World, kind: Kind, words: str, other: str, *, first: bool
+) -> None:
+    """Its seller reads no other header, and what it does not read holds the money."""
+    (entry,) = V1_WORDS[words]["accepts"]
+    listed = [FOREIGN[other], entry] if first else [entry, FOREIGN[other]]
+    seller = world.seller()
+    url = seller.on("/paid", paywall(in_body({"accepts": listed}), served()))
+    assert receipt(world.buyer(kind).get(url)).outcome == "settled"
+    (paid,) = seller.paid_hits()
+    assert paid.proof.header == "x-payment" and (paid.proof.document or {})["x402Version"] == 1
+
+
+def test_an_offer_in_later_words_stays_so_beside_one_of_version_1(world: World, kind: Kind) -> None:
+    (dear,) = versionless(maxAmountRequired="900000")["accepts"]
+    seller = world.seller()
+    url = seller.on("/paid", paywall(in_body({"accepts": [dear, offer_server402()]}), served()))
+    assert receipt(world.buyer(kind).get(url)).outcome == "settled"
+    assert [hit.proof.header for hit in seller.paid_hits()] == ["payment-signature"]
+
+
 @pytest.mark.parametrize("words", NEW_WORDS)
 def test_other_words_without_a_version_are_no_version_1(
     world: World, kind: Kind, words: str
