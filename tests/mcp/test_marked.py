@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import resource
+import threading
 import time
 import zlib
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from tests.support.seller import (
 from tests.transport.servers import Server
 from x402_mask import Cap, MemoryLedger, Payer, Wallet
 from x402_mask.cli import _agent
+from x402_mask.cli import _show as show
 from x402_mask.cli._agent import Agent
 
 Json = dict[str, Any]
@@ -335,3 +337,22 @@ def test_one_deadline_is_around_it_all(where: str, monkeypatch: pytest.MonkeyPat
     assert held[1] == ("0.001" if where == "head" else "0.00")
     if where == "head":
         assert document["error"]["payment_id"].startswith("pay_")
+
+
+def test_a_long_answer_is_not_looked_through_on_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each of its characters may act on a reader, so each is looked at: in a thread."""
+    looked: list[int] = []
+
+    def clean(*args: Any, **options: Any) -> str:
+        looked.append(threading.get_ident())
+        return show.clean(*args, **options)
+
+    monkeypatch.setattr(_agent, "clean", clean)
+    with Seller() as seller:
+        body = b"\x1b[31m{}" * 30_000
+        seller.on("/api/tools/thing", paywall(priced(), served(body)))
+        (document,) = answers(payer_of(seller.origin), seller.origin, "call_service")
+    assert document["untrusted_seller_text"] == "{}" * 30_000
+    assert looked and threading.get_ident() not in looked

@@ -7,6 +7,7 @@ seller says reaches it as data that is marked, short and printable.
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import logging
 import re
@@ -44,6 +45,8 @@ TEXT_MAX: Final = 4_000
 """Characters of seller text in one answer, but for what was paid for."""
 PAID_BYTES_MAX: Final = 256 << 10
 """Bytes of a service's answer that are handed on."""
+_AT_ONCE: Final = 16 << 10
+"""Bytes of an answer that are looked through on the event loop."""
 CATALOG_BYTES_MAX: Final = 1 << 20
 SERVICES_MAX: Final = 10
 METHODS_MAX: Final = 10_000
@@ -154,7 +157,7 @@ class Agent:
         document = {"service": service, "status": response.status_code, "asks_for_payment": False}
         if response.is_success:
             return document, False
-        return {**document, **_seller(response, body, TEXT_MAX, whole=whole)}, True
+        return {**document, **await _marked(response, body, TEXT_MAX, whole=whole)}, True
 
     async def _call(self, until: float, service: str, arguments: Arguments) -> Answered:
         request = await self._request(until, self._paying, service, arguments)
@@ -166,7 +169,7 @@ class Agent:
             "service": service,
             "status": response.status_code,
             "paid": None if receipt is None else paid(receipt, self._payer.policy.networks),
-            **_seller(response, body, limit, whole=whole),
+            **await _marked(response, body, limit, whole=whole),
         }
         return document, not response.is_success
 
@@ -318,6 +321,12 @@ def _detached(response: httpx.Response, body: bytes) -> httpx.Response:
         headers.pop(name, None)
     status, request = response.status_code, response.request
     return httpx.Response(status, headers=headers, content=body, request=request)
+
+
+async def _marked(response: httpx.Response, body: bytes, limit: int, *, whole: bool) -> Json:
+    """A body as data; in a thread where looking at each of its characters takes a while."""
+    work = functools.partial(_seller, response, body, limit, whole=whole)
+    return work() if len(body) <= _AT_ONCE else await anyio.to_thread.run_sync(work)
 
 
 def _seller(response: httpx.Response, body: bytes, limit: int, *, whole: bool) -> Json:
