@@ -298,6 +298,16 @@ class Ledger(TokenBook, TransferBook, DenialBook):
         self._take_back(payment_id, now_us)
         self._flush(wait_s)
 
+    def take_back(self, carrier: object, *, now_us: int, wait_s: float = WAIT_S) -> None:
+        """What was recorded as delivered by *carrier* never reached its caller.
+
+        May be asked again after :class:`Busy`: what is marked by then is still to be written.
+        """
+        for payment_id in self.handed_by(carrier):
+            self._take_back(payment_id, now_us)
+        if self._unwritten:
+            self._flush(wait_s)
+
     def handed_by(self, carrier: object) -> list[str]:
         """Payments that were recorded as delivered by *carrier*, which has not ended yet."""
         return [name for name, (by, _) in list(self._self().handing.items()) if by is carrier]

@@ -432,8 +432,10 @@ class Payer:
 
     def take_back(self, carrier: object, wait_s: float) -> None:
         """The call of *carrier* does not end in its caller's hands, whatever was recorded of it."""
-        for payment_id in self.ledger.handed_by(carrier):
-            self.reopen(payment_id, wait_s)
+        try:
+            self.ledger.take_back(carrier, now_us=self.now_us(), wait_s=wait_s)
+        except LedgerError:
+            log.exception("what was lost of a call is re-opened with the next call only")
 
     def resolve(self, rows: Sequence[Row], wait_s: float | None = None) -> list[Said]:
         """Ask the chain about these payments together and write down what it proves."""

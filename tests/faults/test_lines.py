@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import signal
 import time
+from contextlib import closing
 from pathlib import Path
 from random import Random
 
 import httpx
 import pytest
 
-from tests.faults.lines import KINDS, interrupted, lines_of
+from tests.faults.lines import KINDS, Lines, interrupted, lines_of
 from tests.faults.lines import Trial as OneProof
-from tests.transport.kit import Kind, Rig
+from tests.transport.kit import Kind, Rig, run
 from x402_mask import Cap, SQLiteLedger
 from x402_mask._audit import verify
 
@@ -21,9 +22,10 @@ STRIDE = 67
 
 pytestmark = [
     pytest.mark.timeout(300),
-    # one that comes while the garbage collector closes something is Python's to report
+    # one that comes while the garbage collector closes something, or in a callback of it, is
+    # Python's to report
     pytest.mark.filterwarnings(
-        "ignore:Exception ignored in. <finalize:pytest.PytestUnraisableExceptionWarning"
+        "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
     ),
 ]
 
@@ -81,3 +83,25 @@ def test_ctrl_c_by_a_real_signal(fast_path: Path) -> None:
     assert hits > 50
     assert verify(rig.payer.ledger).ok
     rig.payer.close()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_what_the_last_step_loses_is_on_disk_at_once(
+    kind: Kind, fast_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the ledger cannot be written from the event loop: a thread does it then."""
+    from x402_mask.httpx import _session
+
+    def lost(_: object) -> None:
+        raise MemoryError
+
+    for session in (_session.SyncSession, _session.AsyncSession):
+        monkeypatch.setattr(session, "answer", lost)
+    trial = OneProof(kind, fast_path, 1, Lines(0))
+    run(kind.colour, trial.interrupted)
+    assert trial.first is MemoryError
+    (file,) = fast_path.glob("*.db")
+    with closing(SQLiteLedger(file)) as ledger:
+        (paid,) = ledger.payments()
+    assert paid.open
+    trial.rig.payer.close()

@@ -63,9 +63,7 @@ def test_every_cut_of_every_kind(
     assert not found, "\n".join(found)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <finalize:pytest.PytestUnraisableExceptionWarning"
-)
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("kind", lines.KINDS, ids=str)
 def test_interrupted_at_every_line(

@@ -96,10 +96,10 @@ class PaymentTransport(httpx2.BaseTransport):
                     answer = response or self._ask(sent)
                     sent, response = session.received(answer, session.asked(sent, request)), None
             answer = session.answer()
+            return (answer, here := None)[0]  # in one step: see Carrier
         except BaseException as exc:
             session.failed(exc)
             raise
-        return (answer, here := None)[0]  # in one step: see Carrier
 
     def __enter__(self) -> Self:
         self.inner.__enter__()
@@ -189,10 +189,10 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
                     asked = session.asked(sent, request)
                     sent, response = await session.received(answer, asked), None
             answer = session.answer()
+            return (answer, handed := True)[0]  # in one step: see Carrier
         except BaseException as exc:
             await session.failed(exc)
             raise
-        return (answer, handed := True)[0]  # in one step: see Carrier
 
     async def __aenter__(self) -> Self:
         await self.inner.__aenter__()

@@ -189,10 +189,10 @@ class PaidSession:
         try:
             result = await paid.run()
             await self._check(name, result, allowed)
+            return (result, handed := True)[0]  # in one step: see Carrier
         except BaseException as exc:
             await paid.failed(exc)
             raise
-        return (result, handed := True)[0]  # in one step: see Carrier
 
     async def _check(self, name: str, result: Result, allowed: tuple[bool, bool]) -> None:
         """Raise what ``ClientSession.call_tool`` would raise for this result."""
