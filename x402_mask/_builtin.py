@@ -21,6 +21,7 @@ _SCHEMAS: Final[dict[str, dict[str, Any]]] = {
         "required": ["ImageURL", "MaskImageURL"],
     },
 }
+_TEXTS: Final = {key: _json.dumps(schema) for key, schema in _SCHEMAS.items()}
 
 
 def is_built_in(keys: Iterable[str]) -> bool:
@@ -30,8 +31,8 @@ def is_built_in(keys: Iterable[str]) -> bool:
 
 def schemas_for(keys: Iterable[str], stated: Sequence[str], body: bytes | None) -> list[str]:
     """Schemas, as JSON texts, that *body* must fit besides those that the seller has stated."""
-    found = [schema for key in sorted(keys) if (schema := _SCHEMAS.get(key)) is not None]
-    return [_json.dumps(schema) for schema in found if _is_meant(schema, stated, body)]
+    found = [key for key in sorted(keys) if key in _SCHEMAS]
+    return [_TEXTS[key] for key in found if _is_meant(_SCHEMAS[key], stated, body)]
 
 
 def _is_meant(schema: dict[str, Any], stated: Sequence[str], body: bytes | None) -> bool:

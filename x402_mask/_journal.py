@@ -31,6 +31,12 @@ _FOUND = {
 }
 
 
+def is_told(kind: str) -> bool:
+    """Whether anybody may see a line of an event of this kind."""
+    usual = kind not in _PAID and kind not in _OPEN and kind != "reconciled"
+    return not usual or log.isEnabledFor(logging.DEBUG)
+
+
 def tell(event: Event) -> None:
     """Log *event*: every one at DEBUG, and those that people want to know of so that they do."""
     kind, told, about = event.kind, event.detail, (event.service, event.origin, event.payment_id)

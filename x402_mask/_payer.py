@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, cast, get_args
 
 from x402_mask._builtin import is_built_in, schemas_for
 from x402_mask._given import can_be_sent
-from x402_mask._journal import tell
+from x402_mask._journal import is_told, tell
 from x402_mask._models import Asset, Cap, Event, State
 from x402_mask._policy import Policy
 from x402_mask._preempt import HeldTokens, Memory
@@ -339,9 +339,9 @@ class Payer:
         """The schemas that the challenge and the catalog state; ``None``: nothing is judged."""
         if not self.validate_input or not has_body(asked.method):
             return None
-        texts = schemas_of(asked.challenge) if asked.challenge is not None else []
+        told = schemas_of(asked.challenge) if asked.challenge is not None else ()
         listed = [terms.schema for terms in self.catalog.every(asked, self.now()) if terms.schema]
-        texts = list(dict.fromkeys((*texts, *listed)))
+        texts = list(dict.fromkeys((*told, *listed)))
         return texts if texts or is_built_in(asked.keys) else None
 
     def schemas(self, asked: Asked, stated: list[str], body: bytes | None) -> list[str]:
@@ -365,6 +365,8 @@ class Payer:
         detail: Mapping[str, Any] | None = None,
     ) -> None:
         """Log an event and show it to the observer, whose failures change nothing."""
+        if self._on_event is None and not is_told(kind):
+            return
         event = Event(
             kind=kind, service=getattr(about, "service", ""), origin=getattr(about, "origin", ""),
             payment_id=payment_id, usd=usd, detail=detail or {},

@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from x402_mask import _json
+from x402_mask._fits import plainly
 from x402_mask._wire import shown
 
 if TYPE_CHECKING:
@@ -67,6 +69,8 @@ class Checker:
     cost: int
     nodes: int
     find: Callable[[Any], Iterator[Any]] | None
+    fits: Callable[[Any], bool] | None = None
+    """Quicker, and true only of what fits."""
 
 
 def compiled(text: str) -> Checker:
@@ -79,7 +83,7 @@ def compiled(text: str) -> Checker:
     return Checker(
         schema=schema, ignored=tuple(sorted(cleaner.ignored)), cost=cleaner.cost,
         nodes=cleaner.nodes,
-        find=_finder(schema) if schema else None,
+        find=_finder(schema) if schema else None, fits=plainly(schema, {"uri": is_uri}),
     )  # fmt: skip
 
 
@@ -154,6 +158,8 @@ def _first_objection(checkers: Sequence[Checker], value: Any, size: int) -> str 
 
 def _objection(checker: Checker, value: Any) -> str | None:
     assert checker.find is not None
+    if checker.fits is not None and checker.fits(value):
+        return None
     return next((_reason(error) for error in checker.find(value)), None)
 
 
@@ -435,7 +441,8 @@ class _Cleaner:
 # --- schemas in a challenge -----------------------------------------------------------------------
 
 
-def schemas_of(challenge: Challenge) -> list[str]:
+@lru_cache(maxsize=16)
+def schemas_of(challenge: Challenge) -> tuple[str, ...]:
     """Schemas of a request body that a challenge states without doubt, as JSON texts.
 
     These are ``inputSchema``, the ``bodyFields`` of version 1 and Server402
@@ -448,7 +455,7 @@ def schemas_of(challenge: Challenge) -> list[str]:
     for offer in challenge.offers[:_OFFERS_READ]:
         found += [offer.raw.get("inputSchema"), _of_output(offer.raw.get("outputSchema"))]
     texts = (text_of(schema) for schema in found)
-    return list(dict.fromkeys(text for text in texts if text is not None))
+    return tuple(dict.fromkeys(text for text in texts if text is not None))
 
 
 def text_of(schema: object) -> str | None:
