@@ -6,6 +6,7 @@ time that money fell into (:mod:`x402_mask._windows`).  Every function works ins
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -66,9 +67,14 @@ def meters(db: Db, keys: frozenset[str]) -> list[tuple[str, str, bool]]:
 
     And whether it is part of the sum over the counters (:mod:`x402_mask._sums`).
     """
-    marks = ", ".join("?" * len(keys))
-    sql = f"SELECT scope, unit, summed FROM meters WHERE scope IN ({marks}, '*')"  # noqa: S608
-    return [(scope, unit, bool(summed)) for scope, unit, summed in db.all(sql, *sorted(keys))]
+    found = db.all(_meters_of(len(keys)), *sorted(keys))
+    return [(scope, unit, bool(summed)) for scope, unit, summed in found]
+
+
+@lru_cache(maxsize=64)
+def _meters_of(keys: int) -> str:
+    marks = ", ".join("?" * keys)
+    return f"SELECT scope, unit, summed FROM meters WHERE scope IN ({marks}, '*')"  # noqa: S608
 
 
 def used(db: Db, limits: Sequence[Limit], now_us: int) -> list[Used]:
@@ -141,17 +147,21 @@ def _add(
     Yields scope, unit, and what is settled and held now.
     """
     for some in _parts(sums):
-        rows = db.all(
-            "INSERT INTO counters (scope, unit, bucket, settled, held)"  # noqa: S608
-            f" VALUES {', '.join(['(?, ?, ?, ?, ?)'] * len(some))}"
-            " ON CONFLICT (scope, unit, bucket) DO UPDATE"
-            " SET settled=counters.settled+excluded.settled, held=counters.held+excluded.held"
-            " RETURNING scope, unit, settled, held",
-            *chain.from_iterable(some),
-        )
+        rows = db.all(_adding(len(some)), *chain.from_iterable(some))
         if len(rows) != len(some) or not all(0 <= s + h <= MICRO_MAX for _, _, s, h in rows):
             raise LedgerError("a counter of this ledger would overflow")
         yield from rows
+
+
+@lru_cache(maxsize=PART)
+def _adding(rows: int) -> str:
+    return (
+        "INSERT INTO counters (scope, unit, bucket, settled, held)"  # noqa: S608
+        f" VALUES {', '.join(['(?, ?, ?, ?, ?)'] * rows)}"
+        " ON CONFLICT (scope, unit, bucket) DO UPDATE"
+        " SET settled=counters.settled+excluded.settled, held=counters.held+excluded.held"
+        " RETURNING scope, unit, settled, held"
+    )
 
 
 def backfill(db: Db, scope: str, unit: str) -> None:

@@ -61,6 +61,12 @@ _TEXT_MAX: Final = 1000
 _WAITED_S: Final = 0.05
 """A call that comes with less has waited before, for others of its own."""
 
+_STOPS: Final = (
+    "SELECT (SELECT value FROM meta WHERE name='paused'),"
+    " (SELECT until FROM breakers WHERE origin=?)"
+)
+"""Whether the ledger is paused, and until when an origin is not paid."""
+
 _NO_PROOF: Final[Mapping[str, object]] = dict.fromkeys(
     ("header", "proof", "proof_digest", "nonce", "valid_before")
 )
@@ -190,7 +196,8 @@ class Ledger(TokenBook, TransferBook, DenialBook):
         self._flush(wait_s)
         durable = durable or prove is not None
         with self._carrying(want.id, carrier), self._transaction(wait_s, durable=durable) as db:
-            if self._is_paused(db):
+            paused, stopped_until = db.one(_STOPS, want.origin) or (None, None)
+            if paused:
                 raise Paused("this ledger is paused; `x402-mask resume` ends it")
             clocks = self._clocks(db, want.at, want.seller_us)
             rows = self._undelivered(db, want.operation)
@@ -201,7 +208,8 @@ class Ledger(TokenBook, TransferBook, DenialBook):
             paid = self._paid(db, rows, clocks, keyed=want.keyed)
             if paid:
                 raise paid_before(paid[-1], keyed=want.keyed)
-            _check_breaker(db, want, breaker)
+            if breaker is not None and stopped_until is not None and stopped_until > want.at:
+                raise breaker_open(want.origin, breaker, stopped_until)
             payee = _payees.check(db, want)
             meters = self._running(db, want)
             before = self._check_caps(db, want)
@@ -649,6 +657,7 @@ class Ledger(TokenBook, TransferBook, DenialBook):
         payee: str = "known",
     ) -> None:
         """The payment's row and its first entries of history; held at once with a *proof*."""
+        others = want.others
         fixed = {
             "service": want.service, "origin": want.origin, "route": want.route,
             "micro": want.micro, "amount": str(want.amount), "asset": want.asset,
@@ -658,14 +667,14 @@ class Ledger(TokenBook, TransferBook, DenialBook):
         columns = {
             "id": want.id, "at": want.at, "updated": want.at, "flight": self._me(),
             "state": "reserved" if proof is None else "held", **fixed,
-            "also": _json.dumps(want.others) if want.others else None,
+            "also": _json.dumps(others) if others else None,
             **(_NO_PROOF if proof is None else self._stored(proof, want.id)),
         }  # fmt: skip
         names, marks = ", ".join(columns), ", ".join("?" * len(columns))
         sql = f"INSERT INTO payments ({names}) VALUES ({marks})"  # noqa: S608
         db.run(sql, *columns.values())
         after = {name: used + want.micro for name, used in before.items()}
-        also = {"also": want.others} if want.others else {}
+        also = {"also": others} if others else {}
         record = {**want.detail, **fixed, **also, "caps_before": before, "caps_after": after}
         record["payee"] = payee
         self._write(db, want.at, want.id, "reserved", record)
@@ -806,17 +815,20 @@ class Ledger(TokenBook, TransferBook, DenialBook):
 
     def _flush(self, wait_s: float) -> None:
         """Write the ends of calls that could not be written when they happened."""
-        handing = self._self().handing
+        me = self._self()
+        handing = me.handing
+        if not handing and not me.unwritten:
+            return
         for payment_id, (carrier, at) in list(handing.items()):
             if carrier.is_lost:
                 self._take_back(payment_id, at)
             elif not carrier.is_running:
                 handing.pop(payment_id, None)
-        for payment_id, (result, at) in list(self._unwritten.items()):
+        for payment_id, (result, at) in list(me.unwritten.items()):
             with self._transaction(wait_s) as db:
                 if self._find(db, payment_id) is not None:
                     self._finish(db, payment_id, result, None, at)
-            self._unwritten.pop(payment_id, None)
+            me.unwritten.pop(payment_id, None)
 
     def _take_back(self, payment_id: str, at: int) -> None:
         """What is to be written of a payment whose answer its caller never had."""
@@ -922,14 +934,6 @@ def _described(proof: Proof | None) -> dict[str, Any]:
         "nonce": proof.nonce,
         "valid_before": proof.valid_before,
     }
-
-
-def _check_breaker(db: Db, want: Reservation, breaker: Breaker | None) -> None:
-    if breaker is None:
-        return
-    found = db.one("SELECT until FROM breakers WHERE origin=?", want.origin)
-    if found is not None and found[0] > want.at:
-        raise breaker_open(want.origin, breaker, found[0])
 
 
 def breaker_open(origin: str, breaker: Breaker, until: int) -> PaymentRefused:

@@ -8,6 +8,7 @@ Pins of an older program have no origin: they hold at every one, until a payee i
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from x402_mask._damage import Misuse
@@ -29,16 +30,21 @@ _REFUSED_MAX: Final = 16
 def known(db: Db, origin: str, keys: Iterable[str]) -> dict[str, bool]:
     """The payees of an origin's services, by their keys, and whether each is trusted."""
     names = sorted(keys)
-    sql = (
-        "SELECT origin, payee, trusted FROM payees"  # noqa: S608
-        f" WHERE origin IN (?, '{EVERYWHERE}') AND service IN ({', '.join('?' * len(names))})"
-    )
+    sql = _known_of(len(names))
     found: tuple[dict[str, bool], dict[str, bool]] = ({}, {})
     for where, payee, trusted in db.all(sql, origin, *names):
         pins = found[where == origin]
         pins[payee] = pins.get(payee, False) or bool(trusted)
     old, own = found
     return own if any(own.values()) else {**own, **old}
+
+
+@lru_cache(maxsize=64)
+def _known_of(keys: int) -> str:
+    return (
+        "SELECT origin, payee, trusted FROM payees"  # noqa: S608
+        f" WHERE origin IN (?, '{EVERYWHERE}') AND service IN ({', '.join('?' * keys)})"
+    )
 
 
 def check(db: Db, want: Reservation) -> str:

@@ -99,9 +99,8 @@ def after(db: Db, vault: Vault, before: Last | None, now_us: int) -> str:
     else:
         now = _sum_of(before[2])
         total = now.total
-        for scope, unit, slot, *rest in db.changes:
+        for scope, unit, slot, settled, held, settled_now, held_now in db.changes:
             if now.covers(unit, slot):
-                settled, held, settled_now, held_now = rest
                 total += _hash(vault, scope, unit, slot, settled_now, held_now)
                 total -= _hash(vault, scope, unit, slot, settled, held)
         now = Sum(now.since, total % _MODULUS)

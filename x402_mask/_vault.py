@@ -23,12 +23,16 @@ if TYPE_CHECKING:
 
 _KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
+_NUMBERS_MAX: Final = 256
 
 
 class Vault:
     """Encrypts, decrypts and chains with keys derived from one secret (HKDF-like, by HMAC)."""
 
-    __slots__ = ("_cipher", "_inner", "_outer", "_proof_key", "_sum_inner", "_sum_outer", "key_id")
+    __slots__ = (
+        "_cipher", "_inner", "_numbers", "_outer", "_proof_key", "_sum_inner", "_sum_outer",
+        "key_id",
+    )  # fmt: skip
 
     def __init__(self, key: bytes) -> None:
         if len(key) != _KEY_BYTES:
@@ -39,6 +43,7 @@ class Vault:
         sum_key = hmac.digest(key, b"x402_mask sums v1", "sha256")
         self._sum_inner, self._sum_outer = (_keyed(sum_key, pad) for pad in (0x36, 0x5C))
         self.key_id = hmac.digest(key, b"x402_mask id v1", "sha256")[:8].hex()
+        self._numbers: dict[bytes, int] = {}  # what a counter is now is what it was, next time
         self._cipher: AESGCM | None = None  # made when needed: OpenSSL is slow to load
 
     def __repr__(self) -> str:
@@ -74,10 +79,15 @@ class Vault:
 
     def number(self, record: bytes) -> int:
         """A keyed hash (HMAC-SHA-256) of *record*, as an integer to be added up."""
-        inner, outer = self._sum_inner.copy(), self._sum_outer.copy()
-        inner.update(record)
-        outer.update(inner.digest())
-        return int.from_bytes(outer.digest())
+        found = self._numbers.get(record)
+        if found is None:
+            inner, outer = self._sum_inner.copy(), self._sum_outer.copy()
+            inner.update(record)
+            outer.update(inner.digest())
+            if len(self._numbers) >= _NUMBERS_MAX:
+                self._numbers.clear()
+            found = self._numbers[record] = int.from_bytes(outer.digest())
+        return found
 
     def _aead(self) -> AESGCM:
         if self._cipher is None:
