@@ -56,7 +56,7 @@ def test_what_an_interruption_left_is_taken_from_it(
     reserved(other)
     kept: list[BaseException] = []
     wrong: list[str] = []
-    for at in itertools.count(1, 211 if fresh else 11):
+    for at in itertools.count(1, 211 if fresh else 2):
         if fresh:
             ledger.close()
         lines = Lines(at)
