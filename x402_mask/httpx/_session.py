@@ -31,6 +31,7 @@ from x402_mask._terms import Call, Verdict, operation_key
 from x402_mask._wire import PROOF_HEADERS, REQUIRED_HEADER, SETTLEMENT_HEADERS
 from x402_mask.errors import PaymentError
 from x402_mask.httpx import _deadline
+from x402_mask.httpx._cookies import carry_cookies, take_cookies
 from x402_mask.httpx._paid import named
 from x402_mask.httpx._slot import Slot
 from x402_mask.httpx._streams import (
@@ -132,10 +133,11 @@ class _Session:
         if _in_memory(request):
             retry.read()
         if self.response is not None and "set-cookie" in self.response.headers:
-            self.response.request = request
-            _carry_cookies(self.response.cookies, retry)
+            given = httpx.Cookies()
+            take_cookies(self.response, request, given)
+            carry_cookies(given, retry)
         if self.cookies is not None:
-            _carry_cookies(self.cookies, retry)
+            carry_cookies(self.cookies, retry)
         self.slot.retry, self.slot.proof = weakref.ref(retry), proof
         self.has_proven = True
         self.slot.requests.append(self.slot.retry)
@@ -159,7 +161,7 @@ class _Session:
             extensions=self.request.extensions,
         )  # fmt: skip
         if self.cookies is not None:
-            _carry_cookies(self.cookies, errand)
+            carry_cookies(self.cookies, errand)
         if wanted.proof is not None:
             errand.headers[wanted.proof[0]] = wanted.proof[1]
             self.slot.proof = wanted.proof
@@ -194,9 +196,8 @@ class _Session:
 
     def _keep_cookies(self, response: httpx.Response, errand: httpx.Request) -> None:
         """For the rest of this call: a marketplace may know by them whose payment it is."""
-        response.request = errand
         self.cookies = httpx.Cookies() if self.cookies is None else self.cookies
-        self.cookies.extract_cookies(response)
+        take_cookies(response, errand, self.cookies)
 
     def park(self) -> httpx.ByteStream:
         """What is kept of a 402 while its connection is used for an errand."""
@@ -680,18 +681,6 @@ def _url(request: httpx.Request) -> str:
     """The URL without user and password: it is shown to approvers and written down."""
     url = request.url
     return str(url.copy_with(username=None, password=None) if url.userinfo else url)
-
-
-def _carry_cookies(given: httpx.Cookies, request: httpx.Request) -> None:
-    """Send the cookies that the seller gave, besides those the request has."""
-    bare = httpx.Request(request.method, request.url)
-    given.set_cookie_header(bare)
-    fresh = bare.headers.get("cookie")
-    if fresh:
-        names = {part.partition("=")[0].strip() for part in fresh.split(";")}
-        sent = [p.strip() for line in request.headers.get_list("cookie") for p in line.split(";")]
-        kept = [part for part in sent if part and part.partition("=")[0].strip() not in names]
-        request.headers["cookie"] = "; ".join([*kept, fresh])
 
 
 def _options(options: object) -> tuple[str | None, bool]:
