@@ -63,6 +63,8 @@ FORMS: dict[str, Any] = {
     "error -32042, one level down": MCPError(
         -32042, "pay", {"challenges": [{"method": "evm"}], "x402": document()}
     ),
+    "error -32042, in a list": MCPError(-32042, "pay", {"challenges": [document()]}),
+    "error -32402, a list": MCPError(-32402, "pay", [document()]),
     "meta": said("pay first", is_error=True, meta={"x402/error": document()}),
     "meta, wrapped": said("pay first", is_error=True, meta={"x402/error": ERROR}),
     "meta, as text": said("pay", is_error=True, meta={"x402/error": json.dumps(document())}),

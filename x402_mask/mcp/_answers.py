@@ -9,7 +9,8 @@ PyPI x402 2.25.0 ``mcp/``, and what the public documents of Server402 leave open
 * it is a marketplace's payment object, or its body without ``x402Version``;
 * the challenge stands in ``_meta["x402/error"]``;
 * it is a JSON-RPC error of code 402, -32402 or -32042 with the challenge as ``data``, or one level
-  below.  The last is MCP's own for "visit this URL first", and is that where no challenge is found.
+  below, alone in a list or not.  The last code is MCP's own for "visit this URL first", and is that
+  where no challenge is found.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def heard_error(error: MCPError) -> Heard | None:
     if error.code not in _CODES:
         return None
     data = error.data
-    said = _unwrapped(data) if isinstance(data, dict) else _object_in(_written(error))
+    said = _below(data) if isinstance(data, (dict, list)) else _object_in(_written(error))
     found = [] if said is None else _claiming(said)
     if found:
         return _challenged(found, {})
@@ -120,6 +121,8 @@ def _claiming(said: _Said) -> list[_Said]:
 
 
 def _below(value: Any) -> _Said | None:
+    if isinstance(value, list) and len(value) == 1:  # of several nobody says which is meant
+        value = value[0]
     if isinstance(value, dict):
         return _unwrapped(value)
     return _object_in(value) if isinstance(value, str) else None
