@@ -109,6 +109,8 @@ def _check_brackets(text: str, depth_max: int) -> None:
     The parser recurses on the C stack, and importing eth-account lifts Python's recursion limit to
     100 000 (py_ecc does): far past the end of a thread's stack.
     """
+    if text.count("[") + text.count("{") <= depth_max:
+        return
     # what is left of quotes begins or ends a string
     plain = text.replace("\\\\", "").replace('\\"', "")
     outside = "".join(plain.split('"')[::2]).encode("ascii", "replace")

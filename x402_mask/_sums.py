@@ -97,13 +97,12 @@ def after(db: Db, vault: Vault, before: Last | None, now_us: int) -> str:
     elif not db.changes:
         return before[2]
     else:
-        now = _sum_of(before[2])
-        total = now.total
+        since, total = _sum_of(before[2])
         for scope, unit, slot, settled, held, settled_now, held_now in db.changes:
-            if now.covers(unit, slot):
+            if slot >= first(unit, since):
                 total += _hash(vault, scope, unit, slot, settled_now, held_now)
                 total -= _hash(vault, scope, unit, slot, settled, held)
-        now = Sum(now.since, total % _MODULUS)
+        now = Sum(since, total % _MODULUS)
     db.changes.clear()
     return str(now)
 

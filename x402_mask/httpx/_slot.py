@@ -115,7 +115,7 @@ class Slot:
         if self.on_errand and self.errand is not None and self.errand() is not request:
             for name in (*self.private, "authorization", "cookie"):
                 request.headers.pop(name, None)
-        if origin(request) != self.trip.origin:
+        if request.url is not self._url and origin(request) != self.trip.origin:
             for name in PROOF_HEADERS:
                 request.headers.pop(name, None)
 
