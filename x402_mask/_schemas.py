@@ -42,6 +42,7 @@ and leaves no more objects than the garbage collector looks through without bein
 
 _BYTES: Final = 1024
 
+_PLAIN_URL: Final = re.compile(r"https?://[A-Za-z0-9.-]+(?:/[A-Za-z0-9._~/?=&-]*)?")
 _URI: Final = re.compile(
     r"""[A-Za-z][A-Za-z0-9+.-]*:(?:[^\x00-\x20\x7f"<>\\^`{|}%]|%[0-9A-Fa-f]{2})+"""
 )
@@ -102,7 +103,7 @@ def is_uri(value: object) -> bool:
 
     What is no text is none of this check's business.
     """
-    if not isinstance(value, str):
+    if not isinstance(value, str) or _PLAIN_URL.fullmatch(value):
         return True
     try:
         host = urlsplit(value).hostname
