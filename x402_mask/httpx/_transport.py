@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
@@ -81,7 +80,8 @@ class PaymentTransport(httpx.BaseTransport):
                     slot = request.extensions[SLOT] = Slot(request)
                     slot.lead(request, response)
                 return response
-        return carried([partial(self._converse, request, response)])
+        # a lambda, no partial: Python looks for signals when what is written in C returns
+        return carried([lambda: self._converse(request, response)])
 
     def _converse(self, request: httpx.Request, response: httpx.Response | None) -> httpx.Response:
         """Go on from the first *response*, or from the start."""
