@@ -55,8 +55,8 @@ def is_foreign(transport: object, own: ModuleType) -> bool:
 
 def _is_transport(transport: object, family: Any) -> bool:
     names = ("BaseTransport", "AsyncBaseTransport")
-    kinds = (getattr(family, name, None) for name in names)  # another thread may yet import it
-    return isinstance(transport, tuple(kind for kind in kinds if kind is not None))
+    kinds = [getattr(family, name, None) for name in names]  # another thread may yet import it
+    return isinstance(transport, tuple(filter(None, kinds)))
 
 
 def around(origins: Iterable[str]) -> dict[str, None]:

@@ -319,7 +319,7 @@ def test_export_usage(cli: Cli, arguments: tuple[str, ...]) -> None:
 def test_export_to_a_place_that_cannot_be_written(cli: Cli) -> None:
     done = cli("payments", "--export", "csv", "--output", "no/where.csv")
     assert done.code == 2
-    assert "cannot write no/where.csv" in done.err
+    assert "cannot write" in done.err and "No such file" in done.err
     if Path("/dev/full").exists():
         done = cli("payments", "--export", "csv", "--output", "/dev/full")
         assert done.code == 1

@@ -200,9 +200,9 @@ def cut_postgres(dsn: str, key: bytes, points: Points) -> Any:
         lose_answer = False
         """Whether the answer to the next COMMIT is lost, after the server has committed."""
 
-        def _commit(self, raw: Any, wait_s: float) -> None:
+        def _commit(self, raw: Any, *waits: float) -> None:
             lost, self.lose_answer = self.lose_answer, False
-            super()._commit(Deaf(raw) if lost else raw, wait_s)
+            super()._commit(Deaf(raw) if lost else raw, *waits)
 
     ledger = CutPostgres.__new__(CutPostgres)
     ledger.points, ledger._doing = points, threading.local()
