@@ -35,8 +35,17 @@ def test_a_call_interrupted_at_any_line(kind: Kind, fast_path: Path) -> None:
     """The ledger counts what is out, is free for all, and an identical call shows the same proof."""
     count = lines_of(OneProof, kind, fast_path)
     assert count > 500
-    found = interrupted(kind, fast_path, range(1 + KINDS.index(kind) * 5, count + 1, STRIDE))
-    assert not found, "\n".join(found)
+    lines = range(1 + KINDS.index(kind) * 5, count + 1, STRIDE)
+    for tries in range(3):
+        (directory := fast_path / str(tries)).mkdir()
+        try:
+            found = interrupted(kind, directory, lines)
+        except TypeError:  # Python 3.11's own, of the next code to run, after one was traced into C
+            if tries == 2:
+                raise
+        else:
+            assert not found, "\n".join(found)
+            return
 
 
 def test_ctrl_c_by_a_real_signal(fast_path: Path) -> None:
