@@ -54,11 +54,6 @@ class Carrier:
         flow = None if self._flow is None else self._flow()
         return flow is not None and any(getattr(flow, name, None) for name in _FRAMES)
 
-    @property
-    def is_lost(self) -> bool:
-        """Whether the call has ended, and not in the hands of its caller."""
-        return not self.is_running and not self.handed()  # in this order: both may change once
-
 
 def yes() -> bool:
     """The caller has the answer."""

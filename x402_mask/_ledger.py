@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, overload
 
@@ -83,7 +83,9 @@ class _Self:
     flying: dict[str, object] = field(default_factory=dict)
     handing: dict[str, tuple[Carrier, int]] = field(default_factory=dict)
     """Payments recorded as delivered by calls that have not been seen to end yet, and when."""
-    unwritten: dict[str, tuple[Result, int]] = field(default_factory=dict)
+    unwritten: dict[object, tuple[str, Result, int]] = field(default_factory=dict)
+    """In the order in which they came, each under a key of its own: who wrote one down takes off
+    that one alone, whatever else became known of the payment meanwhile."""
 
 
 _selves: dict[tuple[object, int], _Self] = {}
@@ -283,7 +285,7 @@ class Ledger(TokenBook, TransferBook, DenialBook):
             raise  # the caller comes again, and until then its call is in flight
         except BaseException as failure:
             if isinstance(failure, LedgerError):
-                self._unwritten[payment_id] = (result, now_us)
+                self._unwritten[object()] = (payment_id, result, now_us)
             self._flying.pop(payment_id, None)
             raise
         self._flying.pop(payment_id, None)
@@ -298,7 +300,7 @@ class Ledger(TokenBook, TransferBook, DenialBook):
         """
         if payment_id in self._flying and self._flying[payment_id] is carrier:
             end = Result(outcome="unknown", delivered=False, note="interrupted")
-            self._unwritten.setdefault(payment_id, (end, now_us))
+            self._unwritten[object()] = (payment_id, end, now_us)
             self._flying.pop(payment_id, None)
 
     def reopen(self, payment_id: str, *, now_us: int, wait_s: float = WAIT_S) -> None:
@@ -534,7 +536,7 @@ class Ledger(TokenBook, TransferBook, DenialBook):
         return self._self().flying
 
     @property
-    def _unwritten(self) -> dict[str, tuple[Result, int]]:
+    def _unwritten(self) -> dict[object, tuple[str, Result, int]]:
         return self._self().unwritten
 
     def _in_flight(self, db: Db, row: Row, known: dict[str, bool] | None = None) -> bool:
@@ -820,21 +822,27 @@ class Ledger(TokenBook, TransferBook, DenialBook):
         if not handing and not me.unwritten:
             return
         for payment_id, (carrier, at) in list(handing.items()):
-            if carrier.is_lost:
-                self._take_back(payment_id, at)
-            elif not carrier.is_running:
+            if carrier.is_running:
+                continue
+            if carrier.handed():  # asked once it has ended: then that changes no more
                 handing.pop(payment_id, None)
-        for payment_id, (result, at) in list(me.unwritten.items()):
-            with self._transaction(wait_s) as db:
+            else:
+                self._take_back(payment_id, at)
+        if not me.unwritten:
+            return
+        with self._transaction(wait_s) as db:
+            ends = list(me.unwritten.items())  # now, as other threads may have written some
+            for _, (payment_id, result, at) in ends:
                 if self._find(db, payment_id) is not None:
                     self._finish(db, payment_id, result, None, at)
-            me.unwritten.pop(payment_id, None)
+        for key, _ in ends:
+            me.unwritten.pop(key, None)
 
     def _take_back(self, payment_id: str, at: int) -> None:
         """What is to be written of a payment whose answer its caller never had."""
         note = "the answer broke off before its caller had it"
-        end, _ = self._unwritten.get(payment_id, (Result(outcome="unknown", delivered=False), 0))
-        self._unwritten[payment_id] = (replace(end, delivered=False, lost=True, note=note), at)
+        end = Result(outcome="unknown", delivered=False, lost=True, note=note)
+        self._unwritten[object()] = (payment_id, end, at)
         self._self().handing.pop(payment_id, None)  # last: until then it would be found again
 
     def _is_carried(self, payment_id: str) -> bool:
