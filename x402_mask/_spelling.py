@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _DECODINGS: Final = 5
 """How often a path is decoded at most: each proxy on the way does it once, and none has five."""
 
 _PLAIN: Final = re.compile(r"(?:/[a-z0-9_-](?:[a-z0-9._-]*[a-z0-9_-])?)*/?")
 _PARAMETERS: Final = re.compile(r";[^/\\]*")
-_SLASHES: Final = re.compile(r"[/\\]+")
+_SLASHES: Final = re.compile("/+")
+_BLANK_DOTS: Final = re.compile(r"(^|/)(\s+\.\.?\s*|\.\.?\s+)(/|$)")
+"""What some take for a segment of dots, and some for a name."""
+_TEXTS_MAX: Final = 4096
 _WIDE: Final = re.compile(r"%u([0-9a-f]{4})", re.IGNORECASE)
 """A letter as IIS decodes it besides."""
 _ODD: Final = re.compile(r"[^ -*,-~]")
@@ -44,16 +47,23 @@ def readings(path: str) -> tuple[str, ...]:
 def _decodings(path: str) -> dict[str, None]:
     """The path as the first server sees it, the second, and so on.
 
-    Parameters are cut by none of them, or by one and those behind it.
+    Parameters are cut by any of them, and one that hands on may have resolved dot segments.
     """
     found: dict[str, None] = {}
-    for first_cut in range(_DECODINGS, -1, -1):
-        text = path
-        for decoded in range(_DECODINGS):
-            text = _decoded(_without_parameters(text) if decoded >= first_cut else text)
-            found |= {text: None, _without_parameters(text): None}
-        if not any(";" in one for one in found):
-            break  # nothing to cut
+    seen_now = {path: None}
+    for _ in range(_DECODINGS):
+        handed_on: dict[str, None] = {}
+        for text in seen_now:
+            for whole in (text, _without_parameters(text)):
+                decoded = _decoded(whole)
+                handed_on |= {decoded: None, _without_parameters(decoded): None}
+        seen_now = {text: None for text in handed_on if text not in found}
+        found |= seen_now
+        if len(found) > _TEXTS_MAX:
+            break
+        for text in tuple(seen_now):
+            if "%" in text:  # else there is nothing for a second one to decode
+                seen_now |= dict.fromkeys(_strictly_resolved(text))
     return found
 
 
@@ -66,20 +76,36 @@ def _without_parameters(text: str) -> str:
 
 
 def _cuts(text: str) -> Iterator[str]:
-    """Whole; and up to a NUL, or to what begins a query or fragment once it is decoded."""
-    yield text.replace("\0", "")
-    for stop in "\0?#":
+    """Whole, without its NULs or with them; and up to what ends it once it is decoded.
+
+    That is a NUL, or what begins a query, a fragment or all parameters.
+    """
+    yield text
+    for stop in "\0?#;":
         if stop in text:
             yield text.partition(stop)[0]
+    if "\0" in text:
+        yield text.replace("\0", "")
 
 
 def _resolutions(text: str) -> Iterator[str]:
-    """Without dot segments: slashes are merged before they are resolved, or afterwards."""
+    """Without dot segments, in each way that they are told.
+
+    Slashes are merged before they are resolved, or afterwards; a backslash is a slash, or a
+    letter; dots with blanks about them are such a segment, or a name.
+    """
     for spelled in dict.fromkeys((text.casefold(), folded(text))):
-        path = spelled.replace("\\", "/")
-        yield _resolved(_SLASHES.sub("/", path))
-        if "//" in path:
-            yield _resolved(path)
+        for path in dict.fromkeys((spelled.replace("\\", "/"), spelled)):
+            for one in dict.fromkeys((_SLASHES.sub("/", path), path)):
+                yield _resolved(one, str.strip)
+                if _BLANK_DOTS.search(one):
+                    yield _resolved(one, str)
+
+
+def _strictly_resolved(text: str) -> Iterator[str]:
+    """As a server resolves it that hands the path on: a segment of dots is nothing but these."""
+    if "/." in text:
+        yield from (_resolved(one, str, "") for one in (_SLASHES.sub("/", text), text))
 
 
 def folded(text: str) -> str:
@@ -91,12 +117,13 @@ def folded(text: str) -> str:
     return "".join("-" if kind == "Pd" else char for char, kind in kinds if kind[0] not in "CM")
 
 
-def _resolved(text: str) -> str:
+def _resolved(text: str, bared: Callable[[str], str], ends: str = ". ") -> str:
+    """*text* without dot segments, as *bared* shows them, and without *ends* of its names."""
     kept: list[str] = []
     for segment in text.split("/"):
-        bare = segment.strip()
+        bare = bared(segment)
         if bare == "..":
             del kept[-1:]
         elif bare != ".":
-            kept.append(bare.rstrip(". "))
+            kept.append(bare.strip().rstrip(ends) if ends else segment)
     return "".join(f"/{segment}" for segment in kept if segment)
