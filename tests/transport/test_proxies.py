@@ -155,6 +155,47 @@ async def test_a_layer_around_a_proxy_is_not_paid_through(rig: Rig, proxy: Proxy
     await rig.close()
 
 
+@kinds("transport", "attach", "client", libs=["httpx"])
+@pytest.mark.parametrize("place", ["dict", "list", "slot", "client"])
+async def test_a_proxy_is_found_wherever_a_layer_keeps_it(
+    rig: Rig, proxy: Proxy, place: str
+) -> None:
+    """A router has several transports; others send by a client of their own."""
+    seller = rig.seller()
+    url = seller.sells()
+    layer = around(rig, through(rig, proxy))
+    base = rig.lib.BaseTransport if rig.kind.sync else rig.lib.AsyncBaseTransport
+    kept: Any = type("Slotted", (base,), {"__slots__": ("one",)})()
+    kept.one = layer.next
+    client = (rig.lib.Client if rig.kind.sync else rig.lib.AsyncClient)(transport=layer.next)
+    layer.also = {
+        "dict": {"http": layer.next},
+        "list": [layer.next],
+        "slot": kept,
+        "client": client,
+    }[place]
+    own = layer.next
+    layer.__dict__["next"] = Hidden(own)
+    rig.client = rig.make_client(inner=layer)
+    await refused(rig, url)
+    assert seller.proofs() == [] and len(seller.hits) == 1
+    await rig.close()
+
+
+class Hidden:
+    """Sends by what is kept elsewhere."""
+
+    def __init__(self, one: Any) -> None:
+        def send(request: Any) -> Any:
+            way = getattr(one, "handle_request", None) or one.handle_async_request
+            return way(request)
+
+        self.send, self.shut = send, lambda: getattr(one, "close", None) or one.aclose
+
+    def __getattr__(self, name: str) -> Any:
+        return self.shut() if name in ("close", "aclose") else self.send
+
+
 @kinds("transport", "attach", "client")
 async def test_a_layer_around_no_proxy_is_paid_through(rig: Rig) -> None:
     seller = rig.seller()

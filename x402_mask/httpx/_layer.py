@@ -12,7 +12,7 @@ from x402_mask._refusals import returns
 from x402_mask.httpx._slot import origin_at
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from x402_mask._refusals import OnRefusal
 
@@ -100,15 +100,37 @@ def _is_own_peer(url: httpx.URL, stream: Any) -> bool | None:
 
 
 def is_proxy(transport: Any, depth: int = 0) -> bool:
-    """Whether *transport* is the family's own made to go through a proxy, or wraps such a one.
+    """Whether *transport* is a library's own made to go through a proxy, or has such a one in it.
 
-    A retry or a cache around a proxy, which may make its answers anew, is as much of one.
+    A retry, a cache or a router around a proxy, which may make its answers anew, is as much of one;
+    so is a client that it sends by.
     """
     if getattr(_pool(transport), "_proxy_url", None) is not None:
         return True
-    inside = list(getattr(transport, "__dict__", {}).values()) if depth < _INNER_MAX else []
-    kinds = (httpx.BaseTransport, httpx.AsyncBaseTransport)
-    return any(isinstance(one, kinds) and is_proxy(one, depth + 1) for one in inside)
+    return depth < _INNER_MAX and any(is_proxy(one, depth + 1) for one in _inside(transport))
+
+
+def _inside(thing: Any) -> Iterator[Any]:
+    """What *thing* may send by: transports and clients, its own or in a collection of its."""
+    slots = (name for kind in type(thing).__mro__ for name in _names(kind))
+    held = [
+        *getattr(thing, "__dict__", {}).values(),
+        *(getattr(thing, name, None) for name in slots),
+    ]
+    for value in held:
+        several = value.values() if isinstance(value, dict) else value
+        listed = isinstance(value, (dict, list, tuple, set, frozenset))
+        yield from (one for one in (several if listed else (value,)) if _sends(one))
+
+
+def _names(kind: type) -> tuple[str, ...]:
+    slots = kind.__dict__.get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _sends(thing: Any) -> bool:
+    ways = ("handle_request", "handle_async_request", "_transport_for_url")
+    return any(hasattr(type(thing), way) for way in ways)
 
 
 def _dials(transport: Any, url: httpx.URL) -> bool:
