@@ -62,6 +62,7 @@ _SCHEMA: Final = (
     + "CREATE TABLE IF NOT EXISTS owners (owner TEXT PRIMARY KEY, until TIMESTAMPTZ NOT NULL);"
 )
 _LOCK: Final = int.from_bytes(sha256(b"x402_mask ledger").digest()[:8], signed=True)
+_LOCKED: Final = "55P03"
 _IDLE_MS: Final = 4_000  # a stopped process must not keep the lock from those who wait for it
 _ASK_S: Final = 1.0
 """How long a caller whose time is up waits to hear whether a commit was made, at most."""
@@ -236,7 +237,7 @@ class PostgresLedger(Ledger):
         return found
 
     def _explained(self, failure: _pg.Error, wait_s: float) -> LedgerError:
-        if failure.sqlstate == "55P03":
+        if failure.sqlstate == _LOCKED:
             return contended(wait_s)
         return self._pool.explained(failure)
 
@@ -293,10 +294,28 @@ class PostgresLedger(Ledger):
         raw.ask(b"COMMIT")
         raw.fit = not self._past.unfit  # else for this thread only, which does not pay
         if many:
-            raw.begin(_begin_writing(deadline))
-            self._sum_newer(_pg.Db(raw), self._key)
+            self._sum_anew(raw)
+
+    def _sum_anew(self, raw: _pg.Connection) -> None:
+        """Let the sum begin with newer counters, unless somebody writes: a later one may do it.
+
+        A reader waits for no writer; and what another thread has appended, and not yet written
+        down as the head, would be taken for ours.
+        """
+        turn, mine = Turn(caller(0)), self._writing.is_mine
+        try:
+            if not mine and not self._writing.take(turn, 0):
+                return
+            raw.begin(_begin_writing(time.monotonic()))
+            self._sum_newer(_pg.Db(raw), self._vault())
             raw.ask(b"COMMIT")
             self._past.committed(durable=True)
+        except _pg.Error as exc:
+            if exc.sqlstate != _LOCKED:
+                raise
+            _pg.roll_back(raw)
+        finally:
+            self._writing.give_up(turn)
 
     def _make_tables(self, db: Db) -> None:
         if db.one("SELECT to_regclass('x402_mask.meta')") == (None,):

@@ -356,8 +356,9 @@ class SQLiteLedger(_SQL):
         """The open connection, if its file still lies at the path.
 
         Else what lies there is opened and compared: some mounts only number their files anew.
+        One that an interruption left, and that was opened only to be looked at, is no better.
         """
-        if self._db is not None and not self._is_there():
+        if self._db is not None and (self._unfit or not self._is_there()):
             self._drop()
         return self._db
 

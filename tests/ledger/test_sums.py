@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
+import threading
 import time
 from contextlib import closing, suppress
 from datetime import timedelta
@@ -247,3 +248,46 @@ def test_a_million_payments_are_not_read_at_an_opening(tmp_path: Path) -> None:
     store.sql("UPDATE counters SET held=0 WHERE unit='total'")
     with pytest.raises(LedgerError, match="counters"):
         opening()
+
+
+def test_a_reader_that_connects_leaves_the_sum_to_whoever_writes(
+    shared: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it take what the writer has appended for its own, and call it the head."""
+    ledger, found = shared.ledger, list[bool]()
+    cap = Cap(5, per="day")
+    for n in range(3):
+        reserved(ledger, cap, at=NOW - n * DAY)
+    ledger.close()
+    monkeypatch.setattr(_sums, "BUCKETS_MAX", 0)
+    with ledger._transaction(10) as db:
+        ledger._write(db, NOW, None, "resumed", {})
+        pending = ledger.past.head.pending
+        reader = shared.again() if shared.kind == "sqlite" else ledger
+        thread = threading.Thread(target=lambda: found.append(reader.is_paused(wait_s=2)))
+        thread.start()
+        thread.join(30)
+        assert found == [False]
+        assert ledger.past.head.pending == pending
+    assert verify(ledger).ok
+
+
+def test_what_was_opened_to_be_looked_at_is_not_written_after_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = sqlite_store(tmp_path / "ledger.db")
+    reserved(store.ledger)
+    store.ledger.close()
+    store.sql("UPDATE counters SET held=0")
+    ledger = store.again()
+
+    def struck(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ledger, "_committed", struck)
+    with pytest.raises(KeyboardInterrupt):
+        standing(ledger)
+    with pytest.raises(LedgerError, match="counters"):
+        ledger.set_paused(False, now_us=NOW)
+    ledger.close()
