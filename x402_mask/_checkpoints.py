@@ -37,8 +37,8 @@ LOG_PAGES_MAX: Final = 20_000
 
 _WAIT_S: Final = 0.05
 
-_running: dict[str, threading.Thread] = {}
-"""The threads at it in this process by their file, whatever became of the ledger that began it.
+_running: dict[threading.Thread, str] = {}
+"""The threads at it in this process, and at which file, whatever became of the ledger that began.
 
 No lock guards it, which an interruption could leave locked: two at once do no harm.
 """
@@ -65,28 +65,31 @@ class Checkpointer:
 
 def _begin(path: str, work: Callable[[str], None]) -> bool:
     """Begin *work* on the file at *path*, unless a thread is at it already."""
-    there = _running.get(path)
-    if there is not None and there.is_alive():
+    if path in _files():
         return False
     thread = threading.Thread(
         target=_run, args=(path, work), name="x402-mask-checkpoint", daemon=True
     )
-    _running[path] = thread  # before it may be done
+    _running[thread] = path  # before it may be done
     try:
         thread.start()
     except RuntimeError as exc:  # no thread to be had: the log grows a little longer
         log.debug("the log of %s is left as it is: %s", path, exc)
-        _running.pop(path, None)
+        _running.pop(thread, None)
     return True
+
+
+def _files() -> frozenset[str]:
+    return frozenset(path for thread, path in list(_running.items()) if thread.is_alive())
 
 
 def finish(timeout_s: float) -> frozenset[str]:
     """Wait until none is going on; the files of those that still are."""
     until = time.monotonic() + timeout_s
-    for thread in list(_running.values()):
+    for thread in list(_running):
         if thread.is_alive() and thread is not threading.current_thread():
             thread.join(max(0.0, until - time.monotonic()))
-    return frozenset(path for path, thread in list(_running.items()) if thread.is_alive())
+    return _files()
 
 
 def forked() -> None:
@@ -100,7 +103,7 @@ def _run(path: str, work: Callable[[str], None]) -> None:
     except (OSError, ValueError, sqlite3.Error) as exc:  # everybody reads what is in the log
         log.debug("the log of %s is left as it is: %s", path, exc)
     finally:
-        _running.pop(path, None)
+        _running.pop(threading.current_thread(), None)
 
 
 def _checkpoint(path: str) -> None:

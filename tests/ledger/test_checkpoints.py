@@ -51,6 +51,23 @@ def test_the_file_is_found_from_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_pa
     ledger.close()
 
 
+def test_the_second_of_two_at_one_file_is_still_known_when_the_first_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else a fork would not wait for it, and the child inherit what it has open."""
+    first, second = threading.Event(), threading.Event()
+    assert _checkpoints._begin("one file", lambda _: first.wait(20) and None)
+    with monkeypatch.context() as at_once:  # as where the first is not started yet
+        at_once.setattr(threading.Thread, "is_alive", lambda _: False)
+        assert _checkpoints._begin("one file", lambda _: second.wait(20) and None)
+    first.set()
+    while len(running()) > 1:
+        time.sleep(0.01)
+    assert _checkpoints.finish(0) == {"one file"}
+    second.set()
+    assert _checkpoints.finish(20) == frozenset()
+
+
 def log_bytes(ledger: SQLiteLedger) -> int:
     return ledger.path.with_name(ledger.path.name + "-wal").stat().st_size
 
@@ -330,9 +347,9 @@ def started(thread):
     start(thread)
 threading.Thread.start = started
 class Watched(dict):
-    def get(self, path):
+    def __setitem__(self, thread, path):
         os.kill(os.getpid(), signal.SIGUSR1)
-        return super().get(path)
+        super().__setitem__(thread, path)
 _checkpoints._running = Watched()
 ledger = SQLiteLedger(sys.argv[1])
 for _ in range(2):
