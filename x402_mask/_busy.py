@@ -1,16 +1,54 @@
-"""How a connection to SQLite waits for its lock: in small steps, spread over the writers."""
+"""A connection to SQLite, which waits for its lock in small steps, spread over the writers."""
 
 from __future__ import annotations
 
 import random
 import sqlite3
 import time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from x402_mask._book import WAIT_S
 
+if TYPE_CHECKING:
+    from x402_mask._rows import Change, Last
+
 _PAUSE_S: Final = 0.004
 _PAUSE_MAX_S: Final = 0.05
+
+
+class Connection:
+    """A :class:`x402_mask._rows.Db` over one sqlite3 connection."""
+
+    __slots__ = ("changes", "durable", "last", "raw")
+
+    def __init__(self, raw: sqlite3.Connection) -> None:
+        self.raw = raw
+        self.last: Last | None = None
+        self.changes: list[Change] = []
+        self.durable: bool | None = None
+        """What ``synchronous`` was last set to: whether commits survive a power cut."""
+
+    @property
+    def clock_us(self) -> int | None:
+        """No clock but this host's."""
+        return None
+
+    def one(self, sql: str, *params: object) -> tuple[Any, ...] | None:
+        """The first row, or ``None``."""
+        found = self.raw.execute(sql, params).fetchone()
+        return None if found is None else tuple(found)
+
+    def all(self, sql: str, *params: object) -> list[tuple[Any, ...]]:
+        """Every row."""
+        return self.raw.execute(sql, params).fetchall()
+
+    def run(self, sql: str, *params: object) -> int:
+        """Execute, and tell how many rows changed."""
+        return self.raw.execute(sql, params).rowcount
+
+    def columns(self, table: str) -> set[str]:
+        """The names of a table's columns; none where there is no such table."""
+        return {name for (name,) in self.all("SELECT name FROM pragma_table_info(?)", table)}
 
 
 def begun(raw: sqlite3.Connection, *, write: bool) -> bool:

@@ -12,13 +12,14 @@ import re
 import sqlite3
 from contextlib import closing
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+from x402_mask._busy import Connection
 from x402_mask._schema import make_tables
 from x402_mask.errors import LedgerError
 
 if TYPE_CHECKING:
-    from x402_mask._rows import Change, Db, Last
+    from x402_mask._rows import Db
 
 _THEIRS: Final = ("sqlite_", "_litestream_")
 """Tables that SQLite itself (``ANALYZE``), or a well-known backup of it, keeps in a database."""
@@ -29,36 +30,13 @@ Shape = dict[tuple[str, str], object]
 """Kind and name of each thing in a schema, and all that matters of it."""
 
 
-class _Memory:
-    """A database in memory, as :func:`make_tables` uses one."""
-
-    def __init__(self, raw: sqlite3.Connection) -> None:
-        self.raw = raw
-        self.last: Last | None = None
-        self.changes: list[Change] = []
-        self.clock_us: int | None = None
-
-    def one(self, sql: str, *params: object) -> tuple[Any, ...] | None:
-        found = self.raw.execute(sql, params).fetchone()
-        return None if found is None else tuple(found)
-
-    def all(self, sql: str, *params: object) -> list[tuple[Any, ...]]:
-        return self.raw.execute(sql, params).fetchall()
-
-    def run(self, sql: str, *params: object) -> int:
-        return self.raw.execute(sql, params).rowcount
-
-    def columns(self, table: str) -> set[str]:
-        return {name for (name,) in self.all("SELECT name FROM pragma_table_info(?)", table)}
-
-
 # --- SQLite ---------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=2)
 def _made(tables: str) -> Shape:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as raw:
-        memory = _Memory(raw)
+        memory = Connection(raw)
         make_tables(memory, tables, memory.columns)
         return _sqlite_shape(memory)
 
@@ -197,7 +175,7 @@ def insist_on_postgres(db: Db, tables: str, found: Shape) -> None:
 def _expected(tables: str) -> Shape:
     """What :data:`_CATALOG` finds where *tables* were made."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as raw:
-        memory = _Memory(raw)
+        memory = Connection(raw)
         make_tables(memory, tables, memory.columns)
         found: Shape = {}
         for (table,) in memory.all("SELECT name FROM sqlite_master WHERE type='table'"):
@@ -217,7 +195,7 @@ def _column(name: str, kind: str, required: int, default: str | None, key: int) 
     return said if default is None else f"{said} {default}"
 
 
-def _indexes(memory: _Memory, table: str) -> Shape:
+def _indexes(memory: Connection, table: str) -> Shape:
     found: Shape = {}
     for _, name, unique, origin, _ in memory.all("SELECT * FROM pragma_index_list(?)", table):
         columns = [c for _, _, c in memory.all("SELECT * FROM pragma_index_info(?)", name)]

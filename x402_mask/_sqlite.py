@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from x402_mask import _checkpoints, _sums
 from x402_mask._book import WAIT_S
-from x402_mask._busy import begun, insist, pause
+from x402_mask._busy import Connection, begun, insist, pause
 from x402_mask._damage import damage_said
 from x402_mask._given import fixed
 from x402_mask._head import HeadFile
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from x402_mask._past import Memory
-    from x402_mask._rows import Change, Last
 
 log = logging.getLogger("x402_mask")
 
@@ -53,38 +52,6 @@ _UNKNOWN: Final = (
 )
 
 
-class _Connection:
-    """A :class:`Db` over one sqlite3 connection."""
-
-    __slots__ = ("changes", "durable", "last", "raw")
-
-    def __init__(self, raw: sqlite3.Connection) -> None:
-        self.raw = raw
-        self.last: Last | None = None
-        self.changes: list[Change] = []
-        self.durable: bool | None = None
-        """What ``synchronous`` was last set to: whether commits survive a power cut."""
-
-    @property
-    def clock_us(self) -> int | None:
-        """No clock but this host's."""
-        return None
-
-    def one(self, sql: str, *params: object) -> tuple[Any, ...] | None:
-        found = self.raw.execute(sql, params).fetchone()
-        return None if found is None else tuple(found)
-
-    def all(self, sql: str, *params: object) -> list[tuple[Any, ...]]:
-        return self.raw.execute(sql, params).fetchall()
-
-    def run(self, sql: str, *params: object) -> int:
-        return self.raw.execute(sql, params).rowcount
-
-    def columns(self, table: str) -> set[str]:
-        """The names of a table's columns; none where there is no such table."""
-        return {name for (name,) in self.all("SELECT name FROM pragma_table_info(?)", table)}
-
-
 class _SQL(Ledger):
     """What the file and the in-memory ledger share: a connection behind a lock."""
 
@@ -92,20 +59,20 @@ class _SQL(Ledger):
         super().__init__()
         self._turns = Turns()
         self._pid = os.getpid()
-        self._db: _Connection | None = None
+        self._db: Connection | None = None
         self._disposal: weakref.finalize[..., Any] | None = None
 
-    def _current(self) -> _Connection | None:
+    def _current(self) -> Connection | None:
         """The open connection, if there is one that may be used."""
         return self._db
 
     _is_quick: bool = True
     """Whether an event loop may wait for a commit."""
 
-    def _commit(self, db: _Connection, *, write: bool, durable: bool) -> None:  # noqa: ARG002
+    def _commit(self, db: Connection, *, write: bool, durable: bool) -> None:  # noqa: ARG002
         db.raw.execute("COMMIT")
 
-    def _open(self, deadline: float) -> _Connection:
+    def _open(self, deadline: float) -> Connection:
         raise NotImplementedError
 
     def _after_fork(self) -> None:
@@ -144,7 +111,7 @@ class _SQL(Ledger):
         finally:
             self._turns.give_up(turn)
 
-    def _opened(self, deadline: float, wait_s: float) -> _Connection:
+    def _opened(self, deadline: float, wait_s: float) -> Connection:
         if wait_s == 0:
             raise Busy  # opening touches the disk: not on an event loop
         self._meters.clear()  # the file may be another one by now
@@ -156,7 +123,7 @@ class _SQL(Ledger):
         return db
 
     def _begin(
-        self, db: _Connection, deadline: float, wait_s: float, *, write: bool, durable: bool
+        self, db: Connection, deadline: float, wait_s: float, *, write: bool, durable: bool
     ) -> None:
         if db.raw.in_transaction:  # left by an interruption between two steps
             db.raw.execute("ROLLBACK")
@@ -176,7 +143,7 @@ class _SQL(Ledger):
             tries += 1
             time.sleep(pause(tries, left))
 
-    def _roll_back(self, db: _Connection) -> None:
+    def _roll_back(self, db: Connection) -> None:
         try:
             if db.raw.in_transaction:
                 db.raw.execute("ROLLBACK")
@@ -263,7 +230,7 @@ class SQLiteLedger(_SQL):
     def _is_quick(self) -> bool:  # type: ignore[override]
         return self._pace.is_quick
 
-    def _commit(self, db: _Connection, *, write: bool, durable: bool) -> None:
+    def _commit(self, db: Connection, *, write: bool, durable: bool) -> None:
         begun = time.perf_counter()
         try:
             super()._commit(db, write=write, durable=durable)
@@ -297,7 +264,7 @@ class SQLiteLedger(_SQL):
         assert self._key is not None
         return self._key
 
-    def _open(self, deadline: float) -> _Connection:
+    def _open(self, deadline: float) -> Connection:
         if os.path.realpath(self.path) in _open_before_fork:
             raise _forked_in_use()
         memory = self._past.remember()  # before the file: rows after it are no contradiction
@@ -319,7 +286,7 @@ class SQLiteLedger(_SQL):
             )
         except (OSError, sqlite3.Error) as exc:
             raise LedgerError(f"cannot open the ledger {self.path.name}: {exc}") from exc
-        db = _Connection(raw)
+        db = Connection(raw)
         try:
             self._real = os.path.realpath(self.path)
             insist(raw, "PRAGMA journal_mode=WAL", deadline)
@@ -352,7 +319,7 @@ class SQLiteLedger(_SQL):
             return None
         return found.st_dev, found.st_ino
 
-    def _current(self) -> _Connection | None:
+    def _current(self) -> Connection | None:
         """The open connection, if its file still lies at the path.
 
         Else what lies there is opened and compared: some mounts only number their files anew.
@@ -374,7 +341,7 @@ class SQLiteLedger(_SQL):
         if db is not None:
             db.raw.close()  # where the file was moved SQLite leaves alone what now has its name
 
-    def _compare(self, db: _Connection, memory: Memory, deadline: float) -> None:
+    def _compare(self, db: Connection, memory: Memory, deadline: float) -> None:
         """Refuse what is older or another than it was; see to it that there is a head."""
         self._begin(db, deadline, WAIT_S, write=False, durable=False)
         try:
@@ -396,7 +363,7 @@ class SQLiteLedger(_SQL):
             finally:
                 self._roll_back(db)
 
-    def _make_head(self, db: _Connection, deadline: float) -> None:
+    def _make_head(self, db: Connection, deadline: float) -> None:
         """There are rows and no head: whether the last ones are gone, nobody can say.
 
         Or they are the very first, by a process that comes to its head only after its commit.
@@ -420,7 +387,7 @@ class SQLiteLedger(_SQL):
             log.warning("%s is missing, and %s cannot be written", self._past.head.path, self.path)
         self._past.committed(durable=True)
 
-    def _prepare(self, db: _Connection, deadline: float) -> None:
+    def _prepare(self, db: Connection, deadline: float) -> None:
         """Make or check the tables; refuse a newer program's file, or another key's."""
         version = insist(db.raw, "PRAGMA user_version", deadline)
         if version > SCHEMA_VERSION:
@@ -433,7 +400,7 @@ class SQLiteLedger(_SQL):
         insist_on_sqlite(db, _SCHEMA, self.path.name, whole=True)
         self._key = self._checked_key(db)
 
-    def _make_tables(self, db: _Connection) -> None:
+    def _make_tables(self, db: Connection) -> None:
         """In a new file, or one that another process has made meanwhile."""
         if db.one("SELECT 1 FROM sqlite_master WHERE name='meta'") is None:
             self._past.refuse_to_forget(self.path.name)
@@ -446,7 +413,7 @@ class SQLiteLedger(_SQL):
             assert key is not None
             set_meta(db, "key", Vault(key).key_id)
 
-    def _checked_key(self, db: _Connection) -> Vault:
+    def _checked_key(self, db: Connection) -> Vault:
         made_with = meta(db, "key")
         if made_with is None:
             raise LedgerError(f"{self.path.name} is not a ledger of x402_mask")
@@ -508,7 +475,7 @@ class SQLiteLedger(_SQL):
     def _forget_head(self) -> None:
         self._past.head.forget()
 
-    def _roll_back(self, db: _Connection) -> None:
+    def _roll_back(self, db: Connection) -> None:
         super()._roll_back(db)
         if self._unfit or self._past.unfit:
             self._drop()
@@ -551,11 +518,11 @@ class MemoryLedger(_SQL):
     def _vault(self) -> Vault:
         return self._key
 
-    def _open(self, deadline: float) -> _Connection:  # noqa: ARG002
+    def _open(self, deadline: float) -> Connection:  # noqa: ARG002
         raw = sqlite3.connect(
             ":memory:", isolation_level=None, check_same_thread=False, cached_statements=256
         )
-        db = _Connection(raw)
+        db = Connection(raw)
         make_tables(db, _SCHEMA, db.columns)
         return db
 
@@ -585,7 +552,7 @@ def default_path() -> Path:
 
 
 _ledgers: Final[weakref.WeakSet[SQLiteLedger]] = weakref.WeakSet()
-_inherited: Final[list[_Connection | None]] = []
+_inherited: Final[list[Connection | None]] = []
 _open_before_fork: set[str] = set()
 """Files of which this process has inherited an open connection, and which it must not open."""
 _forking = threading.RLock()
