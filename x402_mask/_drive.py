@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from x402_mask._book import WAIT_S
 from x402_mask._effects import AsyncNeeded, Checkpoint, Consult, Record, Sleep
+from x402_mask._pace import awaited_briefly
 from x402_mask._rows import Busy
 from x402_mask._wallet import is_async
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
+
+    from x402_mask._ledger import Ledger
 
 T = TypeVar("T")
 
@@ -21,8 +25,8 @@ _LATER = (
     "asyncio", "anyio.lowlevel", "anyio.to_thread", "anyio._backends._asyncio",
     "concurrent.futures.thread",
 )  # fmt: skip
-_WRITERS = 8
-"""Threads that may wait for the ledger at once, per event loop."""
+_THREADS = 8
+"""Threads that may wait for others at a ledger at once; and as many that wait for disks only."""
 
 
 _WAIT_MIN_S = 0.02
@@ -106,14 +110,14 @@ class AsyncPerformer:
     cancellation is kept and delivered at the next effect, so no entry is ever lost to it.
 
     Args:
-        inline: whether an uncontended ledger call is quick enough for the event loop.
-        patience: how long a contended one may take.
+        ledger: that of the calls; one in memory is called on the loop, and others in threads.
+        patience: how long a contended call may take.
     """
 
-    __slots__ = ("_cancelled", "_inline", "_patience", "_waited", "may_wait")
+    __slots__ = ("_brief", "_cancelled", "_inline", "_patience", "_waited", "may_wait")
 
-    def __init__(self, *, inline: bool, patience: Patience | None = None) -> None:
-        self._inline = inline
+    def __init__(self, ledger: Ledger, patience: Patience | None = None) -> None:
+        self._inline, self._brief = ledger.inline, ledger.brief
         self._patience = patience or Patience()
         self._cancelled: BaseException | None = None
         self._waited = False
@@ -150,33 +154,56 @@ class AsyncPerformer:
 
     async def record(self, call: Callable[[float], T]) -> T:
         """Call the ledger, to the end, with the seconds that it may wait."""
-        if self._inline:
-            try:
+        if not self.may_wait:
+            return self._patience.starting_now(call)()
+        try:
+            if self._inline:
                 return call(0)
-            except Busy:
-                pass
+            if self._brief:  # waits for nobody, so that who waits for others is not in its way
+                return await self._finished(_threads("disk").submit(call, 0))
+        except Busy:
+            pass
         patiently = self._patience.starting_now(call)
-        return await self._finished(patiently) if self.may_wait else patiently()
+        return await self._finished(_threads("ledger").submit(patiently), brief=False)
 
-    async def _finished(self, call: Callable[[], T]) -> T:
-        """Run *call* in a thread to its end; keep a cancellation that comes meanwhile."""
+    async def _finished(self, work: Future[T], *, brief: bool = True) -> T:
+        """What comes of *work*, which is done to its end; keep a cancellation that comes meanwhile.
+
+        The threads are our own, so that who waits for a ledger starves nobody else.
+        """
+        interrupted: BaseException | None = None
+        try:
+            if brief and awaited_briefly(work):
+                return work.result()
+        except BaseException as exc:
+            if work.done():  # its own
+                raise
+            interrupted = exc
+        try:
+            await self._done(work)
+            if interrupted is not None:
+                raise interrupted
+            return work.result()
+        finally:
+            del work, interrupted  # what they raised knows this frame
+
+    async def _done(self, work: Future[T]) -> None:
         from anyio import CancelScope, to_thread  # noqa: PLC0415
 
         self._waited = True
-        if not _on_asyncio():
-            with CancelScope(shield=True):  # which is all it takes elsewhere
-                return await to_thread.run_sync(call)
-        import asyncio  # noqa: PLC0415
-
-        # in threads of its own, so that writers who wait starve nobody else
-        done = asyncio.get_running_loop().run_in_executor(_executor(), call)
         with CancelScope(shield=True):
+            if not _on_asyncio():  # there the shield is all it takes
+                await to_thread.run_sync(work.exception)
+                return
+            import asyncio  # noqa: PLC0415
+
+            done = asyncio.wrap_future(work)
             while not done.done():
                 try:
                     await asyncio.wait({done})  # which never cancels what it waits for
                 except asyncio.CancelledError as exc:
                     self._cancelled = exc
-        return done.result()
+            done.exception()  # it is told of by *work*
 
 
 async def _consult(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -198,18 +225,19 @@ def _on_asyncio() -> bool:
         return False
 
 
-_executors: dict[int, Any] = {}
+_pools: dict[tuple[int, str], Any] = {}
 
 
-def _executor() -> Any:
+def _threads(name: str) -> Any:
+    """The threads of that *name*."""
     import os  # noqa: PLC0415
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
 
-    pid = os.getpid()  # threads do not survive a fork
-    found = _executors.get(pid)
+    mine = (os.getpid(), name)  # threads do not survive a fork
+    found = _pools.get(mine)
     if found is None:
-        for parent in list(_executors):
-            _executors.pop(parent, None)
-        made = ThreadPoolExecutor(_WRITERS, thread_name_prefix="x402-mask-ledger")
-        found = _executors.setdefault(pid, made)  # one that is not used has no threads
+        for others in [known for known in _pools if known[0] != mine[0]]:
+            _pools.pop(others, None)
+        made = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"x402-mask-{name}")
+        found = _pools.setdefault(mine, made)  # one that is not used has no threads
     return found

@@ -95,8 +95,11 @@ _selves: dict[tuple[object, int], _Self] = {}
 class Ledger(TokenBook, TransferBook, DenialBook):
     """Where reservations live.  One ledger is one budget, whatever payer or process uses it."""
 
-    inline: ClassVar[bool] = True
-    """Whether an uncontended call is quick enough for an event loop."""
+    inline: ClassVar[bool] = False
+    """Whether an uncontended call waits for nothing at all, and may be made on an event loop."""
+
+    brief: ClassVar[bool] = False
+    """Whether it nearly always takes so little that a loop may wait for a thread that makes it."""
 
     head_is_whole: ClassVar[bool] = False
     """Whether every writer keeps the same head file, so that one must be there."""

@@ -1,32 +1,56 @@
-"""Whether a disk commits quickly enough for an event loop to wait for it."""
+"""How long an event loop may wait for a thread that is at a disk.
+
+Nearly always the thread is done within a millisecond, and to wait for it costs less than to come
+back to the loop for its answer.  How slow a disk will be nobody knows before: so the loop never
+makes a call itself, and what it may wait in all is bounded, whatever disks do and however many
+calls come at once.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+import threading
+import time
+from typing import TYPE_CHECKING, Final
 
-QUICK_S: Final = 0.008
-"""Longest commit that an event loop waits for: a local disk takes one millisecond."""
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+    from typing import Any
 
-IN_A_ROW: Final = 32
-"""How many such commits are seen, in a thread, before the next is made on an event loop."""
+AT_ONCE_S: Final = 0.005
+"""Longest that a loop waits without coming round."""
+
+SHARE: Final = 0.75
+"""Of a loop's time, at most so much is spent on waiting: 20 ms on end, where it never stops."""
+
+IN_VAIN_S: Final = 0.05
+"""What a wait costs besides where it was too short: a disk that is slow now will be so again."""
+
+_LEAST_S: Final = 0.0002
+"""Less is not worth waiting for."""
 
 
-class Pace:
-    """Knows how long the last commits took, wherever they were made."""
-
-    __slots__ = ("_quick",)
+class _Credit(threading.local):
+    """What this thread's event loop may still wait."""
 
     def __init__(self) -> None:
-        self._quick = 0
+        self.left_s = AT_ONCE_S
+        self.at = time.perf_counter()
 
-    @property
-    def is_quick(self) -> bool:
-        """Whether none of the last durable commits was slow; not known is not quick."""
-        return self._quick >= IN_A_ROW
 
-    def took(self, seconds: float, *, durable: bool) -> None:
-        """A commit took so long; one that did not wait for the disk says nothing good of it."""
-        if seconds > QUICK_S:
-            self._quick = 0
-        elif durable:
-            self._quick += 1
+_credit: Final = _Credit()
+
+
+def awaited_briefly(work: Future[Any]) -> bool:
+    """Wait for *work* as long as an event loop may at this moment; whether it is done."""
+    begun, credit = time.perf_counter(), _credit
+    may_wait = min(AT_ONCE_S, credit.left_s + (begun - credit.at) * SHARE)
+    if may_wait < _LEAST_S:
+        return work.done()
+    try:
+        work.exception(may_wait)
+        cost = 0.0
+    except TimeoutError:
+        cost = IN_VAIN_S
+    now = time.perf_counter()
+    credit.left_s, credit.at = may_wait - (now - begun) - cost, now
+    return work.done()

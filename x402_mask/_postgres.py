@@ -15,7 +15,7 @@ import weakref
 from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, ClassVar, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from x402_mask import _sums
 from x402_mask._book import WAIT_S
@@ -97,8 +97,6 @@ class PostgresLedger(Ledger):
         ValueError: *dsn* or *key* cannot be read.
         LedgerError: from any method: the database cannot be reached, read or written.
     """
-
-    inline: ClassVar[bool] = False
 
     def __init__(self, dsn: str, *, key: bytes | str | None = None) -> None:
         super().__init__()

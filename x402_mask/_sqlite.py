@@ -19,7 +19,6 @@ from x402_mask._given import fixed
 from x402_mask._head import HeadFile
 from x402_mask._lease import is_alive, new_owner
 from x402_mask._ledger import Ledger, contended, reentered
-from x402_mask._pace import Pace
 from x402_mask._past import Past
 from x402_mask._private import follow, keep_private, make_file, make_folder
 from x402_mask._rows import Busy, Db
@@ -66,10 +65,7 @@ class _SQL(Ledger):
         """The open connection, if there is one that may be used."""
         return self._db
 
-    _is_quick: bool = True
-    """Whether an event loop may wait for a commit."""
-
-    def _commit(self, db: Connection, *, write: bool, durable: bool) -> None:  # noqa: ARG002
+    def _commit(self, db: Connection) -> None:
         db.raw.execute("COMMIT")
 
     def _open(self, deadline: float) -> Connection:
@@ -87,8 +83,6 @@ class _SQL(Ledger):
             self._after_fork()
         if self._turns.is_mine:
             raise Busy if wait_s == 0 else reentered()
-        if wait_s == 0 and write and not self._is_quick:
-            raise Busy
         turn = Turn(caller(1))  # of whoever says ``with``: it is over with that, at the latest
         try:
             if not self._turns.take(turn, wait_s):
@@ -100,7 +94,7 @@ class _SQL(Ledger):
                 with damage_said:
                     yield db
                 _sums.all_written(db)
-                self._commit(db, write=write, durable=durable)
+                self._commit(db)
             except BaseException:
                 if not turn.is_over:  # else the connection is somebody else's, who rolled it back
                     self._roll_back(db)
@@ -208,6 +202,7 @@ class SQLiteLedger(_SQL):
     """
 
     head_is_whole: ClassVar[bool] = True
+    brief: ClassVar[bool] = True
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         super().__init__()
@@ -219,24 +214,11 @@ class SQLiteLedger(_SQL):
         self._place: tuple[int, int] | None = None
         self._unfit = False
         self._checkpointer = _checkpoints.Checkpointer()
-        self._pace = Pace()
         self._frozen: Turn | None = None
         _ledgers.add(self)
 
     def __repr__(self) -> str:
         return f"SQLiteLedger({str(self.path)!r})"
-
-    @property
-    def _is_quick(self) -> bool:  # type: ignore[override]
-        return self._pace.is_quick
-
-    def _commit(self, db: Connection, *, write: bool, durable: bool) -> None:
-        begun = time.perf_counter()
-        try:
-            super()._commit(db, write=write, durable=durable)
-        finally:
-            if write:
-                self._pace.took(time.perf_counter() - begun, durable=durable)
 
     @property
     def _identity(self) -> object:

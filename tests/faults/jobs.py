@@ -98,7 +98,7 @@ def killed_call(
 ) -> None:
     """Make one call and be killed at the point *at*, if it gets so far."""
     points = Points(at, strike=lambda name: (tell(name), killing(name))[1])
-    ledger = CutSQLite(path, points, inline=kind != "async-threads")
+    ledger = CutSQLite(path, points, brief=kind != "async-threads")
     tell(cut_call(payer_on(ledger, origin, limit), kind, url, points))
 
 

@@ -102,8 +102,8 @@ class Trial:
         """Make the first call, cut at these points (or at a line)."""
         strike = strikes(how)
         self.points = Points(*at, strike=strike)
-        inline = self.kind != "async-threads"
-        self.ledger = CutSQLite(self.path, self.points, inline=inline)
+        brief = self.kind != "async-threads"
+        self.ledger = CutSQLite(self.path, self.points, brief=brief)
         self.payer = self._payer(self.ledger)
         if self.answer == "sent-ahead":
             self._buy_before()
@@ -246,7 +246,7 @@ def test_a_sync_call_cut_anywhere(
     ],
 )
 def test_an_async_call_cut_anywhere(seller: Seller, fast_path: Path, kind: str, how: str) -> None:
-    """Exceptions and cancellations at every point, with the ledger in the loop and in threads."""
+    """Exceptions and cancellations at every point, the loop waiting a moment for the ledger, and not at all."""
     found = run_all(seller, fast_path, kind, how)
     assert not found, "\n".join(found)
 

@@ -165,12 +165,12 @@ for _method in _METHODS:
 
 
 class CutSQLite(_CutMethods, SQLiteLedger):
-    """A file ledger with points; not *inline*, async callers use it from threads."""
+    """A file ledger with points; not *brief*, its event loop waits for it as for a far one."""
 
-    def __init__(self, path: Path, points: Points, *, inline: bool = True) -> None:
+    def __init__(self, path: Path, points: Points, *, brief: bool = True) -> None:
         super().__init__(path)
         self.points = points
-        self.inline = inline  # type: ignore[misc]
+        self.brief = brief  # type: ignore[misc]
         self._doing = threading.local()
 
 

@@ -80,7 +80,7 @@ class Trial:
         """Make the first call, cut at these points."""
         strike = strikes(how)
         self.points = Points(*at, strike=strike)
-        ledger = CutSQLite(self.path, self.points, inline=self.kind != "async-threads")
+        ledger = CutSQLite(self.path, self.points, brief=self.kind != "async-threads")
         buyer = jobs.buyer_on(ledger, self.market.origin, self.way)
         cancelling = strike if isinstance(strike, Cancelling) else None
         url = self.market.url()

@@ -17,8 +17,7 @@ import pytest
 
 from tests.support.seller import offer, v2_header
 from tests.transport.kit import SHOP, Kind, Rig, kinds
-from x402_mask import SQLiteLedger, _pace
-from x402_mask._sqlite import _SQL
+from x402_mask import SQLiteLedger
 
 STALL_S = 0.2
 """A tenth of what each of these takes; the promise is 0.05, on a machine that is not loaded."""
@@ -118,25 +117,23 @@ def test_a_long_body_is_digested_elsewhere(kind: Kind, how: str, tmp_path: Path)
 
 
 class Slow(SQLiteLedger):
-    """A ledger on a disk that takes its time for a commit."""
+    """A ledger on a disk that takes its time for the commits from the *nth* on."""
 
-    seconds = 0.0
+    nth = 1
+    seconds = 0.4
     commits = 0
 
-    def _commit(self, db: Any, **kw: Any) -> None:
-        begun, execute = time.perf_counter(), super(SQLiteLedger, self)._commit
-        if kw["durable"]:
-            self.commits += 1
+    def _commit(self, db: Any) -> None:
+        self.commits += 1
+        if self.commits >= self.nth:
             time.sleep(self.seconds)
-        execute(db, **kw)
-        self._pace.took(time.perf_counter() - begun, durable=kw["durable"])
+        super()._commit(db)
 
 
 @WATCHED
 def test_a_disk_that_is_slow(kind: Kind, tmp_path: Path) -> None:
     """From the first call on, and for many calls at once."""
     ledger = Slow(tmp_path / "slow.db")
-    ledger.seconds = 0.4
     rig = rig_of(kind, ledger=ledger)
 
     async def scenario() -> float:
@@ -148,22 +145,48 @@ def test_a_disk_that_is_slow(kind: Kind, tmp_path: Path) -> None:
         return watch.worst
 
     assert asyncio.run(scenario()) < STALL_S
-    assert ledger.commits >= 4
+    assert ledger.commits >= 8
 
 
-def test_commits_are_made_on_the_loop_where_they_are_known_to_be_quick(tmp_path: Path) -> None:
-    """Not before: the first ones, and some after each slow one, are made elsewhere."""
-    ledger = SQLiteLedger(tmp_path / "quick.db")
-    pace, threads = ledger._pace, list[int]()
-    assert isinstance(ledger, _SQL) and not pace.is_quick
-    for _ in range(_pace.IN_A_ROW):
-        assert not pace.is_quick
-        pace.took(_pace.QUICK_S / 4, durable=True)
-        pace.took(_pace.QUICK_S / 4, durable=False)
-    assert pace.is_quick
-    pace.took(_pace.QUICK_S * 2, durable=False)
-    assert not pace.is_quick and not threads
-    ledger.close()
+@WATCHED
+@pytest.mark.parametrize("when", ["look", "reserve", "finish"])
+def test_a_disk_that_turns_slow(kind: Kind, when: str, tmp_path: Path) -> None:
+    """Whatever it was before, and whichever step of a call it is that takes long."""
+    ledger = Slow(tmp_path / "turns.db")
+    ledger.nth, before = 10**9, 40
+    rig = rig_of(kind, ledger=ledger)
+
+    async def scenario() -> float:
+        for number in range(before):
+            await rig.get(rig.sells(url=f"{SHOP}/{number}"))
+        ledger.nth = ledger.commits + ["look", "reserve", "finish"].index(when) + 1
+        async with Watch() as watch:
+            await rig.get(rig.sells(url=f"{SHOP}/last"))
+        await rig.close()
+        return watch.worst
+
+    assert asyncio.run(scenario()) < STALL_S
+    assert rig.states() == ["settled"] * (before + 1)
+
+
+@WATCHED
+def test_many_calls_at_a_disk_that_is_neither_quick_nor_slow(kind: Kind, tmp_path: Path) -> None:
+    """Each is waited for but a moment, and all of them together not much longer."""
+    ledger = Slow(tmp_path / "so-so.db")
+    ledger.nth = 10**9
+    rig = rig_of(kind, ledger=ledger)
+
+    async def scenario() -> float:
+        for number in range(40):
+            await rig.get(rig.sells(url=f"{SHOP}/before/{number}"))
+        ledger.nth, ledger.seconds = 0, 0.004
+        urls = [rig.sells(url=f"{SHOP}/{n}") for n in range(120)]  # 0.4 s at least, for the first
+        async with Watch() as watch:
+            await asyncio.gather(*(rig.get(url) for url in urls))
+        await rig.close()
+        return watch.worst
+
+    assert asyncio.run(scenario()) < 2 * STALL_S
 
 
 FIRST = """

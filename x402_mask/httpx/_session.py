@@ -465,7 +465,7 @@ class AsyncSession(_Session):
         self, layer: Layer, request: httpx.Request, carrier: Carrier | None = None
     ) -> None:
         super().__init__(layer, request, carrier)
-        self._performer = AsyncPerformer(inline=self.payer.ledger.inline, patience=self.patience)
+        self._performer = AsyncPerformer(self.payer.ledger, self.patience)
 
     async def start(self) -> httpx.Request | None:
         """The first request to send."""

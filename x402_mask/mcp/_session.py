@@ -292,7 +292,7 @@ class _ToolCall:
         self._send = send
         self._flow = _flow.converse(payer, call)
         self._patience = Patience(call.wait_s)
-        self._performer = AsyncPerformer(inline=payer.ledger.inline, patience=self._patience)
+        self._performer = AsyncPerformer(payer.ledger, self._patience)
         self._heard: Heard | None = None
         self._result: Result | None = None
         self._error: mcp.MCPError | None = None
