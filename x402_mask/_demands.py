@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from x402_mask._eip712 import TRANSFER_TYPES
+from x402_mask._eip712 import TRANSFER_TYPES, asset_domain, domain_separator
 from x402_mask._wire import shown
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ _WORDS: Final = re.compile(
 """Keys of what is on offer besides, and of words for people."""
 
 _INNER_MAX: Final = 3
+_CHOICES_MAX: Final = 16
 _WORD_MAX: Final = 60
 _MESSAGE: Final = frozenset(
     {"nonce", "salt", "spender", "deadline", "validafter", "validbefore", "permitted"}
@@ -69,16 +70,25 @@ def demand(offer: Offer, asset: Asset) -> tuple[str, str] | None:
 def _demanded_inside(place: Mapping[str, Any], depth: int) -> tuple[str, str] | None:
     """What an object within says of the kind of signature, in a word and by its own name."""
     for key, value in place.items():
-        name, found = _bare(key), None
-        if _WORDS.fullmatch(name):
-            continue
-        if isinstance(value, dict) and depth:
-            found = _demanded_inside(value, depth - 1)
-        elif isinstance(value, str) and (depth == _INNER_MAX or not _KIND.fullmatch(name)):
-            found = _word_demanded(name, value)
+        name = _bare(key)
+        found = None if _WORDS.fullmatch(name) else _one_demanded(name, value, depth)
         if found is not None:
             return found
     return None
+
+
+def _one_demanded(name: str, value: Any, depth: int) -> tuple[str, str] | None:
+    """What a member demands; of a list, where there is nothing else in it to choose."""
+    if isinstance(value, dict):
+        return _demanded_inside(value, depth - 1) if depth else None
+    if isinstance(value, str):
+        free = depth < _INNER_MAX and _KIND.fullmatch(name)
+        return None if free else _word_demanded(name, value)
+    if not isinstance(value, list) or not depth or not 0 < len(value) <= _CHOICES_MAX:
+        return None
+    one = name.removesuffix("s") if _METHOD.fullmatch(name.removesuffix("s")) else name
+    found = [_one_demanded(one, choice, depth - 1) for choice in value]
+    return found[0] if all(found) else None
 
 
 def _word_demanded(name: str, value: str) -> tuple[str, str] | None:
@@ -98,6 +108,11 @@ def _demanded(name: str, value: Any, asset: Asset) -> tuple[str, str] | None:
         return None
     if name in ("domain", "eip712domain", "eip712") and isinstance(value, dict):
         return _domain_fault(value, asset)
+    if name in ("domainseparator", "eip712domainseparator"):
+        same = str(value).lower() == f"0x{domain_separator(asset_domain(asset)).hex()}"
+        return (
+            None if same else ("domain", "the offer names another domain separator for the token")
+        )
     part = _DOMAIN.fullmatch(name)
     if part is not None and name not in ("name", "version"):
         return _domain_fault({part[1]: value}, asset)

@@ -28,6 +28,9 @@ from x402_mask._eip712 import TRANSFER_TYPES
 DOMAIN = {"name": "USD Coin", "version": "2"}
 FULL_DOMAIN = {**DOMAIN, "chainId": 8453, "verifyingContract": USDC.address}
 
+SEPARATOR = "0x02fa7265e7c5d81118673727957699e4d68f74cd74b7db77da710fe8a2c7834f"
+"""As USDC itself answers on Base."""
+
 DEMANDS: list[dict[str, Any]] = [
     {"primaryType": "ReceiveWithAuthorization"},
     {"primaryType": "Permit"},
@@ -63,6 +66,7 @@ DEMANDS: list[dict[str, Any]] = [
     {"typedData": {"primaryType": "Permit"}},
     {"eip712Name": "USDC"},
     {"eip712_chain_id": 1},
+    {"domainSeparator": "0x" + "11" * 32},
     {"standard": "Permit2"},
     {"functionName": "receiveWithAuthorization"},
     {"scheme-variant": "EIP-2612"},
@@ -74,6 +78,10 @@ INSIDE: list[dict[str, Any]] = [
     {"token": {"evm": {"assetTransferMethod": "permit2"}}},
     {"settlement": {"function": "receiveWithAuthorization"}},
     {"settlement": {"how": "permit2"}},
+    {"methods": ["permit2"]},
+    {"assetTransferMethods": ["erc7710", "x"]},
+    {"signing": [{"primaryType": "ReceiveWithAuthorization"}]},
+    {"signing": {"methods": ["Permit2", "EIP-2612"]}},
 ]
 
 
@@ -133,6 +141,9 @@ def test_a_demand_of_a_version_1_seller(world: World, kind: Kind, demand: dict[s
         {"schema": {"properties": {"primaryType": {"type": "string"}, "permit2": {}}}},
         {"facilitatorAddress": OTHER_PAYEE, "feePayer": "x", "memo": "y", "decimals": 6},
         {"description": "permit2 nonce domain", "paymentFlow": "upfront"},
+        {"methods": ["eip3009", "permit2"], "assetTransferMethods": ["permit2", "eip3009"]},
+        {"signing": [{"primaryType": "Permit"}, {"primaryType": "TransferWithAuthorization"}]},
+        {"formats": [], "tags": ["permit"], "domainSeparator": SEPARATOR},
     ],
     ids=repr,
 )
