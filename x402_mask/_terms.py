@@ -228,3 +228,19 @@ def receipt_for(
 def paid_note(receipt: Receipt) -> str:
     """What an exception says of the payment that its answer was sent for."""
     return f"x402_mask: payment {receipt.payment_id} was sent (${receipt.usd}, {receipt.outcome})"
+
+
+def options_of(options: object) -> tuple[str | None, bool]:
+    """What the caller says of this one call: its operation, and whether it is never paid.
+
+    Raises:
+        TypeError, ValueError: it is not understood, and so it cannot be kept.
+    """
+    if options is None:
+        return None, False
+    if not isinstance(options, dict) or not options.keys() <= {"operation", "pay"}:
+        raise TypeError('extensions={"x402_mask": {"operation": ..., "pay": ...}} and nothing else')
+    pay = options.get("pay", True)
+    if not isinstance(pay, bool):
+        raise TypeError('extensions={"x402_mask": {"pay": ...}} is a bool')
+    return operation_key(options.get("operation")), not pay

@@ -10,16 +10,17 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
 
-from tests.support.seller import offer, paywall, served, v2_header
-from tests.transport.kit import URL, Rig, kinds
+from tests.support.seller import Reply, offer, paywall, served, v2_header
+from tests.transport.kit import SHOP, URL, Rig, kinds
 from tests.transport.test_owner import AsyncSigner, Signer
-from x402_mask import MemoryLedger
+from x402_mask import Cap, MemoryLedger, SQLiteLedger
 from x402_mask._rows import Busy
 
 ASYNC = ("asyncio", "trio")
@@ -187,6 +188,53 @@ async def test_closed_at_every_await(rig: Rig, setup: str) -> None:
         rig.paid(await rig.get())
         assert not known or set(rig.proofs) == known
     assert seen >= {"none", "held", "settled"} | RELEASES.get(setup, set())
+
+
+TOOL = SHOP + "/api/tools/thing"
+"""A call that looks for a held token first, and so at the ledger before the wire."""
+
+ENDS: dict[str, Callable[[Rig], dict[str, Any]]] = {
+    "free": lambda rig: rig.on(TOOL, Reply(body=b"free")) and {},
+    "redirect": lambda rig: rig.on(TOOL, Reply(status=307, headers=[("Location", "/free")])) and {},
+    "refused": lambda rig: rig.sells(url=TOOL) and {"caps": [Cap("0.0001", per="call")]},
+    "returned": lambda rig: (
+        rig.sells(url=TOOL) and {"caps": [Cap("0.0001", per="call")], "on_refusal": "return"}
+    ),
+    "paid": lambda rig: rig.sells(url=TOOL) and {},
+}
+
+
+@pytest.mark.parametrize("key", [None, "order 1"])
+@pytest.mark.parametrize("end", ENDS)
+@kinds(colours=["asyncio"])
+async def test_no_cancellation_is_lost(rig: Rig, end: str, key: str | None, tmp_path: Path) -> None:
+    """However the call would have ended: who cancelled it would go on waiting for its end."""
+    options = ENDS[end](rig)
+    rig.on("/free", Reply(body=b"free"))
+    rig.bodies_wait = False
+    extensions = {"x402_mask": {"operation": key}} if key else {}
+    for number in range(1, MOST_AWAITS):
+        unopened = SQLiteLedger(tmp_path / f"{number}.db")
+        ledger = unopened if end in ("free", "redirect") else Contended()
+        rig.payer = rig.make_payer(ledger=ledger, **options)
+        rig.client = rig.make_client(follow_redirects=True)
+        one = Stepped(
+            rig.client.get(TOOL, extensions=dict(extensions)),
+            number,
+            lambda: asyncio.current_task().cancel(),  # type: ignore[union-attr]
+        )
+        task = asyncio.ensure_future(_count(one))
+        await asyncio.wait({task})
+        if one.count < number:
+            assert number > 1
+            return
+        assert task.cancelled(), f"at {number}: {task}"
+        assert rig.all_closed()
+    raise AssertionError("a call that never ends")
+
+
+async def _count(one: Stepped) -> None:
+    await one
 
 
 class _Through:

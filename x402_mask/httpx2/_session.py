@@ -27,7 +27,7 @@ from x402_mask._effects import (
     Reply,
 )
 from x402_mask._refusals import REFUSAL, hand_back
-from x402_mask._terms import Call, Verdict, operation_key
+from x402_mask._terms import Call, Verdict, options_of
 from x402_mask._wire import PROOF_HEADERS, REQUIRED_HEADER, SETTLEMENT_HEADERS
 from x402_mask.errors import PaymentError
 from x402_mask.httpx2 import _deadline
@@ -83,7 +83,7 @@ class _Session:
         self.flow: Generator[Effect, Any, Verdict] = _flow.converse(self.payer, call)
 
     def _call(self) -> Call:
-        key, unpaid = _options(self.request.extensions.get("x402_mask"))
+        key, unpaid = options_of(self.request.extensions.get("x402_mask"))
         timeout = self.request.extensions.get("timeout")
         return Call(
             method=self.request.method,
@@ -535,21 +535,31 @@ class AsyncSession(_Session):
                     effect = self.flow.send(answer)
         except StopIteration as stop:
             self.conclude(stop.value)
-            return None
+            effect = None
         except Abandoned:
             raise GeneratorExit from None
         except BaseException as exc:
             await self._abandon(exc)
+            if isinstance(exc, Exception):
+                await self._deliver()
             raise
+        await self._deliver()
+        if effect is None:
+            return None
         if isinstance(effect, Fetch):
             return await self._errand(effect)
-        if effect.proof is None:
-            return self.request
-        return await self._paid(effect.proof)
+        return self.request if effect.proof is None else await self._paid(effect.proof)
+
+    async def _deliver(self) -> None:
+        """Raise a cancellation that came in the last step; nobody takes the answer then."""
+        try:
+            await self._performer.deliver()
+        except BaseException as exc:
+            await self._abandon(exc)
+            raise
 
     async def _errand(self, wanted: Fetch) -> httpx2.Request:
         try:
-            await self._performer.deliver()
             errand = self.errand_request(wanted)
             if self.response is not None:
                 assert isinstance(self.response.stream, httpx2.AsyncByteStream)
@@ -562,7 +572,6 @@ class AsyncSession(_Session):
 
     async def _paid(self, proof: tuple[str, str]) -> httpx2.Request:
         try:
-            await self._performer.deliver()
             retry = self.paid_request(proof)
             await self._discard()
         except BaseException as exc:
@@ -681,19 +690,3 @@ def _url(request: httpx2.Request) -> str:
     """The URL without user and password: it is shown to approvers and written down."""
     url = request.url
     return str(url.copy_with(username=None, password=None) if url.userinfo else url)
-
-
-def _options(options: object) -> tuple[str | None, bool]:
-    """What the caller says of this one call: its operation, and whether it is never paid.
-
-    Raises:
-        TypeError, ValueError: it is not understood, and so it cannot be kept.
-    """
-    if options is None:
-        return None, False
-    if not isinstance(options, dict) or not options.keys() <= {"operation", "pay"}:
-        raise TypeError('extensions={"x402_mask": {"operation": ..., "pay": ...}} and nothing else')
-    pay = options.get("pay", True)
-    if not isinstance(pay, bool):
-        raise TypeError('extensions={"x402_mask": {"pay": ...}} is a bool')
-    return operation_key(options.get("operation")), not pay

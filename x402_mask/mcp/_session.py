@@ -341,9 +341,13 @@ class _ToolCall:
                     effect = self._flow.send(answer)
         except StopIteration as stop:
             verdict: Verdict = stop.value
+            await self._performer.deliver()  # a cancellation that came in the last step
             return verdict
         except Abandoned:
             raise GeneratorExit from None
+        except Exception:
+            await self._performer.deliver()
+            raise
 
     def _throw(self, exc: BaseException) -> Effect:
         """Tell the conversation of a failure; a coroutine that is being closed cannot wait."""
