@@ -325,7 +325,7 @@ def _open(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any
             yield from _wait(call, waited, twin)
             waited += _POLL_S
             continue
-        yield from _lapse.check(payer, call, purchase, view)
+        purchase = yield from _lapse.check(payer, call, purchase, view)
         yield from _check_input(payer, purchase.asked)
         verdict = yield from _by_route(payer, call, purchase, view, tried)
         if verdict is not None:
@@ -565,7 +565,7 @@ def _reservation(payer: Payer, call: Call, purchase: Purchase, plan: Plan) -> Re
         origin=purchase.origin, operation=purchase.operation, keyed=call.key is not None,
         route=plan.route, micro=plan.micro, amount=plan.amount,
         asset=asset.address if asset is not None else None, network=plan.network,
-        payer=payer.address, pay_to=plan.pay_to, limits=payer.limits,
+        payer=payer.address, pay_to=plan.pay_to, limits=payer.limits, lapsed=purchase.lapsed,
         pin_payee=payer.policy.pin, also=purchase.also, seller_us=purchase.seller_us,
         detail={
             "method": purchase.method, "path": purchase.path, "form": purchase.challenge.form,

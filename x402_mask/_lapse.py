@@ -51,8 +51,12 @@ class Doubts:
         return view.twin
 
     def dismiss(self, twin: Twin) -> None:
-        """Another call has it, or it has ended: the chain's word on it is old."""
-        self.is_past[twin.row.id] = None
+        """Another call has it, or it has ended: the chain's word on it is old.
+
+        One that expired in this very moment was never asked about: that comes next.
+        """
+        if twin.row.id in self.is_past:
+            self.is_past[twin.row.id] = None
 
 
 def ask(payer: Payer, call: Call, view: View, doubts: Doubts) -> Generator[Effect, Any, bool]:
@@ -79,8 +83,10 @@ def _is_due(payer: Payer, row: Row, view: View) -> bool:
     return payer.chain_knows(row.network) and (delayed or not row.seen)
 
 
-def check(payer: Payer, call: Call, purchase: Purchase, view: View) -> Generator[Effect, Any, None]:
-    """Whether a new proof may follow those that have expired.
+def check(
+    payer: Payer, call: Call, purchase: Purchase, view: View
+) -> Generator[Effect, Any, Purchase]:
+    """Whether a new proof may follow those that have expired; the purchase, which knows of them.
 
     Raises:
         PaymentRefused: it was paid before, or ``resign="never"``; or the seller's clock, which has
@@ -92,6 +98,7 @@ def check(payer: Payer, call: Call, purchase: Purchase, view: View) -> Generator
         yield from refuse(payer, call, view.paid)
     if view.lapsed:
         check_resign(payer, view.lapsed[0])
+    return replace(purchase, lapsed=frozenset(row.id for row in view.lapsed))
 
 
 def refuse(payer: Payer, call: Call, rows: Sequence[Row]) -> Generator[Effect, Any, None]:

@@ -168,11 +168,7 @@ class Ledger(TokenBook, TransferBook, DenialBook):
                 paused=self._is_paused(db),
                 token=shop is not None and usable_token(db, shop, service, now_us) is not None,
                 twin=self._twin(db, rows, clocks),
-                lapsed=tuple(
-                    r
-                    for r in rows
-                    if r.route != "token" and r.proof is not None and r.expired(now_us)
-                ),
+                lapsed=tuple(row for row in rows if row.lapsed(now_us)),
                 paid=self._paid(db, rows, clocks, keyed=keyed),
                 payees={} if origin is None else _payees.known(db, origin, keys_of(service, also)),
             )
@@ -206,7 +202,7 @@ class Ledger(TokenBook, TransferBook, DenialBook):
                 raise Paused("this ledger is paused; `x402-mask resume` ends it")
             clocks = self._clocks(db, want.at, want.seller_us)
             rows = self._undelivered(db, want.operation)
-            twin = self._twin(db, rows, clocks)
+            twin = want.unheard(rows) or self._twin(db, rows, clocks)
             if twin is not None and (want.keyed or not twin.busy):
                 self._flying.pop(want.id, None)
                 return twin

@@ -146,6 +146,10 @@ class Row(NamedTuple):
         """Whether the proof is dead by one clock that says *now_us*."""
         return self.valid_before is not None and now_us > dead_at(self.valid_before)
 
+    def lapsed(self, now_us: int) -> bool:
+        """Whether it has a proof that is shown by itself, and is dead by one clock."""
+        return self.route != "token" and self.proof is not None and self.expired(now_us)
+
     def refuses_again(self, clocks: Clocks, *, keyed: bool) -> bool:
         """Whether what this row paid for is not paid for again by itself.
 
@@ -248,6 +252,8 @@ class Reservation:
     """Keys of services besides its own that it counts for: other readings of its URL."""
     seller_us: int | None = None
     """The time by the seller's clock, if it told."""
+    lapsed: frozenset[str] | None = None
+    """Payments of the operation whose proofs are known to have expired; ``None`` for whichever."""
     detail: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -259,6 +265,14 @@ class Reservation:
     def others(self) -> list[str]:
         """Those that the name of its service does not say: what is written down."""
         return sorted(self.keys - {self.service})
+
+    def unheard(self, rows: Sequence[Row]) -> Twin | None:
+        """One of *rows* that has expired since it was decided to pay: nobody was asked about it."""
+        known = self.lapsed
+        if known is None:
+            return None
+        new = (row for row in rows if row.id not in known and row.lapsed(self.at))
+        return next((Twin(row=row, busy=False, by="chain") for row in new), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

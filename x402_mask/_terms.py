@@ -118,6 +118,8 @@ class Purchase:
     """Keys of other services that a usual server may take its URL for: their caps count too."""
     seller_us: int | None = None
     """The time by the seller's clock, Unix microseconds, while that may keep a proof alive."""
+    lapsed: frozenset[str] = frozenset()
+    """Payments whose proofs have expired, after all that could be asked about them was asked."""
     is_remembered: bool = False
     """Whether nobody has asked: the offer is one that was paid before."""
 

@@ -163,6 +163,45 @@ def test_expired_by_the_clock_is_not_expired_on_chain(open_deal: Opener) -> None
     deal.check(2, 1)
 
 
+def test_a_clock_that_steps_within_a_call(open_deal: Opener) -> None:
+    """Wherever it does: the chain has the proof alive, and so nothing new is signed."""
+    deal, _ = open_deal(prices=9)
+    deal.blocks.mine(MARGIN_BLOCKS + 2)
+    failing = paywall(v2_header(offer(str(PRICE))), Reply(status=503))
+    deal.url, steps = deal.seller.on("/stepping", failing), range(12)
+    for step in steps:
+        looks = iter(range(1000))
+
+        def clock(step: int = step, looks: Iterator[int] = looks) -> float:
+            ahead = SECONDS + MARGIN + 5 if next(looks) >= step else 0
+            return float(deal.blocks.now) + (ahead if step else 0)
+
+        assert deal.call(deal.payer(clock=clock), timeout=5) == "503"
+    assert len(deal.seller.authorizations()) == 2, "of the deal's first call, and of these"
+
+
+def test_a_proof_that_another_call_lost_while_the_owner_thought(open_deal: Opener) -> None:
+    """It was signed, taken and expired meanwhile: the chain is asked before anything is signed."""
+    deal, _ = open_deal(prices=9)
+    lost = sequence(WAYS["dropped"], served())
+    deal.url = deal.seller.on("/slow", paywall(v2_header(offer(str(PRICE))), lost))
+    keyed = {"extensions": {"x402_mask": {"operation": "once"}}}
+
+    def think(_: object) -> bool:
+        assert deal.call(deal.payer(), timeout=5, **keyed) != "200"
+        deal.blocks.submit(deal.seller.proofs()[-1])
+        deal.blocks.mine()
+        deal.expire()
+        return True
+
+    thoughts = [think]
+    payer = deal.payer(approve=lambda quote: thoughts.pop()(quote) if thoughts else True)
+    with Client(payer, verify=NO_TLS) as client, pytest.raises(PaymentRefused) as caught:
+        client.get(deal.url, **keyed)
+    assert caught.value.reason == "paid_before"
+    assert len(deal.seller.authorizations()) == 2, "of the deal's first call, and of the other"
+
+
 def test_expired_but_not_deep_enough(open_deal: Opener) -> None:
     """The block past ``validBefore`` could still be replaced."""
     deal, payer = open_deal(prices=2)
