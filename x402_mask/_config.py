@@ -18,6 +18,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from x402_mask._given import (
+    LIBPQ,
     can_be_sent,
     fixed,
     plain,
@@ -61,13 +62,6 @@ _SPAN: Final = re.compile(r"([1-9][0-9]{0,8}) ?([a-z]+)")
 _UNITS: Final = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _SPAN_MAX: Final = timedelta(days=3660)
 _URL_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
-_LIBPQ: Final = re.compile(
-    r"\s*(application_name|channel_binding|client_encoding|connect_timeout|dbname|gss[a-z]+|host"
-    r"|hostaddr|keepalives[a-z_]*|options|passfile|password|port|require[a-z_]+|service|ssl[a-z_]+"
-    r"|target_session_attrs|user)\s*=|.*\bpassword\s*=",
-    re.DOTALL | re.IGNORECASE,
-)
-"""How a DSN of PostgreSQL in keywords begins; where a password is said, nothing is a path."""
 _ANCHORED: Final = re.compile(r"/(?!/)|[\\~]|\.\.?[/\\]|[A-Za-z]:[/\\]")
 """How a path begins that can be nothing else."""
 _UNLIKELY: Final = re.compile(r"[:@=?*|<>\"'`;]|//")
@@ -597,7 +591,7 @@ def _ledger_place(text: str, base: Path | None = None) -> str:
     scheme = _URL_SCHEME.match(text)
     if scheme is not None and scheme[1] not in ("postgres", "postgresql"):
         raise ValueError(f"a ledger is a path or a postgresql:// URL, not {scheme[1]}://")
-    if scheme is not None or _LIBPQ.match(text):
+    if scheme is not None or LIBPQ.match(text):
         return text
     if "://" in text or not (_ANCHORED.match(text) or _UNLIKELY.search(text) is None):
         raise ValueError(
@@ -608,7 +602,7 @@ def _ledger_place(text: str, base: Path | None = None) -> str:
 
 
 def _is_path(ledger: str) -> bool:
-    return not (_URL_SCHEME.match(ledger) or _LIBPQ.match(ledger))
+    return not (_URL_SCHEME.match(ledger) or LIBPQ.match(ledger))
 
 
 def open_ledger(where: str) -> Ledger:

@@ -24,6 +24,20 @@ _KEY: Final = re.compile(
 )
 """A private key of an EVM chain or of Solana, whole or in part, or BIP-39 words."""
 _FILE: Final = re.compile(r"\.(json|toml|keystore|txt)$")
+LIBPQ: Final = re.compile(
+    r"\s*(application_name|channel_binding|client_encoding|connect_timeout|dbname|gss[a-z]+|host"
+    r"|hostaddr|keepalives[a-z_]*|options|passfile|password|port|require[a-z_]+|service|ssl[a-z_]+"
+    r"|target_session_attrs|user)\s*=|.*\bpassword\s*=",
+    re.DOTALL | re.IGNORECASE,
+)
+"""How a DSN of PostgreSQL in keywords begins; where a password is said, nothing is a path."""
+_LOGIN: Final = re.compile(r"[^/\\:@]+:[^/\\@]*@[^/\\]")
+"""How a DSN goes on whose scheme was lost: a user and a password, which no name of a file has."""
+_UNFILLED: Final = re.compile(
+    r"\$\{|(^|[/\\])(\$[A-Za-z_][A-Za-z0-9_]*|%[A-Za-z_][A-Za-z0-9_]*%)([/\\]|$)"
+)
+"""A variable of a shell, which nobody has filled in: a file of settings has no shell."""
+_WINDOWS: Final = re.compile(r"[A-Za-z]:[/\\]|\\\\")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|(file|sqlite3?|postgres(ql)?):", re.IGNORECASE)
 """How a URL begins, also where its second slash was lost; a drive has one letter only."""
@@ -95,7 +109,8 @@ def fixed(path: str | os.PathLike[str], base: Path | None = None) -> Path:
 
     Raises:
         ValueError: it can name no file: it is empty, a URL, a private key, quoted, has blanks at
-            its ends or control characters, or begins with the ``~`` of a user unknown here.
+            its ends or control characters, names a variable or a drive that is none here, or begins
+            with the ``~`` of a user unknown here.
         OSError: it is relative, and the directory of the process is gone.
     """
     text = os.fspath(path)
@@ -109,8 +124,34 @@ def fixed(path: str | os.PathLike[str], base: Path | None = None) -> Path:
         raise ValueError("is a URL, not a path")
     if text == ":memory:":
         raise ValueError("is not a path: a MemoryLedger is what lives in memory")
+    if _UNFILLED.search(text):
+        raise ValueError("names a variable, and nobody fills those in here: write the path itself")
+    if os.name == "posix" and _WINDOWS.match(text):
+        raise ValueError("is a path of Windows, which here would be a name in some directory")
+    found = _at_home(text)
+    return found.absolute() if base is None else base / found
+
+
+def _at_home(text: str) -> Path:
     try:
         found = Path(text).expanduser()
     except RuntimeError:
-        raise ValueError("begins with ~, and whose directory that is is not known here") from None
-    return found.absolute() if base is None else base / found
+        found = Path()
+    if text.startswith("~") and not found.is_absolute():
+        raise ValueError("begins with ~, and whose directory that is is not known here")
+    return found
+
+
+def file_of_ledger(path: str | os.PathLike[str]) -> Path:
+    """The one place that *path* names as the file of a ledger.
+
+    Raises:
+        ValueError: it can name none, or is the words of a DSN: it would be called by a password.
+    """
+    text = os.fspath(path)
+    if LIBPQ.match(text) or _LOGIN.match(text):
+        raise ValueError("the path of a ledger is a DSN: a PostgresLedger takes one")
+    try:
+        return fixed(path)
+    except ValueError as exc:
+        raise ValueError(f"the path of a ledger {exc}") from None

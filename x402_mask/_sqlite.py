@@ -15,7 +15,7 @@ from x402_mask import _checkpoints, _sums
 from x402_mask._book import WAIT_S
 from x402_mask._busy import Connection, begun, insist, pause
 from x402_mask._damage import damage_said
-from x402_mask._given import fixed
+from x402_mask._given import file_of_ledger
 from x402_mask._head import HeadFile
 from x402_mask._lease import is_alive, new_owner
 from x402_mask._ledger import Ledger, contended, reentered
@@ -206,7 +206,7 @@ class SQLiteLedger(_SQL):
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         super().__init__()
-        self.path = _named(path) if path is not None else default_path()
+        self.path = file_of_ledger(path) if path is not None else default_path()
         self._spelled = str(self.path)
         self._key: Vault | None = None
         self._real: str | None = None
@@ -519,13 +519,6 @@ def _dispose(raw: sqlite3.Connection, pid: int) -> None:
     """Close the connection of a ledger that was dropped, unless a fork inherited it."""
     if pid == os.getpid():
         raw.close()
-
-
-def _named(path: str | os.PathLike[str]) -> Path:
-    try:
-        return fixed(path)
-    except ValueError as exc:
-        raise ValueError(f"the path of a ledger {exc}") from None
 
 
 def default_path() -> Path:

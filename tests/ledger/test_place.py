@@ -67,6 +67,10 @@ def test_a_tilde_is_the_home_of_the_user(tmp_path: Path, monkeypatch: pytest.Mon
     assert SQLiteLedger(Path("~") / "l.db").path == tmp_path / "l.db"
     with pytest.raises(ValueError, match="begins with ~, and whose"):
         SQLiteLedger("~nobody-of-that-name/l.db")
+    for relative in ("here", '"/root"', "./here"):  # it would follow the process's directory
+        monkeypatch.setenv("HOME", relative)
+        with pytest.raises(ValueError, match="begins with ~, and whose"):
+            SQLiteLedger("~/l.db")
 
 
 def test_the_usual_place_is_fixed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +87,10 @@ def test_the_usual_place_is_fixed_too(tmp_path: Path, monkeypatch: pytest.Monkey
     [
         "postgresql://me:sesame@db/spend", "postgres:/me:sesame@db", "mysql://sesame@h", "file:l.db",
         "FILE:/tmp/sesame.db?mode=rwc", "sqlite:l.db", ":memory:", "", '"/tmp/sesame.db"', "'l.db'",
-        "/tmp/sesame.db\n", " l.db", "a\0b", "a\nb",
+        "/tmp/sesame.db\n", " l.db", "a\0b", "a\nb", "host=h password=sesame dbname=d",
+        "DBNAME = spend", "me:sesame@db/spend", "me:sesame@db:5432/spend", "$HOME/l.db",
+        "${HOME}/l.db", "/srv/${WHERE}/l.db", "/home/$USER/l.db", "$LEDGER", "%APPDATA%\\l.db",
+        "%APPDATA%/l.db", "C:\\Users\\me\\l.db", "c:/l.db", "\\\\host\\share\\l.db",
     ],
 )  # fmt: skip
 def test_what_names_no_file_makes_none(rooms: tuple[Path, Path], path: str) -> None:
@@ -97,7 +104,19 @@ def test_what_names_no_file_makes_none(rooms: tuple[Path, Path], path: str) -> N
 
 
 def test_strange_names_of_files_are_names(rooms: tuple[Path, Path]) -> None:
-    for name in ("a b.db", "it's.db", "ledger", "c:d", "x=y", "naïve.db", "./:memory:"):
+    for name in (
+        "a b.db",
+        "it's.db",
+        "ledger",
+        "c:d",
+        "x=y",
+        "naïve.db",
+        "./:memory:",
+        "a$b",
+        "$1.db",
+        "5%.db",
+        "a@b",
+    ):
         ledger = SQLiteLedger(name)
         assert ledger.path == rooms[0] / name
         reserved(ledger)
