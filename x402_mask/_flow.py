@@ -89,13 +89,14 @@ from x402_mask.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Generator, Mapping, Sequence
     from decimal import Decimal
 
     from x402_mask._effects import Effect
     from x402_mask._models import Route, Spend
     from x402_mask._payer import Payer
     from x402_mask._rows import Reserved, View
+    from x402_mask._windows import Limit
     from x402_mask._wire import Challenge
 
 log = logging.getLogger("x402_mask")
@@ -508,8 +509,8 @@ def _decide(
 
 def _full_quote(payer: Payer, purchase: Purchase, plan: Plan) -> Generator[Effect, Any, Quote]:
     """What *plan* would cost, and whether the caps and the breaker let it be paid now."""
-    now_us, caps = payer.now_us(), (yield from _room(payer, purchase))
-    limits = applying(payer.limits, purchase.service, purchase.also)
+    now_us, limits = payer.now_us(), applying(payer.limits, purchase.service, purchase.also)
+    caps = yield from _room(payer, limits)
     refusal = over_cap(limits, caps, plan.micro, purchase.service)
     if payer.breaker is not None and plan.route != "held-token":
         stops = yield from record(
@@ -520,11 +521,10 @@ def _full_quote(payer: Payer, purchase: Purchase, plan: Plan) -> Generator[Effec
     return quote_of(payer, purchase, plan, caps, refusal)
 
 
-def _room(payer: Payer, purchase: Purchase) -> Generator[Effect, Any, tuple[Spend, ...]]:
-    """How far the caps that apply are used."""
-    now_us, limits = payer.now_us(), applying(payer.limits, purchase.service, purchase.also)
-    caps = yield from record(lambda wait_s: payer.ledger.room(limits, now_us=now_us, wait_s=wait_s))
-    return tuple(caps)
+def _room(payer: Payer, limits: Sequence[Limit]) -> Generator[Effect, Any, tuple[Spend, ...]]:
+    """How far these limits are used."""
+    room = partial(payer.ledger.room, limits, now_us=payer.now_us())
+    return tuple((yield from record(lambda wait_s: room(wait_s=wait_s))))
 
 
 def _reserve_and_buy(
@@ -551,7 +551,7 @@ def _reserve_and_buy(
         refusal.quote = quote_of(payer, purchase, plan, (), refusal)
         if refusal.reason == "cap":
             with suppress(LedgerError):  # the refusal stands, with or without the whole picture
-                caps = yield from _room(payer, purchase)
+                caps = yield from _room(payer, applying(want.limits, want.service, want.also))
                 refusal.quote = replace(refusal.quote, caps=caps)
         raise
     finally:  # whatever interrupts this, at whichever line: nobody carries the payment any more

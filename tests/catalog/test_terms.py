@@ -151,6 +151,25 @@ def test_a_name_lasts_longer_than_a_price(shop: Shop, make_payer: MakePayer) -> 
         post(payer, shop.sells("foo"))
 
 
+def test_a_name_that_is_learned_while_a_call_is_weighed(
+    shop: Shop, make_payer: MakePayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cap that applies from then on is one that the reservation asks; nothing fails by it."""
+    payer = make_payer(
+        caps=[Cap(1, per="total"), Cap("0.01", per="total", service="bar")], approve=lambda _: True
+    )
+    room = payer.ledger.room
+
+    def meanwhile(*args: Any, **kwargs: Any) -> Any:
+        found = room(*args, **kwargs)
+        payer.learn(shop.origin, terms("foo", "bar", at=payer.now()))
+        return found
+
+    monkeypatch.setattr(payer.ledger, "room", meanwhile)
+    with pytest.raises(CapExceeded):
+        post(payer, shop.sells("foo"))
+
+
 def test_words_to_search_by_are_not_names(shop: Shop, make_payer: MakePayer) -> None:
     shop.lists(entry("bar", discovery={"aliases": ["timestamp"]}, keywords=["timestamp"]))
     payer = make_payer()
