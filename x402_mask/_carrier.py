@@ -9,12 +9,14 @@ step that hands it over.
 from __future__ import annotations
 
 import weakref
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from x402_mask._turns import is_running
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
 T = TypeVar("T")
@@ -67,3 +69,35 @@ def _not_yet() -> bool:
 def carried(call: list[Callable[[], T]]) -> T:
     """Make a call, in a function that runs as long as the call does and keeps nothing of it."""
     return call.pop()()
+
+
+# --- what a client may still lose -----------------------------------------------------------------
+
+_on_its_way: ContextVar[list[str] | None] = ContextVar("x402_mask_on_its_way", default=None)
+
+
+@contextmanager
+def delivering() -> Iterator[list[str]]:
+    """While a client is at a call: the payments whose answers its transports have handed it.
+
+    Its hooks and its auth come after them, and what they raise is all that its caller gets.
+    """
+    found: list[str] = []
+    token = _on_its_way.set(found)
+    try:
+        yield found
+    finally:
+        _on_its_way.reset(token)
+
+
+def on_its_way(payment_id: str) -> None:
+    """The answer to a payment is handed to a client, if one of ours made the call."""
+    found = _on_its_way.get()
+    if found is not None:
+        found.append(payment_id)
+
+
+def known_lost(payment_id: str) -> None:
+    """An answer was lost on its way, and that is written down already."""
+    with suppress(ValueError):
+        (_on_its_way.get() or []).remove(payment_id)

@@ -7,6 +7,7 @@ compared with its address before it is used.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import os
@@ -254,8 +255,11 @@ def as_signer(wallet: object) -> Signer:
 
 def is_async(function: object) -> bool:
     """Whether calling *function* gives an awaitable, as far as can be told without calling."""
+    while isinstance(function, functools.partial):
+        function = function.func
     call = getattr(function, "__call__", None)  # noqa: B004  # a callable object's method
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+    kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+    return any(is_kind(one) for is_kind in kinds for one in (function, call))
 
 
 def checked_signature(returned: object, digest: bytes, address: str) -> bytes:

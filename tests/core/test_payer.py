@@ -283,9 +283,22 @@ async def _seen(event: Any = None) -> None:
     """Never run."""
 
 
+async def _told(event: Any = None) -> Any:
+    """Never run either."""
+    yield event
+
+
 @pytest.mark.parametrize("name", ["on_event", "clock"])
 @pytest.mark.parametrize(
-    "function", [_seen, _Observer(), functools.partial(_seen, event=1)], ids=repr
+    "function",
+    [
+        _seen,
+        _Observer(),
+        functools.partial(_seen, event=1),
+        functools.partial(_Observer()),
+        _told,
+    ],
+    ids=repr,
 )
 def test_a_coroutine_function_is_refused_where_nobody_awaits_it(name: str, function: Any) -> None:
     with pytest.raises(TypeError, match=f"^{name} is a plain function"):

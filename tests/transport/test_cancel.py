@@ -237,6 +237,55 @@ async def _count(one: Stepped) -> None:
     await one
 
 
+@pytest.mark.parametrize("end", [LookupError, KeyboardInterrupt, None])
+@pytest.mark.parametrize("by", ["hook", "auth"])
+@kinds("client", "attach")
+async def test_what_comes_after_the_payment_loses_its_answer(
+    rig: Rig, by: str, end: type[BaseException] | None
+) -> None:
+    """A hook of the caller's, or its auth, raises or is cancelled: nobody was handed the answer."""
+    if end is None and rig.kind.sync:
+        return
+
+    def fail(response: Any) -> None:
+        if response.status_code == 200 and armed:
+            armed.clear()
+            if end is None:
+                scope.cancel()
+            else:
+                raise end
+
+    async def afail(response: Any) -> None:
+        fail(response)
+        await anyio.lowlevel.checkpoint()
+
+    class Auth(rig.lib.Auth):  # type: ignore[misc]
+        def sync_auth_flow(self, request: Any) -> Any:
+            fail((yield request))
+
+        async def async_auth_flow(self, request: Any) -> Any:
+            await afail((yield request))
+
+    armed, scope = [1], anyio.CancelScope() if not rig.kind.sync else None
+    hooks = {"response": [fail if rig.kind.sync else afail]}
+    options: dict[str, Any] = {"event_hooks": hooks} if by == "hook" else {"auth": Auth()}
+    rig.sells()
+    rig.client = rig.make_client(**options)
+    if end is None:
+        with scope:
+            await rig.get()
+        assert scope.cancelled_caught
+    else:
+        with pytest.raises(end):
+            await rig.get()
+    (row,) = rig.payer.payments()
+    assert row.open and row.state in ("held", "settled")
+    rig.paid(await rig.get())
+    assert len(set(rig.proofs)) == 1 and len(rig.proofs) == 2
+    rig.paid(await rig.get())
+    assert len(set(rig.proofs)) == 2, "what was handed over is not taken back"
+
+
 class _Through:
     """Awaits the first *number* suspensions of some steps, then stops with them suspended."""
 

@@ -13,6 +13,7 @@ from x402_mask import _flow
 from x402_mask._body import DRAIN_S, READ_S, Gathered, body_digest, is_replayable
 from x402_mask._book import WAIT_S
 from x402_mask._caching import clock_in, uncached
+from x402_mask._carrier import known_lost, on_its_way
 from x402_mask._drive import Abandoned, AsyncPerformer, Patience, perform
 from x402_mask._effects import (
     PAYLOAD_BYTES_MAX,
@@ -257,6 +258,8 @@ class _Session:
         if receipt is not None:
             delivered = verdict.delivered and receipt.route != "held-token"
             self.watch(self.response, receipt.payment_id, delivered=delivered)
+            if delivered:
+                on_its_way(receipt.payment_id)
         self.leave(self.response)
         if verdict.receipt is not None:
             self.response.extensions["x402_mask"] = verdict.receipt
@@ -453,6 +456,7 @@ class SyncSession(_Session):
         def broken(failure: BaseException) -> None:
             failure.add_note(broken_off(payment_id))
             if delivered:
+                known_lost(payment_id)
                 payer.reopen(payment_id, WAIT_S)
 
         response.stream = Watched(source, broken)
@@ -647,6 +651,7 @@ class AsyncSession(_Session):
         async def broken(failure: BaseException) -> None:
             failure.add_note(broken_off(payment_id))
             if delivered:
+                known_lost(payment_id)
                 await performer.perform(lost)
 
         response.stream = AsyncWatched(source, broken)

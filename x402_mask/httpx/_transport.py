@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
-from x402_mask._carrier import Carrier, carried
+from x402_mask._book import WAIT_S
+from x402_mask._carrier import Carrier, carried, delivering
 from x402_mask._clients import is_foreign
-from x402_mask._drive import prepare
+from x402_mask._drive import AsyncPerformer, prepare
 from x402_mask._turns import caller
 from x402_mask.httpx import _deadline
 from x402_mask.httpx._layer import Layer, check_payer, straight
@@ -290,8 +292,13 @@ class Client(httpx.Client):
 
     def send(self, request: httpx.Request, **kwargs: Any) -> httpx.Response:
         """As ``httpx.Client.send``, within ``total_timeout``."""
-        with _deadline.calling(self._total):
-            return super().send(request, **kwargs)
+        with _deadline.calling(self._total), delivering() as handed:
+            try:
+                return super().send(request, **kwargs)
+            except BaseException:
+                for payment_id in handed:
+                    self.payer.reopen(payment_id, WAIT_S)
+                raise
 
     def _paying(self, transport: httpx.BaseTransport) -> httpx.BaseTransport:
         if self._on_refusal is None and is_paying(transport, self.payer):
@@ -336,8 +343,17 @@ class AsyncClient(httpx.AsyncClient):
 
     async def send(self, request: httpx.Request, **kwargs: Any) -> httpx.Response:
         """As ``httpx.AsyncClient.send``, within ``total_timeout``."""
-        with _deadline.calling(self._total):
-            return await super().send(request, **kwargs)
+        with _deadline.calling(self._total), delivering() as handed:
+            try:
+                return await super().send(request, **kwargs)
+            except BaseException as exc:
+                recorder = AsyncPerformer(self.payer.ledger)
+                recorder.may_wait = not isinstance(exc, GeneratorExit)
+                for payment_id in handed:
+                    await recorder.record(partial(self.payer.reopen, payment_id))
+                if isinstance(exc, Exception):
+                    await recorder.deliver()
+                raise
 
     def _paying(self, transport: httpx.AsyncBaseTransport) -> httpx.AsyncBaseTransport:
         if self._on_refusal is None and is_paying(transport, self.payer):
