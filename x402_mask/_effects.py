@@ -102,10 +102,14 @@ class Payload:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Content:
-    """A request body, and the content type that the request gives it."""
+    """A request body, and the content type that the request gives it.
+
+    ``is_upload``: a form with files, of which ``body`` is the beginning only.
+    """
 
     body: bytes = field(repr=False)
     type: str
+    is_upload: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -373,7 +373,7 @@ def _check_input(payer: Payer, asked: Asked) -> Generator[Effect, Any, None]:
     content = (yield from payload()) if stated is not None else None
     if stated is None or content is None:
         return
-    texts = payer.schemas(asked, stated, content.body)
+    texts = payer.schemas(asked, stated, content)
     if is_light(payer.catalog, texts, content):
         reason, ignored = judged(payer.catalog, texts, content)
     else:
@@ -382,7 +382,7 @@ def _check_input(payer: Payer, asked: Asked) -> Generator[Effect, Any, None]:
         payer.schema_ignored(asked, parts)
     if reason is not None:
         raise InputRefused(
-            f"{asked.service} would refuse this request: {reason}; validate_input=False"
+            f"{asked.name} would refuse this request: {reason}; validate_input=False"
             " pays for it all the same"
         )
 

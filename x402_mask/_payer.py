@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from x402_mask._chain import ChainReader
+    from x402_mask._effects import Content
     from x402_mask._ledger import Ledger
     from x402_mask._market import PaymentDocument
     from x402_mask._models import Payment, Quote, Resolved, Route, Spend
@@ -344,11 +345,11 @@ class Payer:
         texts = list(dict.fromkeys((*told, *listed)))
         return texts if texts or is_built_in(asked.keys) else None
 
-    def schemas(self, asked: Asked, stated: list[str], body: bytes | None) -> list[str]:
-        """What a request *body* must fit, by its seller and by what is known of the service."""
+    def schemas(self, asked: Asked, stated: list[str], content: Content) -> list[str]:
+        """What a request body must fit, by its seller and by what is known of the service."""
         listed = any(terms.schema for terms in self.catalog.every(asked, self.now()))
-        known = [] if listed else schemas_for(asked.keys, stated, body)  # a catalog knows best
-        return [*stated, *known]
+        known = [] if listed else schemas_for(asked, stated, content)  # a catalog knows best
+        return known if content.is_upload else [*stated, *known]  # which a schema of JSON is not of
 
     def schema_ignored(self, asked: Asked, ignored: tuple[str, ...]) -> None:
         """Say what of a schema is not used."""

@@ -59,6 +59,13 @@ class Asked:
         """The keys of every service that it may be."""
         return keys_of(self.service, self.also)
 
+    @property
+    def name(self) -> str:
+        """Its service; where the URL names only its origin, what a usual server takes that for."""
+        if self.service != self.origin:
+            return self.service
+        return next((key for key in sorted(self.keys) if key != self.origin), self.service)
+
     __hash__ = None  # type: ignore[assignment]  # holds a challenge
 
 

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import anyio
+import httpx
 import pytest
 
 from tests.catalog.conftest import MakePayer
 from tests.catalog.kit import MODES, Shop, entry, market, using
 from tests.catalog.test_input import nothing_paid
-from x402_mask import Cap, InputRefused, MemoryLedger, OfferRefused, Payer, Wallet
+from tests.support.seller import offer, paywall, served, server402_body
+from x402_mask import (
+    AsyncPaymentTransport,
+    Cap,
+    InputRefused,
+    MemoryLedger,
+    OfferRefused,
+    Payer,
+    PaymentTransport,
+    Wallet,
+)
 from x402_mask.sandbox import Sandbox
 
 GOOD = {"ImageURL": "https://a.example/x.png", "MaskImageURL": "https://a.example/m.png"}
@@ -27,6 +39,8 @@ WRONG: dict[str, dict[str, Any]] = {
 }
 ELSE: dict[str, dict[str, Any]] = {
     "another thing": {"json": {"n": 1}}, "nothing": {}, "bytes": {"content": b"abc"},
+    "no inputs": {"json": {}}, "a list": {"json": [1, 2]}, "text": {"json": "photo"},
+    "a form of other things": {"data": {"n": 1}}, "files": {"files": {"n": b"abc"}},
 }  # fmt: skip
 
 
@@ -70,6 +84,58 @@ def test_the_sandbox_says_itself_that_it_is_this_service() -> None:
             with pytest.raises(InputRefused):
                 using("client", payer, lambda c: c.post(url, **body))  # noqa: B023
         assert payer.payments() == []
+
+
+HOMES = ("https://x402vip.com", "https://aivps.lat")
+
+
+@pytest.mark.parametrize("url", [f"{home}/api/tools/mask-refinement" for home in HOMES])
+@pytest.mark.parametrize("mode", ["transport", "async-transport"])
+def test_at_home_nothing_else_is_meant(mode: str, url: str) -> None:
+    """Where its own marketplace states nothing, a request for something else is wrong too."""
+    sent: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request)
+        challenge = offer("200000", extra=None)
+        return httpx.Response(402, content=server402_body(challenge).body)
+
+    with Payer(
+        Wallet.create(), caps=[Cap(1, per="total")], origins=HOMES, ledger=MemoryLedger()
+    ) as payer:
+        for body in (*WRONG.values(), *ELSE.values()):
+            with pytest.raises(InputRefused, match=r"^mask-refinement would refuse this request"):
+                through(mode, payer, answer, url, body)
+        assert [r for r in sent if "payment-signature" in r.headers] == []
+        assert payer.payments() == []
+        assert through(mode, payer, answer, url, {"json": GOOD}) == 402  # paid, and asked again
+        assert len(payer.payments()) == 1
+
+
+def through(mode: str, payer: Payer, answer: Any, url: str, body: dict[str, Any]) -> int:
+    """The status of a call through a paying transport round *answer*."""
+    if mode == "transport":
+        with httpx.Client(transport=PaymentTransport(payer, httpx.MockTransport(answer))) as client:
+            return client.post(url, **body).status_code
+
+    async def later() -> int:
+        inner = AsyncPaymentTransport(payer, httpx.MockTransport(answer))
+        async with httpx.AsyncClient(transport=inner) as client:
+            return (await client.post(url, **body)).status_code
+
+    return anyio.run(later)
+
+
+@pytest.mark.parametrize("path", ["/API/tools/Mask-Refinement", "/api//tools/mask-refinement"])
+def test_the_refusal_names_the_service_that_was_meant(
+    shop: Shop, make_payer: MakePayer, path: str
+) -> None:
+    """However its path is spelled: the origin would not refuse anything."""
+    shop.sells()
+    unpaid = server402_body(offer("200000", extra=None))
+    url = shop.seller.on(path, paywall(unpaid, served(b"{}")))
+    with pytest.raises(InputRefused, match=r"^mask-refinement would refuse this request"):
+        using("client", make_payer(), lambda c: c.post(url, json={"imageurl": "x"}))
 
 
 @pytest.mark.parametrize("other", ELSE)

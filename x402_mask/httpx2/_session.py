@@ -234,12 +234,19 @@ class _Session:
         return body_digest(cast("Any", self.request.stream), content_type)
 
     def payload(self) -> Content | None:
-        """The request body, if it is in memory, in plain, and not too long to be looked at."""
-        if "content-encoding" in self.request.headers or not _in_memory(self.request):
+        """The request body, if it is in memory, in plain, and not too long to be looked at.
+
+        Of a form with files that it is one.
+        """
+        if "content-encoding" in self.request.headers:
             return None
+        kind = self.request.headers.get("content-type", "")
+        if not _in_memory(self.request):
+            is_form = kind.lower().startswith("multipart/")
+            return Content(b"--", kind, is_upload=True) if is_form else None
         if len(self.request.content) > PAYLOAD_BYTES_MAX:
             return None
-        return Content(self.request.content, self.request.headers.get("content-type", ""))
+        return Content(self.request.content, kind)
 
     def body(self) -> bytes | None:
         """The 402's body, if all of it was read and it could be decoded."""
