@@ -33,16 +33,10 @@ def ask_owner(payer: Payer, operation: str, quote: Quote) -> Generator[Effect, A
         PaymentError: ``approve`` refused in its own words.
     """
     assert payer.approve is not None
-    now_us = payer.now_us()
-    left = yield from record(
-        lambda wait_s: payer.ledger.denied_for(operation, now_us=now_us, wait_s=wait_s)
-    )
-    if left:
-        raise ApprovalDenied(
-            f"${quote.usd} for {quote.service} was denied less than a minute ago; whoever approves"
-            f" is asked again in {-(-left // SECOND)} s",
-            quote=quote,
-        )
+    denied = yield from denied_before(payer, operation, quote)
+    if denied is not None:
+        denied.quote = quote
+        raise denied
     try:
         approved = (yield from consult(payer.approve, quote)) is True
     except ApprovalDenied:
@@ -59,6 +53,22 @@ def ask_owner(payer: Payer, operation: str, quote: Quote) -> Generator[Effect, A
         raise ApprovalDenied(
             f"approve() did not approve ${quote.usd} for {quote.service}{payee}", quote=quote
         )
+
+
+def denied_before(
+    payer: Payer, operation: str, quote: Quote
+) -> Generator[Effect, Any, ApprovalDenied | None]:
+    """The refusal of what the owner said no to less than a minute ago, if it is such a call."""
+    now_us = payer.now_us()
+    left = yield from record(
+        lambda wait_s: payer.ledger.denied_for(operation, now_us=now_us, wait_s=wait_s)
+    )
+    if not left:
+        return None
+    return ApprovalDenied(
+        f"${quote.usd} for {quote.service} was denied less than a minute ago; whoever approves"
+        f" is asked again in {-(-left // SECOND)} s"
+    )
 
 
 def _remember(payer: Payer, operation: str) -> Generator[Effect, Any, None]:

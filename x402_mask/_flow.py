@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any, Final
 from x402_mask import _lapse
 from x402_mask._asking import ask_owner
 from x402_mask._capnames import warn_once
-from x402_mask._counters import over_cap
 from x402_mask._effects import (
     Reply,
     ask,
@@ -45,8 +44,6 @@ from x402_mask._effects import (
 from x402_mask._exact import seller_clock
 from x402_mask._inputs import is_light, judged
 from x402_mask._lapse import Doubts
-from x402_mask._ledger import breaker_open
-from x402_mask._models import Quote
 from x402_mask._money import usd
 from x402_mask._policy import FOREIGN, Choice, choose
 from x402_mask._preempt import Place
@@ -61,7 +58,7 @@ from x402_mask._proving import (
     warn_of_error,
     why_refused,
 )
-from x402_mask._rows import Proof, Reservation, Result, Row, Twin, new_payment_id
+from x402_mask._rows import Proof, Reservation, Result, Row, Twin, new_payment_id, paused
 from x402_mask._services import origin_of, path_of, tool_of
 from x402_mask._shelf import Asked
 from x402_mask._terms import Call, Plan, Purchase, Verdict, quote_of, receipt_for, row_of
@@ -82,7 +79,6 @@ from x402_mask.errors import (
     LedgerError,
     OfferRefused,
     OriginRefused,
-    Paused,
     PaymentError,
     PaymentRefused,
     TokenFlowError,
@@ -93,7 +89,7 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from x402_mask._effects import Effect
-    from x402_mask._models import Route, Spend
+    from x402_mask._models import Quote, Route, Spend
     from x402_mask._payer import Payer
     from x402_mask._rows import Reserved, View
     from x402_mask._windows import Limit
@@ -156,12 +152,12 @@ def _after_redirect(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict]
 
 
 def _pay(payer: Payer, call: Call, reply: Reply) -> Generator[Effect, Any, Verdict]:
-    challenge = yield from _read_challenge(payer, call, reply)
+    challenge = yield from challenge_of(payer, call, reply)
     if challenge is None:
         return Verdict()
-    purchase = _purchase(payer, call, reply, challenge)
+    purchase = purchase_of(payer, call, reply, challenge)
     payer.emit("challenge", purchase, detail={"form": challenge.form})
-    purchase = yield from _identified(call, purchase)
+    purchase = yield from identified(call, purchase)
     asked_at = payer.now()
     yield from warn_once(payer, purchase)
     verdict = yield from _open(payer, call, purchase)
@@ -170,7 +166,7 @@ def _pay(payer: Payer, call: Call, reply: Reply) -> Generator[Effect, Any, Verdi
     return verdict
 
 
-def _read_challenge(
+def challenge_of(
     payer: Payer, call: Call, reply: Reply
 ) -> Generator[Effect, Any, Challenge | None]:
     """What the 402 asks for; a marketplace may name a payment in place of offers."""
@@ -224,7 +220,7 @@ def _held_first(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | Re
         return None
     try:
         also = payer.services.also(call.url)
-        yield from _check_input(payer, Asked(call.method, origin, service, also=also))
+        yield from check_input(payer, Asked(call.method, origin, service, also=also))
     except InputRefused:
         return None  # said when the seller asks for money; until then it costs no token
     from x402_mask._redeem import spend_held  # noqa: PLC0415  # most payers hold none
@@ -241,8 +237,8 @@ def _preempt(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | None]
         return None
     try:
         known = Reply(status=402, url=call.url, headers={})
-        purchase = replace(_purchase(payer, call, known, challenge), is_remembered=True)
-        purchase = yield from _identified(call, purchase)
+        purchase = replace(purchase_of(payer, call, known, challenge), is_remembered=True)
+        purchase = yield from identified(call, purchase)
         verdict = yield from _open(payer, call, purchase)
     except PaymentRefused:
         return None  # the refusal is said, and recorded, when the seller really asks
@@ -255,9 +251,9 @@ def _preempt(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | None]
     return verdict
 
 
-def _purchase(payer: Payer, call: Call, reply: Reply, challenge: Challenge) -> Purchase:
+def purchase_of(payer: Payer, call: Call, reply: Reply, challenge: Challenge) -> Purchase:
     """Who asks, and for what; refuses every origin that the owner and the caller did not name."""
-    origin = _origin(reply.url)
+    origin = origin_asked(reply.url)
     if origin != call.trip.origin:
         raise OriginRefused(
             f"a redirect led from {call.trip.origin} to {origin}, which asks for money",
@@ -286,7 +282,7 @@ def _purchase(payer: Payer, call: Call, reply: Reply, challenge: Challenge) -> P
     )
 
 
-def _identified(call: Call, purchase: Purchase) -> Generator[Effect, Any, Purchase]:
+def identified(call: Call, purchase: Purchase) -> Generator[Effect, Any, Purchase]:
     """The purchase with its operation: the caller's key, or a digest of what is asked."""
     body = yield from fingerprint()
     if body is None:
@@ -306,7 +302,9 @@ def _open(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any
     waited, doubts = 0.0, Doubts()
     tried: dict[Route, PaymentError] = {}
     while True:
-        view = yield from _look(payer, call, purchase)
+        view = yield from look(payer, call, purchase)
+        if view.paused:
+            raise paused()
         if (yield from _lapse.ask(payer, call, view, doubts)):
             purchase = doubts.clocks(purchase, view)
             continue
@@ -327,15 +325,16 @@ def _open(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any
             waited += _POLL_S
             continue
         purchase = yield from _lapse.check(payer, call, purchase, view)
-        yield from _check_input(payer, purchase.asked)
+        yield from check_input(payer, purchase.asked)
         verdict = yield from _by_route(payer, call, purchase, view, tried)
         if verdict is not None:
             return verdict
 
 
-def _look(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any, View]:
+def look(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any, View]:
+    """What the ledger knows of the operation, and of what is on the way to paying for it."""
     now_us, shop = payer.now_us(), purchase.origin if purchase.is_tool else None
-    view = yield from record(
+    return (yield from record(
         lambda wait_s: payer.ledger.look(
             purchase.operation,
             purchase.service,
@@ -347,10 +346,7 @@ def _look(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any
             seller_us=purchase.seller_us,
             wait_s=wait_s,
         )
-    )  # fmt: skip
-    if view.paused:
-        raise Paused("this ledger is paused; `x402-mask resume` ends it")
-    return view
+    ))  # fmt: skip
 
 
 def _wait(call: Call, waited: float, twin: Twin) -> Generator[Effect, Any, None]:
@@ -367,7 +363,7 @@ def _wait(call: Call, waited: float, twin: Twin) -> Generator[Effect, Any, None]
 # --- deciding -------------------------------------------------------------------------------------
 
 
-def _check_input(payer: Payer, asked: Asked) -> Generator[Effect, Any, None]:
+def check_input(payer: Payer, asked: Asked) -> Generator[Effect, Any, None]:
     """Refuse a body that the service will refuse once it is paid, as far as schemas tell."""
     stated = payer.input_schemas(asked)
     content = (yield from payload()) if stated is not None else None
@@ -387,7 +383,7 @@ def _check_input(payer: Payer, asked: Asked) -> Generator[Effect, Any, None]:
         )
 
 
-def _check_price(payer: Payer, purchase: Purchase, plan: Plan) -> None:
+def check_price(payer: Payer, purchase: Purchase, plan: Plan) -> None:
     """Refuse an offer that is dearer than the price that the seller's own catalog names."""
     listed = payer.listed_price(purchase)
     if listed is not None and plan.micro > listed:
@@ -417,7 +413,7 @@ def _by_route(
             if held is not None:  # another 402, which did not take it
                 return (yield from _pay(payer, call, held))
             continue
-        plan = _plan(payer, purchase, view, route, failed)
+        plan = plan_by(payer, purchase, view, route, failed)
         if isinstance(plan, PaymentError):
             failed[route] = plan
             continue
@@ -428,7 +424,7 @@ def _by_route(
             if not _is_impossible(error):
                 raise
             failed[route] = error
-    raise _why(failed)
+    raise why_none(failed)
 
 
 def _is_impossible(error: TokenFlowError) -> bool:
@@ -436,7 +432,7 @@ def _is_impossible(error: TokenFlowError) -> bool:
     return not error.at_risk and not isinstance(error, PaymentRefused)
 
 
-def _why(failed: Mapping[Route, PaymentError]) -> PaymentError:
+def why_none(failed: Mapping[Route, PaymentError]) -> PaymentError:
     """The error to raise where no route is possible: of one that was tried, else of the first."""
     tried = [error for error in failed.values() if isinstance(error, TokenFlowError)]
     return next(iter([*tried, *failed.values()]), PaymentRefused(_NOTHING_HELD, reason="no_offer"))
@@ -452,7 +448,7 @@ def _held_now(
     return (yield from spend_held(payer, call, purchase.origin, purchase.service, url))
 
 
-def _plan(
+def plan_by(
     payer: Payer,
     purchase: Purchase,
     view: View,
@@ -489,12 +485,12 @@ def _decide(
     payer: Payer, call: Call, purchase: Purchase, plan: Plan
 ) -> Generator[Effect, Any, None]:
     """Ask the owner, before anything is reserved."""
-    _check_price(payer, purchase, plan)
+    check_price(payer, purchase, plan)
     if payer.preempt and plan.choice is not None:
         payer.memory.learn(purchase.place, plan.choice)
     if payer.approve is None:
         return
-    quote = yield from _full_quote(payer, purchase, plan)
+    quote = yield from full_quote(payer, call, purchase, plan)
     if quote.refusal is not None:
         quote.refusal.quote = quote
         raise quote.refusal
@@ -507,24 +503,24 @@ def _decide(
     call.trip.denied = before
 
 
-def _full_quote(payer: Payer, purchase: Purchase, plan: Plan) -> Generator[Effect, Any, Quote]:
-    """What *plan* would cost, and whether the caps and the breaker let it be paid now."""
-    now_us, limits = payer.now_us(), applying(payer.limits, purchase.service, purchase.also)
-    caps = yield from _room(payer, limits)
-    refusal = over_cap(limits, caps, plan.micro, purchase.service)
-    if payer.breaker is not None and plan.route != "held-token":
-        stops = yield from record(
-            lambda wait_s: payer.ledger.breakers(now_us=now_us, wait_s=wait_s)
+def full_quote(
+    payer: Payer, call: Call, purchase: Purchase, plan: Plan
+) -> Generator[Effect, Any, Quote]:
+    """What *plan* would cost, and whether the ledger would reserve it now."""
+    refusal, want = None, _reservation(payer, call, purchase, plan)
+    if plan.route != "held-token":  # which reserves nothing
+        refusal = yield from record(
+            lambda wait_s: payer.ledger.foresee(want, payer.breaker, wait_s=wait_s)
         )
-        if purchase.origin in stops:
-            refusal = breaker_open(purchase.origin, payer.breaker, stops[purchase.origin])
+    caps = yield from room(payer, applying(want.limits, want.service, want.also))
     return quote_of(payer, purchase, plan, caps, refusal)
 
 
-def _room(payer: Payer, limits: Sequence[Limit]) -> Generator[Effect, Any, tuple[Spend, ...]]:
+def room(payer: Payer, limits: Sequence[Limit]) -> Generator[Effect, Any, tuple[Spend, ...]]:
     """How far these limits are used."""
-    room = partial(payer.ledger.room, limits, now_us=payer.now_us())
-    return tuple((yield from record(lambda wait_s: room(wait_s=wait_s))))
+    now_us = payer.now_us()
+    caps = yield from record(lambda wait_s: payer.ledger.room(limits, now_us=now_us, wait_s=wait_s))
+    return tuple(caps)
 
 
 def _reserve_and_buy(
@@ -551,7 +547,7 @@ def _reserve_and_buy(
         refusal.quote = quote_of(payer, purchase, plan, (), refusal)
         if refusal.reason == "cap":
             with suppress(LedgerError):  # the refusal stands, with or without the whole picture
-                caps = yield from _room(payer, applying(want.limits, want.service, want.also))
+                caps = yield from room(payer, applying(want.limits, want.service, want.also))
                 refusal.quote = replace(refusal.quote, caps=caps)
         raise
     finally:  # whatever interrupts this, at whichever line: nobody carries the payment any more
@@ -703,7 +699,7 @@ def _judge(
     )  # fmt: skip
 
 
-def _origin(url: str) -> str:
+def origin_asked(url: str) -> str:
     try:
         return origin_of(url)
     except ValueError:
@@ -746,77 +742,3 @@ def _asked_usd(refusal: PaymentRefused) -> Decimal | None:
     if isinstance(refusal, CapExceeded):
         return refusal.wanted
     return None if refusal.quote is None else refusal.quote.usd
-
-
-# --- quoting --------------------------------------------------------------------------------------
-
-
-def quote(payer: Payer, call: Call, reply: Reply) -> Generator[Effect, Any, Quote | None]:
-    """What this 402 would cost.  Signs nothing, reserves nothing; ``None`` if it asks for nothing.
-
-    Raises:
-        ChallengeError: it claims to be a challenge and cannot be read.
-    """
-    if reply.status != 402:
-        return None
-    challenge = yield from _read_challenge(payer, call, reply)
-    if challenge is None:
-        return None
-    try:
-        purchase = _purchase(payer, call, reply, challenge)
-        now_us = payer.now_us()
-        view = yield from record(
-            lambda wait_s: payer.ledger.look(
-                "",
-                purchase.service,
-                origin=purchase.origin,
-                also=purchase.also,
-                now_us=now_us,
-                wait_s=wait_s,
-            )
-        )
-        held: frozenset[tuple[str, str]] = frozenset()
-        if purchase.is_tool:
-            held = yield from record(
-                lambda wait_s: payer.ledger.held_tokens(now_us=now_us, wait_s=wait_s)
-            )
-        plan, bar = _first_plan(payer, purchase, view, held)
-    except PaymentRefused as refusal:
-        return _refused_quote(payer, call, reply, refusal)
-    try:
-        _check_price(payer, purchase, plan)
-        yield from _check_input(payer, purchase.asked)
-    except PaymentRefused as refusal:
-        bar = bar or refusal
-    found = yield from _full_quote(payer, purchase, plan)
-    paused = Paused("this ledger is paused; `x402-mask resume` ends it") if view.paused else None
-    return replace(found, refusal=paused or bar or found.refusal)
-
-
-def _first_plan(
-    payer: Payer, purchase: Purchase, view: View, held: frozenset[tuple[str, str]]
-) -> tuple[Plan, PaymentRefused | None]:
-    """The plan that a call would begin with, and what would keep it from being carried out."""
-    failed: dict[Route, PaymentError] = {}
-    try:
-        for route in payer.prefer:
-            if route != "held-token":
-                plan = _plan(payer, purchase, view, route, failed)
-                if isinstance(plan, Plan):
-                    return plan, None
-                failed[route] = plan
-            elif (purchase.origin, purchase.service) in held:
-                return Plan(route="held-token", micro=0, amount=0), None
-        raise _why(failed)
-    except PaymentRefused as bar:
-        if bar.reason not in ("no_wallet", "clock"):  # the price is known all the same
-            raise
-        return Plan.of("x402", choose(payer.policy, purchase.challenge, view.payees)), bar
-
-
-def _refused_quote(payer: Payer, call: Call, reply: Reply, refusal: PaymentRefused) -> Quote:
-    return Quote(
-        service=payer.services.name(call.trip.url), origin=_origin(reply.url), method=call.method,
-        url=reply.url, route=None, usd=None, amount=None, asset=None, network=None, pay_to=None,
-        payer=payer.address, refusal=refusal,
-    )  # fmt: skip

@@ -95,10 +95,21 @@ def check(
     if purchase.is_remembered and (view.lapsed or view.paid):
         raise PaymentRefused("an earlier proof of this operation has expired: ask", reason="clock")
     if view.paid:
-        yield from refuse(payer, call, view.paid)
+        yield from _note_repeat(payer, view.paid)
+    foresee(payer, call, view)
+    return replace(purchase, lapsed=frozenset(row.id for row in view.lapsed))
+
+
+def foresee(payer: Payer, call: Call, view: View) -> None:
+    """:func:`check` of what was asked for; writes nothing.
+
+    Raises:
+        PaymentRefused: it was paid before, or ``resign="never"``.
+    """
+    if view.paid:
+        raise paid_before(view.paid[-1], keyed=call.key is not None)
     if view.lapsed:
         check_resign(payer, view.lapsed[0])
-    return replace(purchase, lapsed=frozenset(row.id for row in view.lapsed))
 
 
 def refuse(payer: Payer, call: Call, rows: Sequence[Row]) -> Generator[Effect, Any, None]:
@@ -107,13 +118,18 @@ def refuse(payer: Payer, call: Call, rows: Sequence[Row]) -> Generator[Effect, A
     Raises:
         PaymentRefused: always.
     """
+    yield from _note_repeat(payer, rows)
+    raise paid_before(rows[-1], keyed=call.key is not None)
+
+
+def _note_repeat(payer: Payer, rows: Sequence[Row]) -> Generator[Effect, Any, None]:
+    """When a repeat was first refused: without a key that ends a day later."""
     now_us = payer.now_us()
     yield from record(
         lambda wait_s: payer.ledger.refuse_again(
             [row.id for row in rows], now_us=now_us, wait_s=wait_s
         )
     )
-    raise paid_before(rows[-1], keyed=call.key is not None)
 
 
 _NAMES: dict[Clock, str] = {

@@ -36,15 +36,17 @@ from x402_mask._rows import (
     Row,
     Twin,
     View,
+    breaker_open,
     new_payment_id,
     paid_before,
+    paused,
 )
 from x402_mask._schema import meta, set_meta
 from x402_mask._tokenbook import TokenBook, usable_token
 from x402_mask._transfers import TransferBook
 from x402_mask._vault import digest
 from x402_mask._windows import SECOND, applying, as_datetime, keys_of
-from x402_mask.errors import LedgerError, Paused, PaymentRefused
+from x402_mask.errors import LedgerError, PaymentRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -197,20 +199,10 @@ class Ledger(TokenBook, TransferBook, DenialBook):
         self._flush(wait_s)
         durable = durable or prove is not None
         with self._carrying(want.id, carrier), self._transaction(wait_s, durable=durable) as db:
-            paused, stopped_until = db.one(_STOPS, want.origin) or (None, None)
-            if paused:
-                raise Paused("this ledger is paused; `x402-mask resume` ends it")
-            clocks = self._clocks(db, want.at, want.seller_us)
-            rows = self._undelivered(db, want.operation)
-            twin = want.unheard(rows) or self._twin(db, rows, clocks)
-            if twin is not None and (want.keyed or not twin.busy):
+            twin = self._admit(db, want, breaker)
+            if twin is not None:
                 self._flying.pop(want.id, None)
                 return twin
-            paid = self._paid(db, rows, clocks, keyed=want.keyed)
-            if paid:
-                raise paid_before(paid[-1], keyed=want.keyed)
-            if breaker is not None and stopped_until is not None and stopped_until > want.at:
-                raise breaker_open(want.origin, breaker, stopped_until)
             payee = _payees.check(db, want)
             meters = self._running(db, want)
             before = self._check_caps(db, want)
@@ -218,6 +210,24 @@ class Ledger(TokenBook, TransferBook, DenialBook):
             _counters.count(db, meters, want.at, 0, want.micro)
             self._insert(db, want, before, proof, payee)
         return Reserved(new_payee=payee == "other", proof=proof)
+
+    def foresee(
+        self, want: Reservation, breaker: Breaker | None = None, *, wait_s: float = WAIT_S
+    ) -> PaymentRefused | None:
+        """The refusal that :meth:`reserve` would end in now; changes nothing that counts."""
+        self._know(_counters.units(want.limits), wait_s)
+        for swept in (False, True):
+            try:
+                with self._transaction(wait_s, write=False) as db:
+                    if self._admit(db, want, breaker) is not None:
+                        return None
+                    _payees.standing(db, want)
+                    full = _counters.measure(db, want)[1]
+            except PaymentRefused as refusal:
+                return refusal
+            if full is None or swept or not self.sweep(now_us=want.at, wait_s=wait_s):
+                return full
+        raise AssertionError("unreachable")
 
     def hold(self, payment_id: str, proof: Proof, *, now_us: int, wait_s: float = WAIT_S) -> None:
         """Store the proof, encrypted and durably: from here on it may leave.
@@ -578,6 +588,27 @@ class Ledger(TokenBook, TransferBook, DenialBook):
             elif idle:
                 return Twin(row=row, busy=False, by=by or "ours")
         return busy
+
+    def _admit(self, db: Db, want: Reservation, breaker: Breaker | None) -> Twin | None:
+        """Whatever forbids a payment, but for its payee and the caps; a twin to go on with.
+
+        Raises:
+            PaymentRefused: it may not be made.
+        """
+        is_paused, stopped_until = db.one(_STOPS, want.origin) or (None, None)
+        if is_paused:
+            raise paused()
+        clocks = self._clocks(db, want.at, want.seller_us)
+        rows = self._undelivered(db, want.operation)
+        twin = want.unheard(rows) or self._twin(db, rows, clocks)
+        if twin is not None and (want.keyed or not twin.busy):
+            return twin
+        paid = self._paid(db, rows, clocks, keyed=want.keyed)
+        if paid:
+            raise paid_before(paid[-1], keyed=want.keyed)
+        if breaker is not None and stopped_until is not None and stopped_until > want.at:
+            raise breaker_open(want.origin, breaker, stopped_until)
+        return None
 
     def _paid(self, db: Db, rows: Sequence[Row], clocks: Clocks, *, keyed: bool) -> tuple[Row, ...]:
         """Those of *rows* that are not paid for again: expired, proven settled, not delivered."""
@@ -941,15 +972,6 @@ def _described(proof: Proof | None) -> dict[str, Any]:
         "nonce": proof.nonce,
         "valid_before": proof.valid_before,
     }
-
-
-def breaker_open(origin: str, breaker: Breaker, until: int) -> PaymentRefused:
-    """What is said while *origin* is not paid; *until* is in microseconds."""
-    return PaymentRefused(
-        f"{origin} failed {breaker.failures} payments in a row; refused until"
-        f" {as_datetime(until).isoformat()} (breaker_after=)",
-        reason="breaker",
-    )
 
 
 def _trip(db: Db, origin: str, result: Result, breaker: Breaker | None, now_us: int) -> bool:

@@ -48,9 +48,16 @@ def _known_of(keys: int) -> str:
 
 
 def check(db: Db, want: Reservation) -> str:
-    """What the payee is to this service: the ``first``, an ``other`` one, or ``known``.
+    """:func:`standing`; a new payee is written down, trusted if it is the first."""
+    found = standing(db, want)
+    if found != "known" and want.pay_to is not None:
+        payee, key = want.pay_to.lower(), service_key(want.service)
+        _put(db, want.origin, key, payee, want.at, trusted=found == "first")
+    return found
 
-    A new one is written down here, trusted if it is the first.
+
+def standing(db: Db, want: Reservation) -> str:
+    """What the payee is to this service: the ``first``, an ``other`` one, or ``known``.
 
     Raises:
         OfferRefused: payees are pinned, and this one is not trusted.
@@ -68,7 +75,6 @@ def check(db: Db, want: Reservation) -> str:
         raise refusal
     if payee in pins:
         return "known"
-    _put(db, want.origin, service_key(want.service), payee, want.at, trusted=not pins)
     return "other" if pins else "first"
 
 

@@ -14,7 +14,7 @@ from x402_mask._clocks import DAY_US, dead_at
 from x402_mask._damage import damaged
 from x402_mask._models import Route
 from x402_mask._windows import as_datetime, keys_of
-from x402_mask.errors import PaymentRefused
+from x402_mask.errors import Paused, PaymentRefused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -308,6 +308,20 @@ class Breaker:
 
     failures: int
     seconds: float
+
+
+def paused() -> Paused:
+    """The refusal of everything while its owner has stopped the ledger."""
+    return Paused("this ledger is paused; `x402-mask resume` ends it")
+
+
+def breaker_open(origin: str, breaker: Breaker, until: int) -> PaymentRefused:
+    """What is said while *origin* is not paid; *until* is in microseconds."""
+    return PaymentRefused(
+        f"{origin} failed {breaker.failures} payments in a row; refused until"
+        f" {as_datetime(until).isoformat()} (breaker_after=)",
+        reason="breaker",
+    )
 
 
 def paid_before(row: Row, *, keyed: bool) -> PaymentRefused:

@@ -34,7 +34,7 @@ LEDGER_CALLS = frozenset(
     {
         "look",
         "room",
-        "breakers",
+        "foresee",
         "denied_for",
         "deny",
         "reserve",

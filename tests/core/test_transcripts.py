@@ -116,8 +116,8 @@ def test_approval_comes_before_the_reservation() -> None:
     hand.call()
     assert hand.transcript == [
         *HEAD,
+        "foresee",
         "room",
-        "breakers",
         "denied_for",
         "approve",
         "reserve",
@@ -205,7 +205,7 @@ REFUSALS: dict[str, tuple[Callable[[], Hand], type[PaymentRefused], str, list[st
     "no wallet": (lambda: Hand(options={"wallet": None}), PaymentRefused, "no_wallet", HEAD),
     "approval": (
         lambda: Hand(options={"approve": lambda quote: False}),
-        ApprovalDenied, "approval", [*HEAD, "room", "breakers", "denied_for", "approve", "deny"],
+        ApprovalDenied, "approval", [*HEAD, "foresee", "room", "denied_for", "approve", "deny"],
     ),
     "clock": (
         lambda: Hand(first=dataclasses.replace(asked(), date=1.0), options={"clock": None}),
@@ -213,7 +213,7 @@ REFUSALS: dict[str, tuple[Callable[[], Hand], type[PaymentRefused], str, list[st
     ),
     "cap before approval": (
         lambda: Hand(first=asked(offer("2000000")), options={"approve": yes}),
-        CapExceeded, "cap", [*HEAD, "room", "breakers"],
+        CapExceeded, "cap", [*HEAD, "foresee", "room"],
     ),
 }  # fmt: skip
 
@@ -513,7 +513,7 @@ def test_a_known_price_is_paid_with_the_first_request() -> None:
     """Contract 2, preemption: the same checks, one round trip less."""
     hand = preempting(approve=yes)
     assert hand.call().receipt is not None
-    before = ["fingerprint", "look", "room", "breakers", "denied_for", "approve"]
+    before = ["fingerprint", "look", "foresee", "room", "denied_for", "approve"]
     assert hand.transcript == [*before, *PREEMPTED[2:]]
     assert hand.rows() == [("settled", False, "settled")] * 2
 
@@ -641,7 +641,7 @@ def test_a_refusal_that_cannot_be_noted_is_said_all_the_same() -> None:
 
 def quoted(hand: Hand) -> Any:
     """What a call would cost."""
-    from x402_mask._flow import quote
+    from x402_mask._foresight import quote
     from x402_mask._terms import Call
 
     hand.transcript = []
@@ -656,7 +656,13 @@ def test_a_quote_tells_what_paying_would_say() -> None:
     two = quoted(Hand(first=asked(offer(scheme="upto"), offer())))
     assert two.skipped == ("offer 0: scheme upto is not spoken",)
     plain = Hand()
-    assert quoted(plain).allowed and plain.transcript == ["read", "look", "room", "breakers"]
+    assert quoted(plain).allowed and plain.transcript == [
+        "read",
+        "fingerprint",
+        "look",
+        "foresee",
+        "room",
+    ]
     assert plain.rows() == [] and plain.signer.calls == 0
     for name in ("cap", "no_cap", "offer", "origin", "no wallet", "clock"):
         make, kind, reason, _ = REFUSALS[name]
@@ -780,7 +786,7 @@ def expect_rows(hand: Hand, at: str, rest: list[str], after: bool, before: int) 
         if row.state == "reserved":
             # only the ledger itself could leave it so, or an interruption inside of it
             assert at in ("reserve", "release") or rest == []
-    asking = ("room", "breakers", "denied_for", "approve")
+    asking = ("foresee", "room", "denied_for", "approve")
     if at in ("ask", "read", "fingerprint", "look", *asking) and not before:
         assert rows == [] and getattr(hand.signer, "calls", 0) == 0
     if at == "sign":

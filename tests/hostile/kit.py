@@ -357,6 +357,10 @@ class Clock:
         return time.time() + self.ahead
 
 
+_NOT_FORETOLD = ("redirected", "approval", "in_flight", "wait")
+"""What only the way of the call tells, or somebody who is asked."""
+
+
 class World:
     """Sellers, one wallet, one ledger; closed and audited after the test."""
 
@@ -449,11 +453,20 @@ class World:
         if isinstance(error, PaymentRefused):
             reason: object = error.reason
             assert isinstance(reason, str) and reason
+            self._foretold(buyer, error)
         assert self.signer.calls == signed, "something was signed"
         assert len(self._proofs()) == proofs, "a proof was sent"
         assert self.counted() == counted, "a refusal was counted"
         assert not self.in_state("reserved")
         return error
+
+    def _foretold(self, buyer: Buyer, error: PaymentRefused) -> None:
+        """What a quote says of the same 402 is what the call said, as far as nobody is asked."""
+        if error.reason in _NOT_FORETOLD:
+            return
+        quote = buyer.payer.quote(error.response)
+        assert quote is not None and quote.refusal is not None, error
+        assert quote.refusal.reason == error.reason
 
     def _proofs(self) -> list[Any]:
         return [proof for seller in self.sellers for proof in seller.proofs()]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import httpx2
 
-from x402_mask import _flow
+from x402_mask import _foresight
 from x402_mask._clients import around
 from x402_mask._drive import perform
-from x402_mask._effects import Payload, ReadBody
-from x402_mask._terms import Call
+from x402_mask._effects import Fingerprint, Payload, ReadBody
+from x402_mask._terms import Call, Trip, operation_key
 from x402_mask._wire import CHALLENGE_BYTES_MAX
 from x402_mask.httpx2._layer import Layer
 from x402_mask.httpx2._session import AsyncSession, SyncSession
@@ -34,9 +35,8 @@ def quote(payer: Payer, asked: httpx2.Request | httpx2.Response) -> Quote | None
         try:
             session = SyncSession(Layer(payer), response.request)
             session.response = response
-            return _judged(
-                payer, response, session.read(wanted=True) if response.status_code == 402 else None
-            )
+            body = session.read(wanted=True) if response.status_code == 402 else None
+            return _judged(payer, response, body, asks=True)
         finally:
             response.close()
 
@@ -53,17 +53,19 @@ async def aquote(payer: Payer, asked: httpx2.Request | httpx2.Response) -> Quote
             session = AsyncSession(Layer(payer), response.request)
             session.response = response
             body = await session.read(wanted=True) if response.status_code == 402 else None
-            return await to_thread.run_sync(_judged, payer, response, body)
+            judge = partial(_judged, asks=True)
+            return await to_thread.run_sync(judge, payer, response, body)
         finally:
             await response.aclose()
 
 
-def _judged(payer: Payer, response: httpx2.Response, body: bytes | None) -> Quote | None:
+def _judged(
+    payer: Payer, response: httpx2.Response, body: bytes | None, *, asks: bool = False
+) -> Quote | None:
     layer, request = Layer(payer), response.request
     layer.direct[origin_at(request.url)] = True  # where its connection is gone and cannot tell
     session = SyncSession(layer, request)
-    call = Call(method=request.method, url=str(request.url), trip=session.slot.trip)
-    flow = _flow.quote(payer, call, session.reply(response, response.request))
+    flow = _foresight.quote(payer, _call(response), session.reply(response, request), asks=asks)
     try:
         effect = next(flow)
         while True:
@@ -71,11 +73,27 @@ def _judged(payer: Payer, response: httpx2.Response, body: bytes | None) -> Quot
                 answer: Any = body
             elif isinstance(effect, Payload):
                 answer = session.payload()
+            elif isinstance(effect, Fingerprint):
+                answer = session.fingerprint()
             else:
                 answer = perform(cast("Any", effect))
             effect = flow.send(answer)
     except StopIteration as stop:
         return cast("Quote | None", stop.value)
+
+
+def _call(response: httpx2.Response) -> Call:
+    """The call that *response* ends, from its first request on."""
+    request = response.request
+    first = response.history[0].request if response.history else request
+    options, timeout = request.extensions.get("x402_mask"), request.extensions.get("timeout")
+    return Call(
+        method=request.method,
+        url=str(request.url),
+        trip=Trip(origin=origin_at(first.url), url=str(first.url)),
+        key=operation_key(options.get("operation")) if isinstance(options, dict) else None,
+        wait_s=timeout.get("read") if isinstance(timeout, dict) else TIMEOUT.read,
+    )
 
 
 def _content(response: httpx2.Response) -> bytes | None:
