@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from x402_mask._rows import Db
 
 _THEIRS: Final = ("sqlite_", "_litestream_")
-"""Tables that SQLite itself (``ANALYZE``), or a well-known backup of it, keeps in a database."""
+"""Tables that SQLite itself (``ANALYZE``), or a well-known backup of it, keeps in a database.
+
+Tables and their indexes only: whoever names a trigger so is neither of them.
+"""
 
 _TOKEN: Final = re.compile(r"'(?:[^']|'')*'|\"[^\"]*\"|\w+|\S")
 
@@ -46,7 +49,7 @@ def _sqlite_shape(db: Db) -> Shape:
     return {
         (str(kind), str(name)): (table, _parts(str(sql)))
         for kind, name, table, sql in found
-        if not str(name).startswith(_THEIRS) and not str(table).startswith(_THEIRS)
+        if kind not in ("table", "index") or not str(table).startswith(_THEIRS)
     }
 
 

@@ -45,6 +45,11 @@ SQLITE: dict[str, tuple[str, str]] = {
     "a trigger": (
         f"CREATE TRIGGER t AFTER INSERT ON payments BEGIN {FREE}; END|", "trigger t is not as"
     ),
+    "a trigger called like a backup's table": (
+        f"CREATE TRIGGER _litestream_t AFTER INSERT ON history BEGIN {FREE}; END|",
+        "trigger _litestream_t is not as",
+    ),
+    "a view called so": ("CREATE VIEW _litestream_v AS SELECT 1", "view _litestream_v is not as"),
     "a check": (
         ("DROP TABLE breakers; CREATE TABLE breakers (origin TEXT PRIMARY KEY, failures INTEGER NOT"
         " NULL CHECK (failures < 0), until BIGINT NOT NULL)"),
