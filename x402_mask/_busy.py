@@ -1,4 +1,7 @@
-"""A connection to SQLite, which waits for its lock in small steps, spread over the writers."""
+"""A connection to SQLite, which waits for its lock in small steps, spread over the writers.
+
+And which of its errors means what.
+"""
 
 from __future__ import annotations
 
@@ -91,3 +94,26 @@ def insist(raw: sqlite3.Connection, pragma: str, deadline: float) -> Any:
 def is_busy(exc: sqlite3.Error) -> bool:
     """Whether somebody else has the lock."""
     return exc.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+_BROKEN: Final = (
+    sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN,
+)  # fmt: skip
+
+
+def is_broken(failure: BaseException) -> bool:
+    """Whether a file is not what it was, so that its connection may never work again."""
+    code = getattr(failure, "sqlite_errorcode", None)  # the module's own errors have none
+    return isinstance(failure, sqlite3.Error) and code is not None and code & 0xFF in _BROKEN
+
+
+def advice(failure: sqlite3.Error) -> str:
+    """What to do about it."""
+    text = str(failure)
+    if "readonly" in text:
+        return "make the file and its directory writable"
+    if "full" in text:
+        return "free some disk space"
+    if "malformed" in text or "not a database" in text:
+        return "it is damaged: restore a backup, and reconcile it with the chain"
+    return "see `x402-mask doctor`"

@@ -31,7 +31,9 @@ _SLOT: Final = 256
 _SLOTS: Final = 8
 _FILE: Final = 2 * _SLOTS * _SLOT
 _MAC_BYTES: Final = 32
-_FLAGS: Final = getattr(os, "O_BINARY", 0) | NO_LINK
+_SEQ_MAX: Final = 2**63 - 1
+_FLAGS: Final = getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | NO_LINK
+"""A pipe that somebody put there is refused, and never waited for."""
 
 
 class Mark(NamedTuple):
@@ -228,6 +230,7 @@ def _mark(record: bytes) -> Mark | None:
             str(found.get("ledger", "")),
             int(found.get("era", 0)),
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
-    return mark if mark.seq > 0 and len(mark.mac) == _MAC_BYTES else None
+    fits = 0 < mark.seq <= _SEQ_MAX and 0 <= mark.era <= _SEQ_MAX
+    return mark if fits and len(mark.mac) == _MAC_BYTES else None

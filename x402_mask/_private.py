@@ -40,7 +40,7 @@ def keep_private(path: Path) -> None:
         return
     try:
         found = path.lstat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # whoever makes it says what is in the way
         return
     except OSError as exc:
         raise LedgerError(f"cannot look at {path.name}: {exc.strerror}") from exc

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from x402_mask import _checkpoints, _sums
 from x402_mask._book import WAIT_S
-from x402_mask._busy import Connection, begun, insist, pause
+from x402_mask._busy import Connection, advice, begun, insist, is_broken, pause
 from x402_mask._damage import damage_said
 from x402_mask._given import file_of_ledger
 from x402_mask._head import HeadFile
 from x402_mask._lease import is_alive, new_owner
 from x402_mask._ledger import Ledger, contended, reentered
 from x402_mask._past import Past
+from x402_mask._place import file_at, files_at
 from x402_mask._private import follow, keep_private, make_file, make_folder
 from x402_mask._rows import Busy, Db
 from x402_mask._schema import SCHEMA_VERSION, TABLES, make_tables, meta, newer_schema, set_meta
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from x402_mask._past import Memory
+    from x402_mask._place import Files
 
 log = logging.getLogger("x402_mask")
 
@@ -95,9 +97,10 @@ class _SQL(Ledger):
                     yield db
                 _sums.all_written(db)
                 self._commit(db)
-            except BaseException:
+            except BaseException as failure:
                 if not turn.is_over:  # else the connection is somebody else's, who rolled it back
                     self._roll_back(db)
+                    self._doubted(failure)
                 raise
             self._committed()
         except sqlite3.Error as exc:
@@ -152,6 +155,9 @@ class _SQL(Ledger):
 
     def _forget_head(self) -> None:
         """Called after each rollback."""
+
+    def _doubted(self, failure: BaseException) -> None:
+        """Called after a *failure* that may have come from the files of the open connection."""
 
     def _closed(self) -> None:
         """Called after the connection was closed."""
@@ -211,7 +217,7 @@ class SQLiteLedger(_SQL):
         self._key: Vault | None = None
         self._real: str | None = None
         self._past = Past(HeadFile(self.path.with_name(self.path.name + ".head")))
-        self._place: tuple[int, int] | None = None
+        self._place: Files | None = None
         self._unfit = False
         self._checkpointer = _checkpoints.Checkpointer()
         self._frozen: Turn | None = None
@@ -249,10 +255,11 @@ class SQLiteLedger(_SQL):
     def _open(self, deadline: float) -> Connection:
         if os.path.realpath(self.path) in _open_before_fork:
             raise _forked_in_use()
+        keep_private(self._past.head.path)
         memory = self._past.remember()  # before the file: rows after it are no contradiction
         try:
-            self._place = self._found()
-            fresh = self._place is None
+            there = file_at(self._spelled)
+            fresh = there is None
             if fresh:
                 self._past.refuse_to_forget(self.path.name)
                 make_folder(self.path.parent)
@@ -278,7 +285,8 @@ class SQLiteLedger(_SQL):
             self._compare(db, memory, deadline)
             if fresh:
                 sync_directory(self.path.parent)
-                self._place = self._found()
+                there = file_at(self._spelled)
+            self._place = (there, *self._found()[1:])
         except OSError as exc:
             raw.close()
             raise LedgerError(f"cannot open the ledger {self.path.name}: {exc.strerror}") from exc
@@ -293,16 +301,12 @@ class SQLiteLedger(_SQL):
         yield from (file.with_name(file.name + end) for end in ("", "-wal", "-shm", "-journal"))
         yield from (self.key_path, self._past.head.path)
 
-    def _found(self) -> tuple[int, int] | None:
-        """Which file lies at the path; ``None`` for none."""
-        try:
-            found = os.stat(self._spelled)  # noqa: PTH116  # quicker, and asked in each transaction
-        except FileNotFoundError:
-            return None
-        return found.st_dev, found.st_ino
+    def _found(self) -> Files:
+        """Which files lie at the path."""
+        return files_at(self._spelled, self._real or self._spelled)
 
     def _current(self) -> Connection | None:
-        """The open connection, if its file still lies at the path.
+        """The open connection, if its files still lie at the path.
 
         Else what lies there is opened and compared: some mounts only number their files anew.
         One that an interruption left, and that was opened only to be looked at, is no better.
@@ -330,7 +334,8 @@ class SQLiteLedger(_SQL):
             self._past.judge(db, memory, self.path.name)
             many = self._past.audited(db, self._vault())
         finally:
-            db.raw.execute("ROLLBACK")
+            if db.raw.in_transaction:  # SQLite ends it by itself where it cannot read
+                db.raw.execute("ROLLBACK")
         headless = memory.head is None and self._past.has_rows
         if self._past.lenient:  # whoever pays next opens it strictly
             self._unfit = headless or self._past.unfit
@@ -462,20 +467,15 @@ class SQLiteLedger(_SQL):
         if self._unfit or self._past.unfit:
             self._drop()
 
+    def _doubted(self, failure: BaseException) -> None:
+        if is_broken(failure):
+            self._drop()  # whoever comes next opens, and compares, what is there then
+
     def _closed(self) -> None:
         self._past.head.close()
 
     def _explained(self, exc: sqlite3.Error) -> LedgerError:
-        text = str(exc)
-        if "readonly" in text:
-            advice = "make the file and its directory writable"
-        elif "full" in text:
-            advice = "free some disk space"
-        elif "malformed" in text or "not a database" in text:
-            advice = "it is damaged: restore a backup, and reconcile it with the chain"
-        else:
-            advice = "see `x402-mask doctor`"
-        return LedgerError(f"the ledger {self.path.name} failed ({text}); {advice}")
+        return LedgerError(f"the ledger {self.path.name} failed ({exc}); {advice(exc)}")
 
 
 class MemoryLedger(_SQL):

@@ -301,7 +301,7 @@ def test_a_mount_that_numbers_its_files_anew_is_gone_on_with(
     ledger = opened(path)
     held(ledger)
     numbers = count()
-    monkeypatch.setattr(SQLiteLedger, "_found", lambda ledger: (1, next(numbers)))
+    monkeypatch.setattr(SQLiteLedger, "_found", lambda ledger: ((1, next(numbers)),) * 3)
     for _ in range(2):
         held(ledger)
     assert used(ledger, WIDE) == 3000
@@ -373,7 +373,7 @@ def test_many_that_open_a_new_ledger_at_once_warn_of_nothing(
 
 
 def test_looking_at_the_file_each_time_costs_next_to_nothing(path: Path, opened: Any) -> None:
-    """One look, and none at what lies beside it."""
+    """One look at the file, its log and the index of that, and none at key and head."""
     ledger = opened(path)
     held(ledger)
     looks: list[Any] = []

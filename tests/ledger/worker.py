@@ -12,7 +12,14 @@ import time
 from typing import Any
 
 from tests.ledger.kit import held, limits, reserved, want
-from x402_mask import Cap, CapExceeded, MemoryLedger, PostgresLedger, SQLiteLedger
+from x402_mask import (
+    Cap,
+    CapExceeded,
+    MemoryLedger,
+    PaymentError,
+    PostgresLedger,
+    SQLiteLedger,
+)
 from x402_mask._ledger import Ledger
 
 TOTAL = Cap("0.4", per="total")
@@ -81,7 +88,19 @@ def race(ledger: Ledger, threads: str) -> None:
     sys.stdin.readline()  # in flight until every other process is done too
 
 
-JOBS = {job.__name__: job for job in (reserve, hold, claim, race)}
+def one_by_one(ledger: Ledger, limit: str) -> None:
+    """Reserve each time it is told to, under a cap of so much; say whether, or why not."""
+    cap = Cap(limit, per="total")
+    while sys.stdin.readline():
+        try:
+            ledger.reserve(want(cap))
+        except PaymentError as refused:
+            say(type(refused).__name__)
+        else:
+            say(True)
+
+
+JOBS = {job.__name__: job for job in (reserve, hold, claim, race, one_by_one)}
 
 if __name__ == "__main__":
     shared = opened(json.loads(sys.argv[1]))
