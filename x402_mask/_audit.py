@@ -373,7 +373,7 @@ def _is_sealed(vault: Vault, label: str, sealed: Any, named: str | None) -> bool
     if sealed is None or named is None:
         return sealed is None and named is None
     try:
-        return digest(vault.open(bytes(sealed), label)) == named
+        return digest(vault.open(sealed, label)) == named
     except (LedgerError, TypeError, AttributeError):
         return False
 
@@ -495,7 +495,7 @@ def _check_transfers(db: Db, vault: Vault, replay: _Replay) -> None:
 
 def _is_transaction(vault: Vault, label: str, raw: Any, name: str) -> bool:
     try:
-        plain = bytes.fromhex(vault.open(bytes(raw), label)[2:])
+        plain = bytes.fromhex(vault.open(raw, label)[2:])
     except (LedgerError, TypeError, ValueError):
         return False
     return "0x" + keccak(plain).hex() == name

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from x402_mask import _json
+from x402_mask._damage import damaged
 from x402_mask._money import MICRO_MAX, usd
 from x402_mask._windows import NOTHING, SECOND, Used, applying, bucket, named
 from x402_mask.errors import CapExceeded, LedgerError, PaymentRefused
@@ -86,6 +87,8 @@ def used(db: Db, limits: Sequence[Limit], now_us: int) -> list[Used]:
         sql = " UNION ALL ".join([*(_WINDOW.format(n) for n, _, _ in some), _RESTORES])
         params = [(scope, x.unit, x.first_bucket(now_us)) for _, x, scope in some]
         for n, settled, held, oldest in db.all(sql, *chain.from_iterable(params)):
+            if (settled or 0) < 0 or (held or 0) < 0:  # would make room that no cap has
+                raise damaged(ValueError(f"{settled!r:.40} and {held!r:.40} count for a cap"))
             if n < 0:
                 restores[oldest] = None if settled is None else int(settled)
                 continue

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("x402_mask")
 
+_DIGITS: Final = 19
+"""More than any number has that the ledger wrote."""
+
 _ADVICE: Final = (
     "Nothing is paid from it. Put the newest copy back, or after a restore run"
     " `x402-mask ledger accept`"
@@ -75,6 +78,8 @@ class Past:
         self.loss: Loss | None = None
         self.wrong: str | None = None
         """What is wrong with the counters, found when the ledger was opened."""
+        self.key: Vault | None = None
+        """The key of what is open: whoever opens it says so before it is judged."""
         self._known: Mark | None = None
         self._synced: Mark | None = None
         """The last durable row of the head that was found to be one before :attr:`_known`."""
@@ -138,7 +143,7 @@ class Past:
         here = last_row(db)
         durable = None if head is None else head.durable
         lost = [m for m in (known, durable) if m is not None and not _has(db, m)]
-        pardoned = [m for m in lost if _is_accepted(db, here, m)]
+        pardoned = [m for m in lost if self._is_accepted(db, here, m)]
         self.loss = None
         if len(pardoned) < len(lost):
             self._lost(max([*lost, *([] if head is None else [head.last])]), here, name)
@@ -157,6 +162,17 @@ class Past:
         self.ledger, self.era = here.ledger, here.era
         if not self.lenient:
             raise LedgerError(f"{self.loss.said(name)}. {_ADVICE}")
+
+    def _is_accepted(self, db: Db, here: Mark, mark: Mark) -> bool:
+        """Whether the owner accepted that the row of *mark* is lost; not a row written later."""
+        assert self.key is not None
+        with damage_said:
+            return any(
+                lost["ledger"] == mark.ledger
+                and mark.seq <= lost["seq"]
+                and (mark.ledger != here.ledger or mark.era < lost["before"])
+                for lost in accepted_losses(db, here.era, self.key)
+            )
 
     def _cut(self, last: Mark, here: Mark, name: str) -> None:
         """Rows that were not synced are gone: a power cut may do so, and it frees no money."""
@@ -210,7 +226,7 @@ class Past:
             if there or mark.seq == 0:
                 continue
             here = last_row(db)
-            if not _is_accepted(db, here, mark):
+            if not self._is_accepted(db, here, mark):
                 self._lost(mark, here, name)
         if here is not None:  # accepted meanwhile, by another process
             self.ledger, self.era = here.ledger, here.era
@@ -244,13 +260,17 @@ class _Lenience(threading.local):
     depth = 0
 
 
-def accepted_losses(db: Db, era: int) -> list[dict[str, Any]]:
+def accepted_losses(db: Db, era: int, key: Vault) -> list[dict[str, Any]]:
     """What the owner has accepted up to the row *era*: the last row that was lost each time.
 
-    ``before`` is the row of the acceptance: what was written after it is no part of the loss.
+    ``before`` is the row of the acceptance: what was written after it is no part of the loss.  Only
+    a row that was chained with *key* counts: whoever edits another into one accepts nothing.
     """
-    found = db.one("SELECT data FROM history WHERE seq=? AND kind='accepted'", era)
-    return [] if found is None else list(_json.loads(found[0])["lost"])
+    sql = "SELECT seq, at, payment, kind, data, mac, sums FROM history WHERE seq IN (?, ?)"
+    rows = {row[0]: row[1:] for row in db.all(sql, era - 1, era)}
+    if era not in rows or rows[era][2] != "accepted" or not _sums.is_linked(key, era, rows):
+        return []
+    return list(_json.loads(rows[era][3])["lost"])
 
 
 def last_row(db: Db) -> Mark:
@@ -267,16 +287,6 @@ def _has(db: Db, mark: Mark) -> bool:
     return found is not None and _bytes(found[0]) == mark.mac
 
 
-def _is_accepted(db: Db, here: Mark, mark: Mark) -> bool:
-    """Whether the owner accepted that the row of *mark* is lost; not a row written later."""
-    return any(
-        lost["ledger"] == mark.ledger
-        and mark.seq <= lost["seq"]
-        and (mark.ledger != here.ledger or mark.era < lost["before"])
-        for lost in accepted_losses(db, here.era)
-    )
-
-
 def _accepting(db: Db, here: Mark) -> Mark:
     """The row by which the owner accepted a loss last; it was synced."""
     found = db.one("SELECT mac FROM history WHERE seq=?", here.era)
@@ -286,7 +296,7 @@ def _accepting(db: Db, here: Mark) -> Mark:
 def _int(value: Any) -> int:
     """A number; 0 for what somebody wrote instead of one, which the audit names."""
     text = str(value)
-    return int(text) if text.isascii() and text.isdigit() else 0
+    return int(text) if len(text) < _DIGITS and text.isascii() and text.isdigit() else 0
 
 
 def _bytes(value: Any) -> bytes:

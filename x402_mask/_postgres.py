@@ -284,7 +284,7 @@ class PostgresLedger(Ledger):
             set_meta(db, "schema", str(SCHEMA_VERSION))
             raw.ask(b"COMMIT")
         insist_on_postgres(db, _SCHEMA, there)
-        self._key = self._checked_key(found.get("key"))
+        self._key = self._past.key = self._checked_key(found.get("key"))
         self._meters.clear()  # the database may be another one by now
         raw.begin(_READING)
         self._past.judge(db, memory, _NAME)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from x402_mask import _sums
+from x402_mask import _json, _sums
 from x402_mask._book import WAIT_S
+from x402_mask._damage import whole
 from x402_mask._head import Mark
 from x402_mask._past import accepted_losses, last_row
 from x402_mask._schema import meta, set_meta
@@ -63,6 +64,7 @@ def accept(ledger: Ledger, micro: int | None, *, now_us: int) -> Standing:
         with ledger._transaction(WAIT_S, durable=True) as db:  # noqa: SLF001
             found = _standing(db, past)
             if past.wrong is not None:
+                _sums.set_restores(db, {}, _replayed(db))
                 _sums.begin_anew(db)
             mark = _accept(ledger, db, found.loss, micro, now_us)
         past.accepted(mark)
@@ -76,14 +78,10 @@ def counted(before: Mapping[int, int | None], at: int, micro: int | None) -> dic
 
 
 def _accept(ledger: Ledger, db: Db, loss: Loss | None, micro: int | None, now_us: int) -> Mark:
-    if micro is not None:
-        db.run("DELETE FROM restores WHERE micro IS NULL")
-    db.run(
-        "INSERT INTO restores (at, micro) VALUES (?, ?) ON CONFLICT (at) DO UPDATE SET micro=?",
-        now_us, micro, micro,
-    )  # fmt: skip
+    before = _sums.restores(db)
+    _sums.set_restores(db, before, counted(before, now_us, micro))
     here = last_row(db)
-    lost = accepted_losses(db, here.era)
+    lost = accepted_losses(db, here.era, ledger._vault())  # noqa: SLF001
     if loss is not None:
         known = loss.known
         lost.append({"ledger": known.ledger, "seq": known.seq, "before": here.seq + 1})
@@ -99,14 +97,27 @@ def _accept(ledger: Ledger, db: Db, loss: Loss | None, micro: int | None, now_us
     return Mark(seq, mac, meta(db, "id") or "", seq)
 
 
+def _replayed(db: Db) -> dict[int, int | None]:
+    """What counts for accepted losses, as the history tells it."""
+    found: dict[int, int | None] = {}
+    for at, data in db.all("SELECT at, data FROM history WHERE kind='accepted' ORDER BY seq"):
+        found = counted(found, whole(at), _json.loads(data)["micro"])
+    return found
+
+
 def _standing(db: Db, past: Past) -> Standing:
     headless = meta(db, "headless")
     return Standing(
         loss=past.loss,
         headless=int(headless) if headless else None,
-        restores=dict(db.all("SELECT at, micro FROM restores ORDER BY at")),
+        restores=_stored(db, past),
         wrong=past.wrong,
     )
+
+
+def _stored(db: Db, past: Past) -> dict[int, int | None]:
+    """What counts for accepted losses; where it was changed the history says better."""
+    return _sums.restores(db) if past.wrong is None else _replayed(db)
 
 
 def _past(ledger: Ledger) -> Past:

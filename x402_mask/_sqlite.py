@@ -385,7 +385,7 @@ class SQLiteLedger(_SQL):
             self._make_tables(db)
             db.raw.execute("COMMIT")
         insist_on_sqlite(db, _SCHEMA, self.path.name, whole=True)
-        self._key = self._checked_key(db)
+        self._key = self._past.key = self._checked_key(db)
 
     def _make_tables(self, db: Connection) -> None:
         """In a new file, or one that another process has made meanwhile."""

@@ -11,14 +11,15 @@ does not grow with the past.  The newest payments are added up as well, as far a
 from __future__ import annotations
 
 from itertools import chain
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from x402_mask import _counters, _json
+from x402_mask._damage import whole
 from x402_mask._windows import SLICES, bucket, keys_of
 from x402_mask.errors import LedgerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from x402_mask._rows import Db, Last
     from x402_mask._vault import Vault
@@ -110,7 +111,29 @@ def after(db: Db, vault: Vault, before: Last | None, now_us: int) -> str:
 def added_up(db: Db, vault: Vault, since: int) -> Sum:
     """The sum over the counters as they are."""
     summed = [meter[:2] for meter in _meters(db) if meter[2]]
-    return Sum(since, _total(vault, _read(db, summed, since)))
+    return Sum(since, _total(vault, [*_read(db, summed, since), *_restored(restores(db))]))
+
+
+def restores(db: Db) -> dict[int, int | None]:
+    """What counts for rows that a restore lost, by its time: micro-USD; ``None``: full caps."""
+    found = db.all("SELECT at, micro FROM restores ORDER BY at")
+    return {whole(at): None if micro is None else whole(micro) for at, micro in found}
+
+
+def set_restores(db: Db, before: Mapping[int, int | None], now: Mapping[int, int | None]) -> None:
+    """Write down what counts for lost rows; the next row of history carries it in its sum."""
+    were = {counter[:3]: counter[3:] for counter in _restored(before)}
+    are = {counter[:3]: counter[3:] for counter in _restored(now)}
+    for key in were.keys() | are.keys():
+        db.changes.append((*key, *were.get(key, _ZERO), *are.get(key, _ZERO)))
+    db.run("DELETE FROM restores")
+    for at, micro in now.items():
+        db.run("INSERT INTO restores (at, micro) VALUES (?, ?)", at, micro)
+
+
+def _restored(found: Mapping[int, int | None]) -> list[Counter]:
+    """What counts for lost rows, as counters of no scope: whoever removes one frees money too."""
+    return [("", "total", at, 1, -1 if micro is None else micro) for at, micro in found.items()]
 
 
 def begin_anew(db: Db) -> None:
@@ -145,9 +168,8 @@ def check(db: Db, vault: Vault) -> bool:
     )
     if not rows:
         return False
-    (seq, at, payment, kind, data, mac, sums), *older = rows
-    before = bytes(older[0][5]) if older else b""
-    if vault.link(before, record(seq, at, payment, kind, data, sums)) != mac:
+    seq, at, *_, sums = rows[0]
+    if not is_linked(vault, seq, {row[0]: row[1:] for row in rows}):
         raise LedgerError(f"row {seq} of the ledger's history is not as it was written; {_ADVICE}")
     should = None if sums is None else _sum_of(sums)
     meters = _meters(db)
@@ -158,10 +180,24 @@ def check(db: Db, vault: Vault) -> bool:
     if should is not None:
         summed = {(scope, unit) for scope, unit, summed in meters if summed}
         added = [c for c in counters if c[:2] in summed and should.covers(c[1], c[2])]
+        added += _restored(restores(db))
         if _total(vault, added) != should.total:
             raise LedgerError(f"the counters of the ledger are not as they were written; {_ADVICE}")
     _check_payments(db, [c for c in counters if c[2] >= first(c[1], at)], meters, at)
     return len(added) > BUCKETS_MAX
+
+
+def is_linked(vault: Vault, seq: int, rows: Mapping[int, Sequence[Any]]) -> bool:
+    """Whether row *seq* of *rows* was chained to the one before, if that is there as well.
+
+    A row is here its instant, payment, kind, data, link and sum.
+    """
+    at, payment, kind, data, mac, sums = rows[seq]
+    before = rows[seq - 1][4] if seq - 1 in rows else b""
+    return (
+        isinstance(before, bytes)
+        and vault.link(before, record(seq, at, payment, kind, data, sums)) == mac
+    )
 
 
 _ADVICE: Final = (

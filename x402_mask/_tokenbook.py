@@ -281,7 +281,7 @@ class TokenBook(Book):
         token = db.one("SELECT sealed FROM tokens WHERE payment=? AND sealed IS NOT NULL", row.id)
         proof = None
         if row.proof is not None:
-            value = self._vault().open(bytes(row.proof), row.id)
+            value = self._vault().open(row.proof, row.id)
             proof = Proof(
                 header=row.header or "", value=value, nonce=row.nonce,
                 valid_before=row.valid_before,
@@ -291,7 +291,7 @@ class TokenBook(Book):
             row=row, stage=stage, at=at, way=way,
             purse=_purse(db, row.origin, way if way in get_args(Purse) else None),
             remote=remote, until=until, behind_us=behind_us, proof=proof,
-            token=None if token is None else self._vault().open(bytes(token[0]), label),
+            token=None if token is None else self._vault().open(token[0], label),
         )  # fmt: skip
 
     def _resumable(self, db: Db, row: Row) -> bool:
@@ -319,7 +319,7 @@ class TokenBook(Book):
             if found is None or self._is_paused(db):
                 return None
             payment_id, sealed = found
-            token = self._vault().open(bytes(sealed), token_label(payment_id))
+            token = self._vault().open(sealed, token_label(payment_id))
             db.run("UPDATE tokens SET calls=calls-1 WHERE payment=? AND calls>0", payment_id)
             self._write(db, now_us, payment_id, "token_used", {})
             return Held(row=self._row(db, payment_id), token=token)

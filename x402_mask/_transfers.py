@@ -222,7 +222,7 @@ class TransferBook(Book):
         attempts = tuple(
             SignedTransfer(
                 terms=terms, nonce=nonce, hash=name, max_gas_wei=int(gas), first_block=block,
-                raw=vault.open(bytes(raw), transfer_label(payment_id, attempt)),
+                raw=vault.open(raw, transfer_label(payment_id, attempt)),
             )
             for attempt, nonce, name, raw, gas, block, _, _ in rows
         )  # fmt: skip

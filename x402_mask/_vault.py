@@ -62,6 +62,8 @@ class Vault:
         """
         from cryptography.exceptions import InvalidTag  # noqa: PLC0415
 
+        if not isinstance(sealed, bytes):  # a number that SQLite stored would be as many zeros
+            raise LedgerError("a stored proof is no bytes: the ledger is damaged, restore a backup")
         try:
             plain = self._aead().decrypt(
                 sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], label.encode()
