@@ -2,15 +2,21 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WHOLE := --ignore=tests/interop --ignore=tests/soak
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint interop bench soak twins clean
+.PHONY: demo test test-all lint interop bench soak twins clean
 
 demo: $(VENV)/.demo
 	$(BIN)/x402-mask demo
 
+# Every promise once: each case under one combination of HTTP library, colour and plug point.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --ignore=tests/interop --ignore=tests/soak
+	$(BIN)/python -m pytest --matrix=once $(WHOLE)
+
+# The same under every combination.
+test-all: $(VENV)/.test
+	$(BIN)/python -m pytest --matrix=full $(WHOLE)
 
 interop: $(VENV)/.test
 	$(BIN)/python -m pytest tests/interop
