@@ -38,7 +38,7 @@ class Patience:
     """How long one call waits for the ledger in all, from one wait for others to the next.
 
     As long as its caller's read time-out, and five seconds at most.  Waiting for a thread to wait
-    in is waiting too.
+    in is waiting too.  A ledger that was waited for in vain is not waited for once more.
     """
 
     __slots__ = ("_left_s", "_wait_s")
@@ -46,9 +46,13 @@ class Patience:
     def __init__(self, read_s: float | None = None) -> None:
         self._wait_s = self._left_s = WAIT_S if read_s is None else min(read_s, WAIT_S)
 
-    def renew(self) -> None:
-        """Something else has happened: what follows may wait as long again."""
-        self._left_s = self._wait_s
+    def renew(self, *, paid: bool = False) -> None:
+        """Something else has happened: what follows may wait as long again.
+
+        Also after a wait that was in vain where it was *paid* meanwhile, which is to be written.
+        """
+        if paid or self._left_s > 0:
+            self._left_s = self._wait_s
 
     def starting_now(self, call: Callable[[float], T]) -> Callable[[], T]:
         """*call*, with what is left of the time from this moment on."""

@@ -14,8 +14,10 @@ import math
 import os
 import re
 import select
+import threading
 import time
 import weakref
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from hashlib import sha256
@@ -48,6 +50,9 @@ moment, and the server itself says that one did not."""
 
 _CONNECTIONS_MAX: Final = 8
 _CONNECT_S: Final = 4  # within the time that a reservation may wait
+_CONNECT_MIN_S: Final = 0.02
+"""Who has no time left tries for so long: a server nearby answers in less."""
+
 _PAUSE_S: Final = 0.05
 _SECRETS: Final = ("password", "sslpassword")
 _IDENTITY: Final = ("host", "hostaddr", "port", "dbname", "user", "service")
@@ -304,11 +309,8 @@ class Pool:
         """
         while True:
             raw, failure, patient = None, None, False
-            left = max(1, min(self._connect_s, math.ceil(deadline - time.monotonic())))
             try:
-                raw = Connection.connect(
-                    self._conninfo(), autocommit=True, prepare_threshold=None, connect_timeout=left
-                )
+                raw = self._reaching(deadline)
                 slot.raw = raw  # from here on it is known to whoever comes next
                 self._check(raw, deadline)
             except psycopg.Error as exc:
@@ -325,6 +327,35 @@ class Pool:
             if not patient or time.monotonic() + _PAUSE_S >= deadline:
                 raise failure  # outside of the handler: the cause would show the DSN
             time.sleep(_PAUSE_S)
+
+    def _reaching(self, deadline: float) -> Connection:
+        """Connect, in a thread: libpq waits two seconds at least, and for names without a bound.
+
+        Raises:
+            psycopg.OperationalError: it cannot be reached, or not by the *deadline*.
+        """
+        left = max(_CONNECT_MIN_S, min(self._connect_s, deadline - time.monotonic()))
+        reached: Future[Connection] = Future()
+
+        def connect() -> None:
+            try:
+                raw = Connection.connect(
+                    self._conninfo(), autocommit=True, prepare_threshold=None,
+                    connect_timeout=max(2, math.ceil(left)),
+                )  # fmt: skip
+            except BaseException as failure:  # noqa: BLE001  # raised where it is waited for
+                reached.set_exception(failure)
+            else:
+                reached.set_result(raw)
+
+        threading.Thread(target=connect, name="x402-mask-connect", daemon=True).start()
+        try:
+            return reached.result(left)
+        except BaseException as failure:
+            reached.add_done_callback(_close_late)  # at once, where it is there
+            if not isinstance(failure, TimeoutError):
+                raise
+        raise _silence(left)
 
     def _check(self, raw: Connection, deadline: float) -> None:
         """What is done once with every new connection, with one at a time."""
@@ -365,6 +396,12 @@ class Pool:
                     slot.raw = None
             finally:
                 slot.turns.give_up(turn)
+
+
+def _close_late(reached: Future[Connection]) -> None:
+    """Close a connection for which nobody waits any more, if it came to be."""
+    if reached.exception() is None:
+        reached.result().close()
 
 
 def _close(slots: list[_Slot], pid: int) -> None:

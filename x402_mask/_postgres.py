@@ -64,6 +64,7 @@ _SCHEMA: Final = (
 _LOCK: Final = int.from_bytes(sha256(b"x402_mask ledger").digest()[:8], signed=True)
 _LOCKED: Final = "55P03"
 _IDLE_MS: Final = 4_000  # a stopped process must not keep the lock from those who wait for it
+_WAIT_MIN_S: Final = 0.02
 _ASK_S: Final = 1.0
 """How long a caller whose time is up waits to hear whether a commit was made, at most."""
 
@@ -382,10 +383,10 @@ class PostgresLedger(Ledger):
         wait_s: float = WAIT_S,
     ) -> Reserved | Twin:
         """Check every cap and reserve; see :meth:`Ledger.reserve`."""
-        self._stay_alive(wait_s)
         return super().reserve(
-            want, breaker, durable=durable, prove=prove, carrier=carrier, wait_s=wait_s
-        )
+            want, breaker, durable=durable, prove=prove, carrier=carrier,
+            wait_s=self._stay_alive(wait_s),
+        )  # fmt: skip
 
     def claim(
         self,
@@ -398,18 +399,22 @@ class PostgresLedger(Ledger):
         wait_s: float = WAIT_S,
     ) -> Proof | None:
         """Take an open proof in hand; see :meth:`Ledger.claim`."""
-        self._stay_alive(wait_s)
         return super().claim(
             payment_id, carrier, now_us=now_us, seller_us=seller_us, by_chain=by_chain,
-            wait_s=wait_s,
+            wait_s=self._stay_alive(wait_s),
         )  # fmt: skip
 
-    def _stay_alive(self, wait_s: float) -> None:
-        """Hold a lease that outlasts this call, and keep it while calls are in flight."""
+    def _stay_alive(self, wait_s: float) -> float:
+        """Hold a lease that outlasts this call, and keep it while calls are in flight.
+
+        Returns what is left of *wait_s*.
+        """
         if wait_s == 0:
             raise Busy
+        until = time.monotonic() + wait_s
         self._follow_fork()
         self._heart.start(wait_s)
+        return max(_WAIT_MIN_S, until - time.monotonic())
 
     def _renew(self, wait_s: float) -> None:
         deadline = time.monotonic() + wait_s

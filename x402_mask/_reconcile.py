@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from x402_mask._rows import Proof, Row
 
 _AT_ONCE: Final = 16  # questions; an operation has seldom more than one proof
+_WRITE_S: Final = 0.5
+"""How long a ledger may take, at most, to take what a chain said with its caller's last moment."""
+
 _NO_TIME: Final = "there was no time left to ask the chain"
 _GLANCE_S: Final = 3.0  # the answer to a paid call waits for this
 
@@ -84,33 +87,33 @@ def _written(payer: Payer, row: Row, evidence: Evidence | None, deadline: float 
     from x402_mask._chain import Canceled, Settled, Unused  # noqa: PLC0415
 
     if row.valid_before is None:
-        return _transferred(payer, row, _left(deadline))
+        return _transferred(payer, row, deadline)
     if evidence is None:
         return _unresolved(row, "it was not paid by a signature")
     if isinstance(evidence, Settled):
-        said = _write(payer, row, "settled", evidence.transaction, "seen on chain")
+        said = _write(payer, row, "settled", evidence.transaction, "seen on chain", deadline)
         return said._replace(is_past=evidence.past)
     if isinstance(evidence, Canceled):
-        return _write(payer, row, "void", evidence.transaction, "cancelled on chain")
+        return _write(payer, row, "void", evidence.transaction, "cancelled on chain", deadline)
     if isinstance(evidence, Unused):
-        return _write(payer, row, "void", None, f"unused at block {evidence.block}")
+        return _write(payer, row, "void", None, f"unused at block {evidence.block}", deadline)
     return _unresolved(row, evidence.reason, answered=evidence.answered, is_past=evidence.past)
 
 
-def _transferred(payer: Payer, row: Row, wait_s: float | None) -> Said:
+def _transferred(payer: Payer, row: Row, deadline: float | None) -> Said:
     """What became of a payment by on-chain transfer; nothing is sent."""
     from x402_mask._chain import Unknown  # noqa: PLC0415
 
     stored = payer.ledger.transfer_of(row.id)
     if stored is None:
         return _unresolved(row, "it was not paid by a signature")
-    desk = payer.desk(wait_s)
+    desk = payer.desk(_left(deadline))
     verdict = desk.evidence(stored)
     ended = desk.close(stored, verdict)
     if ended.state == "mined":
-        return _write(payer, row, "settled", ended.transaction, "seen on chain")
+        return _write(payer, row, "settled", ended.transaction, "seen on chain", deadline)
     if ended.state != "pending":
-        return _write(payer, row, "void", ended.transaction, ended.detail)
+        return _write(payer, row, "void", ended.transaction, ended.detail, deadline)
     answered = not isinstance(verdict, Unknown) or verdict.answered
     return _unresolved(row, ended.detail, answered=answered)
 
@@ -146,7 +149,9 @@ def _authorization(
     )  # fmt: skip
 
 
-def _write(payer: Payer, row: Row, state: State, transaction: str | None, note: str) -> Said:
+def _write(
+    payer: Payer, row: Row, state: State, transaction: str | None, note: str, until: float | None
+) -> Said:
     """Write down what is proven.  That nothing was moved counts only once our clock agrees.
 
     An endpoint could say so of a proof that is alive, and what it says cannot be checked.
@@ -154,8 +159,10 @@ def _write(payer: Payer, row: Row, state: State, transaction: str | None, note: 
     now_us = payer.now_us()
     if state == "void" and row.valid_before is not None and not row.expired(now_us):
         return _unresolved(row, f"{note}, but it has not expired by this machine's clock")
+    left = _left(until)
+    wait_s = WAIT_S if left is None else min(WAIT_S, max(_WRITE_S, left))
     changed = payer.ledger.resolve(
-        row.id, state, transaction=transaction, note=note, now_us=now_us, wait_s=WAIT_S
+        row.id, state, transaction=transaction, note=note, now_us=now_us, wait_s=wait_s
     )
     if not changed and state == "void":
         return _unresolved(row, f"{note}, but the ledger does not have it expired, or moved on")

@@ -17,6 +17,7 @@ from tests.hostile.kit import Clock, World
 from tests.support.faults import NO_TLS
 from tests.support.seller import Reply, offer, paywall, sequence, served, v2_header
 from x402_mask import AsyncClient, Client, LedgerError, receipt_of
+from x402_mask._chain import Settled
 
 BASE = "eip155:8453"
 LOCKED_S = 5.0
@@ -119,6 +120,30 @@ def test_lapsed_proofs_are_asked_about_together(world: World, silent: str) -> No
         took, answer = timed(lambda: client.get(url))
     assert answer.status_code == 200
     assert took < 1 + SLACK_S
+
+
+def test_what_the_chain_said_waits_for_a_locked_ledger_within_the_same_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The endpoint answers at once; to write it down is part of the same wait."""
+    seller, clock = world.seller(), Clock()
+    url = seller.on(
+        "/paid", paywall(v2_header(offer("1000", maxTimeoutSeconds=60)), Reply(status=500))
+    )
+    with Client(world.payer(clock=clock), verify=NO_TLS) as client:
+        assert client.get(url).status_code == 500
+    clock.ahead += 400
+    asking = world.payer(clock=clock, rpc={BASE: "http://127.0.0.1:9"})
+
+    class Chain:
+        def evidence(self, asked: Any) -> Settled:
+            return Settled(transaction="0x" + "ab" * 32, block=1, amount=1000)
+
+    monkeypatch.setattr(asking, "chain", Chain)
+    with Client(asking, timeout=0.5, verify=NO_TLS) as client, locked(world):
+        took, error = timed(lambda: client.get(url))
+    assert isinstance(error, LedgerError)
+    assert took < LOCKED_S * 0.7
 
 
 def test_an_answer_waits_for_the_chain_no_longer_than_its_caller(world: World, silent: str) -> None:

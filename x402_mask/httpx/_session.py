@@ -363,7 +363,7 @@ class SyncSession(_Session):
         self.payer.take_back(self.carrier, WAIT_S)
 
     def _pump(self, step: Callable[[], Effect]) -> httpx.Request | None:
-        self.patience.renew()
+        self.patience.renew(paid=self.slot.proof is not None)
         try:
             effect = step()
             while not isinstance(effect, (Ask, Fetch)):
@@ -534,7 +534,7 @@ class AsyncSession(_Session):
         return super().throw(exc)
 
     async def _pump(self, step: Callable[[], Effect]) -> httpx.Request | None:
-        self.patience.renew()
+        self.patience.renew(paid=self.slot.proof is not None)
         try:
             effect = step()
             while not isinstance(effect, (Ask, Fetch)):

@@ -356,7 +356,7 @@ class _ToolCall:
 
     async def _perform(self, effect: Effect) -> Any:
         if isinstance(effect, Ask | Fetch):
-            self._patience.renew()
+            self._patience.renew(paid=effect.proof is not None)
         if isinstance(effect, Ask):
             return await self._ask(effect.proof)
         if isinstance(effect, ReadBody):
