@@ -224,5 +224,10 @@ class Services:
 def _pattern(name: str, pattern: str) -> tuple[str, str, str]:
     if not name or name == "*":
         raise ValueError(f"not a service name: {name!r}")
+    if not _MCP.fullmatch(pattern) and not {"?", "#"}.isdisjoint(pattern):
+        raise ValueError(
+            f"the pattern of the service {name!r} is an origin and a path, and only the path of a"
+            " call is compared: leave out ? and #, and write * where anything may stand"
+        )
     path = path_of(pattern) or "/"
     return ALIASES.get(name, name), origin_of(pattern), unquote(path)

@@ -194,3 +194,12 @@ def test_fixtures_are_part_of_the_project() -> None:
     for path in (Path(__file__).parents[2] / "fixtures" / "vectors").glob("*.json"):
         document: Any = json.loads(path.read_text())
         assert document["vectors"] and "/work" not in path.read_text()
+
+
+@pytest.mark.parametrize("pattern", ["/v?/x", "/v/x?a=*", "/v/x#a", "/v/x?"])
+def test_a_pattern_of_more_than_a_path_is_refused(pattern: str) -> None:
+    """It would be cut there without a word, and its cap bind something else."""
+    with pytest.raises(ValueError, match="only the path of a call is compared"):
+        Services({"dear": f"https://a.example{pattern}"})
+    assert Services({"dear": "https://a.example/v[12]/*"}).name("https://a.example/v2/x") == "dear"
+    assert Services({"dear": "mcp:shop/v?"}).name("mcp:shop/v1") == "dear"
