@@ -19,15 +19,15 @@ log = logging.getLogger("x402_mask")
 
 _NOTE_MAX = 200
 _PAID = {
-    "settled": "paid $%s for %s at %s (%s)",
+    "settled": "paid $%s for %s (%s)",
 }
 _OPEN = {
-    "held": "$%s for %s at %s stay held (%s), as the outcome is not known: %s",
-    "rejected": "$%s for %s at %s stay held (%s), though the seller rejected the payment: %s",
+    "held": "$%s for %s stay held (%s), as the outcome is not known: %s",
+    "rejected": "$%s for %s stay held (%s), though the seller rejected the payment: %s",
 }
 _FOUND = {
-    "settled": "what was held for %s at %s is paid (%s): %s",
-    "void": "what was held for %s at %s was not paid, and is free again (%s): %s",
+    "settled": "what was held for %s is paid (%s): %s",
+    "void": "what was held for %s was not paid, and is free again (%s): %s",
 }
 
 
@@ -39,7 +39,8 @@ def is_told(kind: str) -> bool:
 
 def tell(event: Event) -> None:
     """Log *event*: every one at DEBUG, and those that people want to know of so that they do."""
-    kind, told, about = event.kind, event.detail, (event.service, event.origin, event.payment_id)
+    kind, told = event.kind, event.detail
+    about = (service_at(event.service, event.origin), event.payment_id)
     if kind in _PAID:
         log.info(_PAID[kind], event.usd, *about)
     elif kind in _OPEN:
@@ -48,6 +49,11 @@ def tell(event: Event) -> None:
         log.info(_FOUND[told["state"]], *about, _note(told))
     elif log.isEnabledFor(logging.DEBUG):
         log.debug("%s %s %s %s", kind, event.service, event.payment_id or "", dict(told) or "")
+
+
+def service_at(service: str, origin: str) -> str:
+    """A service and where it is, which may be all the name that it has."""
+    return service if service == origin else f"{service} at {origin}"
 
 
 def _note(told: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from x402_mask import _reasons
 from x402_mask._effects import checkpoint, consult, read_body, record
 from x402_mask._exact import authorize, seller_clock
+from x402_mask._journal import service_at
 from x402_mask._money import usd
 from x402_mask._rows import Proof, Result, Row
 from x402_mask._terms import Verdict, receipt_for
@@ -168,8 +169,8 @@ def warn_of_error(row: Row, reply: Reply) -> None:
     """Name the payment where the answer to it is an error, unless it asks to be paid again."""
     if reply.status >= 400 and reply.status != 402:
         log.warning(
-            "HTTP %d answers payment %s ($%s for %s at %s)",
-            *(reply.status, row.id, usd(row.micro), row.service, row.origin),
+            "HTTP %d answers payment %s ($%s for %s)",
+            *(reply.status, row.id, usd(row.micro), service_at(row.service, row.origin)),
         )
 
 

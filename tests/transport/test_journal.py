@@ -117,3 +117,18 @@ async def test_a_refused_event_is_complete(rig: Rig) -> None:
         detail = dict(event.detail)
         assert detail.pop("message")
         assert detail == {"reason": reason, "origin": SHOP, "path": path, "method": "GET"}
+
+
+@one_plug
+async def test_a_service_that_is_an_origin_is_said_once(
+    rig: Rig, log: pytest.LogCaptureFixture
+) -> None:
+    """What was paid, what is open, and an answer that is an error."""
+    rig.sells(offer("200000"))
+    receipt = receipt_of(await rig.get())
+    assert receipt is not None
+    assert lines(log, logging.INFO) == [f"paid $0.20 for {SHOP} ({receipt.payment_id})"]
+    rig.sells(offer("200000"), paid=Reply(status=500, body=b"no"))
+    await rig.get()
+    warned = lines(log, logging.WARNING)
+    assert warned and all(line.count(SHOP) == 1 for line in warned)
