@@ -23,6 +23,7 @@ from x402_mask.cli._faults import (
     quote_document,
 )
 from x402_mask.cli._funds import funds
+from x402_mask.cli._knobs import on_command_line
 from x402_mask.cli._paid import Paid, payment_of
 from x402_mask.cli._parse import parse
 from x402_mask.cli._session import Session, common, usd_option
@@ -303,7 +304,8 @@ def quote(session: Session, asked: Asked) -> int:
         if found.caps:
             show_caps(found.caps, "caps that apply, before this payment")
         if found.refusal is not None:
-            say(f"would be refused ({found.refusal.reason}): {clean(found.refusal)}", style="red")
+            why = clean(on_command_line(found.refusal))
+            say(f"would be refused ({found.refusal.reason}): {why}", style="red")
     return DONE if found.allowed else REFUSED
 
 

@@ -19,6 +19,7 @@ from x402_mask._reasons import network_told
 from x402_mask.cli._answer import bounded, told
 from x402_mask.cli._faults import DONE, FAILED, Failure
 from x402_mask.cli._funds import all_funds
+from x402_mask.cli._knobs import on_command_line
 from x402_mask.cli._owner import full_lines, place_of, stop_lines, stops_of
 from x402_mask.cli._parse import parse
 from x402_mask.cli._session import Session, common
@@ -349,5 +350,5 @@ def _price_check(session: Session) -> Check:
 def _priced(quote: Quote) -> Check:
     price = f"{_SERVICE} costs {money(quote.usd)}" if quote.usd is not None else _SERVICE
     if quote.refusal is not None:
-        return _warn("price", f"{price} and would be refused: {quote.refusal}")
+        return _warn("price", f"{price} and would be refused: {on_command_line(quote.refusal)}")
     return _ok("price", f"{price}, paid to {quote.pay_to} on {quote.network}")

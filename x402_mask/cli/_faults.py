@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from x402_mask.cli._knobs import on_command_line
 from x402_mask.errors import (
     ChallengeError,
     LedgerError,
@@ -123,8 +124,8 @@ def of_payment_error(error: PaymentError, money: Money) -> Failure:
     if isinstance(error, PaymentRefused) and error.quote is not None:
         more["quote"] = quote_document(error.quote)
     return Failure(
-        str(error), exit_code, code=code, reason=getattr(error, "reason", None), at_risk=at_risk,
-        payment_id=error.payment_id or money.payment_id, more=more,
+        on_command_line(error), exit_code, code=code, reason=getattr(error, "reason", None),
+        at_risk=at_risk, payment_id=error.payment_id or money.payment_id, more=more,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from x402_mask.cli._faults import Money, of_payment_error
+from x402_mask.cli._knobs import in_settings
 from x402_mask.cli._show import clean, moment, money, span
 from x402_mask.errors import CapExceeded
 
@@ -113,7 +114,7 @@ def refusal(error: PaymentError) -> Json:
         message = _REASONS.get(found.reason, message)
     if isinstance(error, CapExceeded):
         message = _over(error)
-    return failure(found.code, message, error, more)
+    return failure(found.code, message, in_settings(error), more)
 
 
 def _over(error: CapExceeded) -> str:

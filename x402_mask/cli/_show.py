@@ -19,6 +19,8 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
+from x402_mask.cli._knobs import on_command_line
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -81,7 +83,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, timedelta):
         return span(value)
     if isinstance(value, BaseException):
-        return {"reason": getattr(value, "reason", None), "message": str(value)}
+        return {"reason": getattr(value, "reason", None), "message": on_command_line(value)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)]
         return {name: plain(getattr(value, name)) for name in names}
