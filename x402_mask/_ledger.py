@@ -328,8 +328,9 @@ class Ledger(TokenBook, TransferBook, DenialBook):
             self._flush(wait_s)
 
     def handed_by(self, carrier: object) -> list[str]:
-        """Payments that were recorded as delivered by *carrier*, which has not ended yet."""
-        return [name for name, (by, _) in list(self._self().handing.items()) if by is carrier]
+        """Payments that were recorded as delivered by *carrier*, or within what it carries."""
+        known = list(self._self().handing.items())
+        return [name for name, (by, _) in known if carrier in (by, by.within)]
 
     def release(
         self,
@@ -854,7 +855,7 @@ class Ledger(TokenBook, TransferBook, DenialBook):
         for payment_id, (carrier, at) in list(handing.items()):
             if carrier.is_running:
                 continue
-            if carrier.handed():  # asked once it has ended: then that changes no more
+            if carrier.is_answered:  # asked once it has ended: then that changes no more
                 handing.pop(payment_id, None)
             else:
                 self._take_back(payment_id, at)

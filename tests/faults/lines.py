@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final, Self
 
+import httpx
+
 import x402_mask
 from tests.transport.kit import Kind, Rig, run
 from x402_mask import Cap, MemoryLedger, SQLiteLedger
@@ -38,6 +40,8 @@ called when the whole answer was read."""
 class Lines:
     """Raises at the *at*-th line that this thread executes in the library."""
 
+    within = _HERE
+
     def __init__(self, at: int, strike: type[BaseException] = KeyboardInterrupt) -> None:
         self.at, self.strike, self.count, self.where = at, strike, 0, ""
 
@@ -49,7 +53,7 @@ class Lines:
         sys.settrace(None)
 
     def _enter(self, frame: FrameType, *_: Any) -> Any:
-        return self._line if frame.f_code.co_filename.startswith(_HERE) else None
+        return self._line if frame.f_code.co_filename.startswith(self.within) else None
 
     def _line(self, frame: FrameType, event: str, _: Any) -> Any:
         if event == "line":
@@ -60,6 +64,12 @@ class Lines:
                 sys.settrace(None)
                 raise self.strike("injected")
         return self._line
+
+
+class TheirLines(Lines):
+    """Lines of the HTTP library, which is between the caller and what was paid."""
+
+    within = str(Path(httpx.__file__).parent)
 
 
 @dataclass
@@ -137,6 +147,19 @@ class Trial:
         return len(set(self.rig.proofs))
 
 
+class UntilItReturns(Trial):
+    """What comes after the client has returned is the caller's affair."""
+
+    async def call(self) -> object:
+        client = self.rig.make_client()
+        try:
+            response = await self.rig.wait(client.post(self.url, json={"image": 1}))
+            sys.settrace(None)
+        except BaseException as failure:  # that is the point
+            return type(failure)
+        return response.status_code
+
+
 def elsewhere(work: Any) -> Any:
     """What *work* returns in another thread within two seconds; ``None`` if it does not."""
     found: list[Any] = []
@@ -151,10 +174,10 @@ def elsewhere(work: Any) -> Any:
     return found[0] if found else None
 
 
-def lines_of(trial: type[Trial], kind: Kind, directory: Path) -> int:
+def lines_of(trial: type[Trial], kind: Kind, directory: Path, lines: type[Lines] = Lines) -> int:
     """How many lines a call executes that nothing interrupts, when all is loaded."""
     for number in (0, 1):
-        quiet = trial(kind, directory, number, Lines(0))
+        quiet = trial(kind, directory, number, lines(0))
         found = quiet()
         assert found == [] and quiet.first == 200, found
     return quiet.lines.count
@@ -167,6 +190,7 @@ def interrupted(
     *,
     trial: type[Trial] = Trial,
     strikes: Iterable[type[BaseException]] = STRIKES,
+    lines: type[Lines] = Lines,
 ) -> list[str]:
     """Every fault found by interrupting at each of these lines."""
     found = []
@@ -174,5 +198,5 @@ def interrupted(
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         for number in at:
             for strike in strikes:
-                found += trial(kind, directory, number, Lines(number, strike))()
+                found += trial(kind, directory, number, lines(number, strike))()
     return found

@@ -11,7 +11,7 @@ from random import Random
 import httpx
 import pytest
 
-from tests.faults.lines import KINDS, Lines, interrupted, lines_of
+from tests.faults.lines import KINDS, Lines, TheirLines, UntilItReturns, interrupted, lines_of
 from tests.faults.lines import Trial as OneProof
 from tests.transport.kit import Kind, Rig, run
 from x402_mask import Cap, SQLiteLedger
@@ -46,6 +46,17 @@ def test_a_call_interrupted_at_any_line(kind: Kind, fast_path: Path) -> None:
         else:
             assert not found, "\n".join(found)
             return
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k.plug == "client"], ids=str)
+def test_a_call_interrupted_between_what_is_paid_and_its_caller(
+    kind: Kind, fast_path: Path
+) -> None:
+    """In the HTTP library's own code: reading the answer, its cookies, the way back."""
+    count = lines_of(UntilItReturns, kind, fast_path, TheirLines)
+    lines = range(count, 1, -7)
+    found = interrupted(kind, fast_path, lines, trial=UntilItReturns, lines=TheirLines)
+    assert not found, "\n".join(found)
 
 
 def test_ctrl_c_by_a_real_signal(fast_path: Path) -> None:

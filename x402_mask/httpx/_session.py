@@ -13,7 +13,6 @@ from x402_mask import _flow
 from x402_mask._body import DRAIN_S, READ_S, Gathered, body_digest, is_replayable
 from x402_mask._book import WAIT_S
 from x402_mask._caching import clock_in, uncached
-from x402_mask._carrier import known_lost, on_its_way
 from x402_mask._drive import Abandoned, AsyncPerformer, Patience, perform
 from x402_mask._effects import (
     PAYLOAD_BYTES_MAX,
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
 
     from x402_mask._carrier import Carrier
     from x402_mask._effects import Effect
+    from x402_mask._payer import Payer
     from x402_mask.httpx._layer import Layer
 
 _READ_HEADERS = (REQUIRED_HEADER, *SETTLEMENT_HEADERS)
@@ -265,8 +265,6 @@ class _Session:
         if receipt is not None:
             delivered = verdict.delivered and receipt.route != "held-token"
             self.watch(self.response, receipt.payment_id, delivered=delivered)
-            if delivered:
-                on_its_way(receipt.payment_id)
         self.leave(self.response)
         if verdict.receipt is not None:
             self.response.extensions["x402_mask"] = verdict.receipt
@@ -463,7 +461,6 @@ class SyncSession(_Session):
         def broken(failure: BaseException) -> None:
             failure.add_note(broken_off(payment_id))
             if delivered:
-                known_lost(payment_id)
                 payer.reopen(payment_id, WAIT_S)
 
         response.stream = Watched(source, broken)
@@ -525,8 +522,7 @@ class AsyncSession(_Session):
 
     async def lost(self) -> None:
         """Its caller does not get what was recorded as delivered."""
-        if self.payer.ledger.handed_by(self.carrier):
-            await self._performer.record(partial(self.payer.take_back, self.carrier))
+        await _taken_back(self.payer, self.carrier, self._performer)
 
     def throw(self, exc: BaseException) -> Effect:
         """Tell the conversation of a failure; a coroutine that is being closed cannot wait."""
@@ -658,10 +654,23 @@ class AsyncSession(_Session):
         async def broken(failure: BaseException) -> None:
             failure.add_note(broken_off(payment_id))
             if delivered:
-                known_lost(payment_id)
                 await performer.perform(lost)
 
         response.stream = AsyncWatched(source, broken)
+
+
+async def taken_back(payer: Payer, carrier: Carrier, failure: BaseException) -> None:
+    """A call that ends with *failure* does not hand over what was recorded as delivered in it."""
+    performer = AsyncPerformer(payer.ledger)
+    performer.may_wait = not isinstance(failure, GeneratorExit)
+    await _taken_back(payer, carrier, performer)
+    if isinstance(failure, Exception):
+        await performer.deliver()
+
+
+async def _taken_back(payer: Payer, carrier: Carrier | None, performer: AsyncPerformer) -> None:
+    if payer.ledger.handed_by(carrier):
+        await performer.record(partial(payer.take_back, carrier))
 
 
 # --- what is looked at ----------------------------------------------------------------------------

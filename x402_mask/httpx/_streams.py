@@ -52,7 +52,8 @@ class Watched(Around, httpx.SyncByteStream):
         try:
             failure = sys.exc_info()[1]
             self._source.close()
-            if failure is not None and _came_from(failure, Watched.__iter__) and not self._told:
+            ours = (Watched.__iter__, httpx.Response.read)
+            if failure is not None and _came_from(failure, *ours) and not self._told:
                 self._tell(failure)
         except BaseException as failure:
             self._tell(failure)
@@ -89,7 +90,7 @@ class AsyncWatched(Around, httpx.AsyncByteStream):
             if (
                 not self._told
                 and failure is not None
-                and _came_from(failure, AsyncWatched.__aiter__)
+                and _came_from(failure, AsyncWatched.__aiter__, httpx.Response.aread)
             ):
                 await self._tell(failure)
         except BaseException as failure:
@@ -97,10 +98,13 @@ class AsyncWatched(Around, httpx.AsyncByteStream):
             raise
 
 
-def _came_from(failure: BaseException, function: Any) -> bool:
-    """Whether *function* was interrupted by it, where not even its own ``try`` had begun."""
-    code = function.__code__
-    return any(frame.f_code is code for frame, _ in walk_tb(failure.__traceback__))
+def _came_from(failure: BaseException, *functions: Any) -> bool:
+    """Whether it interrupted one of these: ours, where not even its own ``try`` had begun.
+
+    Or what reads an answer as a whole: whoever wanted it so has nothing of it.
+    """
+    codes = [function.__code__ for function in functions]
+    return any(frame.f_code in codes for frame, _ in walk_tb(failure.__traceback__))
 
 
 class Rewound(Around, httpx.SyncByteStream):

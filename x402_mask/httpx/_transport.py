@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
 from x402_mask._book import WAIT_S
-from x402_mask._carrier import Carrier, carried, delivering
+from x402_mask._carrier import Carrier, carried
 from x402_mask._clients import is_foreign
-from x402_mask._drive import AsyncPerformer, prepare
+from x402_mask._drive import prepare
 from x402_mask._turns import caller
 from x402_mask.httpx import _deadline
 from x402_mask.httpx._layer import Layer, check_payer, straight
-from x402_mask.httpx._session import AsyncSession, SyncSession
-from x402_mask.httpx._slot import SLOT, Slot, is_errand, origin
+from x402_mask.httpx._session import AsyncSession, SyncSession, taken_back
+from x402_mask.httpx._slot import SLOT, Slot, is_errand, origin, sender, sending
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -90,7 +89,7 @@ class PaymentTransport(httpx.BaseTransport):
         if not origin(request) or is_errand(request):
             return response or self._ask(request)
         here = caller(1)
-        session = SyncSession(self._layer, request, Carrier(lambda: here))
+        session = SyncSession(self._layer, request, Carrier(lambda: here, sender()))
         try:
             with session.slot.carried():
                 sent = session.start()
@@ -171,7 +170,7 @@ class AsyncPaymentTransport(httpx.AsyncBaseTransport):
                     slot = request.extensions[SLOT] = Slot(request)
                     slot.lead(request, response)
                 return response
-        carrier = Carrier()
+        carrier = Carrier(within=sender())
         return await carrier.follow(self._converse(carrier, request, response))
 
     async def _converse(
@@ -292,13 +291,18 @@ class Client(httpx.Client):
 
     def send(self, request: httpx.Request, **kwargs: Any) -> httpx.Response:
         """As ``httpx.Client.send``, within ``total_timeout``."""
-        with _deadline.calling(self._total), delivering() as handed:
-            try:
-                return super().send(request, **kwargs)
-            except BaseException:
-                for payment_id in handed:
-                    self.payer.reopen(payment_id, WAIT_S)
-                raise
+        return carried([lambda: self._sent(request, kwargs)])  # as in the transport
+
+    def _sent(self, request: httpx.Request, kwargs: Any) -> httpx.Response:
+        here = caller(1)
+        carrier = Carrier(lambda: here)
+        try:
+            with sending(carrier), _deadline.calling(self._total):
+                response = super().send(request, **kwargs)
+            return (response, here := None)[0]  # in one step: see Carrier
+        except BaseException:  # after the transport was done: the answer is lost all the same
+            self.payer.take_back(carrier, WAIT_S)
+            raise
 
     def _paying(self, transport: httpx.BaseTransport) -> httpx.BaseTransport:
         if self._on_refusal is None and is_paying(transport, self.payer):
@@ -343,17 +347,19 @@ class AsyncClient(httpx.AsyncClient):
 
     async def send(self, request: httpx.Request, **kwargs: Any) -> httpx.Response:
         """As ``httpx.AsyncClient.send``, within ``total_timeout``."""
-        with _deadline.calling(self._total), delivering() as handed:
-            try:
-                return await super().send(request, **kwargs)
-            except BaseException as exc:
-                recorder = AsyncPerformer(self.payer.ledger)
-                recorder.may_wait = not isinstance(exc, GeneratorExit)
-                for payment_id in handed:
-                    await recorder.record(partial(self.payer.reopen, payment_id))
-                if isinstance(exc, Exception):
-                    await recorder.deliver()
-                raise
+        carrier = Carrier()
+        return await carrier.follow(self._sent(carrier, request, kwargs))
+
+    async def _sent(self, carrier: Carrier, request: httpx.Request, kwargs: Any) -> httpx.Response:
+        handed = False
+        carrier.handed = lambda: handed
+        try:
+            with sending(carrier), _deadline.calling(self._total):
+                response = await super().send(request, **kwargs)
+            return (response, handed := True)[0]  # in one step: see Carrier
+        except BaseException as exc:
+            await taken_back(self.payer, carrier, exc)
+            raise
 
     def _paying(self, transport: httpx.AsyncBaseTransport) -> httpx.AsyncBaseTransport:
         if self._on_refusal is None and is_paying(transport, self.payer):

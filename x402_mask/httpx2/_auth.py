@@ -18,7 +18,7 @@ from x402_mask._refusals import returns
 from x402_mask._wire import PROOF_HEADERS
 from x402_mask.httpx2._layer import Layer, check_payer
 from x402_mask.httpx2._session import AsyncSession, SyncSession
-from x402_mask.httpx2._slot import SLOT, Slot, origin
+from x402_mask.httpx2._slot import SLOT, Slot, origin, sender
 from x402_mask.httpx2._transport import AsyncClient, Client, answer_so, check_sync
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class PaymentAuth(httpx2.Auth):
         check_sync(self.payer)
         if self._prepare is not None:
             self._prepare()
-        carrier = Carrier()
+        carrier = Carrier(within=sender())
         return carrier.follow(self._sync_auth_flow(carrier, request))
 
     def _sync_auth_flow(
@@ -126,7 +126,7 @@ class PaymentAuth(httpx2.Auth):
         """Send *request*; pay for it if it must be and may be."""
         if self._prepare is not None:
             self._prepare()
-        carrier, closable = Carrier(), _Closable()
+        carrier, closable = Carrier(within=sender()), _Closable()
         flow = carrier.follow(self._async_auth_flow(carrier, closable, request))
         closable.flow = cast("Any", flow)
         return closable

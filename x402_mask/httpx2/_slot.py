@@ -23,6 +23,26 @@ SLOT = "x402_mask_trip"
 _carried: ContextVar[Slot | None] = ContextVar("x402_mask_carried", default=None)
 """The call that a layer further out is making: what it sends, a layer below does not begin anew."""
 
+_sender: ContextVar[Carrier | None] = ContextVar("x402_mask_sender", default=None)
+"""The client's call that is going on, and that hands over whatever is paid for in it."""
+
+
+def sender() -> Carrier | None:
+    """Who makes the call that a transport is asked to carry, where a client of ours does."""
+    return _sender.get()
+
+
+@contextmanager
+def sending(carrier: Carrier) -> Iterator[None]:
+    """While a client is at a call."""
+    before = _sender.get()
+    _sender.set(carrier)
+    try:
+        yield
+    finally:
+        if _sender.get() is carrier:  # a call that was dropped ends anywhere, as below
+            _sender.set(before)
+
 
 class Slot:
     """What the requests of one call share: redirects copy extensions, but not what is in them."""
@@ -77,8 +97,9 @@ class Slot:
     @contextmanager
     def carried(self) -> Iterator[None]:
         """While a layer is at this call."""
-        before = _carried.get()
+        before, sent_by = _carried.get(), _sender.get()
         _carried.set(self)
+        _sender.set(None)  # what the owner's code calls meanwhile is no part of this call
         self._layers += 1
         try:
             yield
@@ -86,6 +107,7 @@ class Slot:
             self._layers -= 1  # a task that was begun meanwhile may outlive the call
             if _carried.get() is self:  # a flow that was dropped ends anywhere, in anybody's call
                 _carried.set(before)
+                _sender.set(sent_by)
 
     def lead(self, request: httpx2.Request, response: httpx2.Response) -> None:
         """The call is answered; where that is a redirect, one request goes on in it."""
