@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 
-from tests.hostile.kit import ASYNC, OTHERS, PAIR, SYNC, Kind, World, attempt, every_kind, receipt
+from tests.hostile.kit import (
+    ASYNC,
+    OTHERS,
+    PAIR,
+    SYNC,
+    Kind,
+    World,
+    attempt,
+    every_kind,
+    receipt,
+    usd,
+)
 from tests.support.seller import (
     OTHER_PAYEE,
     PAYEE,
@@ -68,6 +79,32 @@ def test_a_402_that_is_no_payment_challenge_is_handed_back(
     assert "x402_mask" not in response.extensions
     assert buyer.stream("POST", url, raw=True).body == body
     assert world.signer.calls == 0 and len(seller.hits) == 2
+
+
+PAYMENT_SCHEME = (
+    'Payment id="c1", realm="shop", method="evm", intent="charge", '
+    'request="eyJhbW91bnQiOiIxMDAwIn0"'
+)
+
+
+def test_a_402_in_the_words_of_another_protocol(world: World, kind: Kind) -> None:
+    """Row 74: handed back with its header; beside an offer of x402 that alone is paid, once."""
+    seller = world.seller()
+    words = [("WWW-Authenticate", PAYMENT_SCHEME)]
+    alone = seller.on("/mpp", Reply(status=402, headers=words, body=b'{"type": "payment"}'))
+    both = seller.on("/both", paywall(v2_header(offer("1000"), headers=words), served()))
+    used = seller.on("/used", paywall(v2_header(offer("1000"), headers=words), Reply(status=403)))
+    buyer = world.buyer(kind)
+    response = buyer.get(alone, headers={"Authorization": "Bearer mine"})
+    assert (response.status_code, response.content) == (402, b'{"type": "payment"}')
+    assert response.headers["www-authenticate"] == PAYMENT_SCHEME
+    assert world.signer.calls == 0 and world.counted() == 0
+    assert buyer.get(both, headers={"Authorization": "Bearer mine"}).status_code == 200
+    assert [hit.values("authorization") for hit in seller.hits] == [["Bearer mine"]] * 3
+    for _ in range(2):
+        assert buyer.get(used).status_code == 403
+    assert len(seller.authorizations()) == world.signer.calls == 2
+    assert (world.held(), world.counted()) == (usd(1000), usd(2000))
 
 
 @pytest.mark.parametrize("status", [200, 400, 401, 403, 404, 429, 500])
