@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
+import pickle
+import pprint
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,3 +167,97 @@ def test_a_byte_order_mark_is_not_part_of_a_file(tmp_path: Path) -> None:
     again = SQLiteLedger(tmp_path / "x.db")
     with contextlib.closing(again):
         assert again.look("", "x", now_us=2, wait_s=5).paused
+
+
+PASSWORDS = (
+    "hunter2", "sesame", "Tr0ub4dor&3", "correct horse battery staple", "c2VzYW1lb3Blbg", "p4ss.word",
+    "c2VzYW1l/b3Blbg+Zz9", "deadbeef" * 4, "sesame/horse", "c2VzYW1lb3Blbg==", "sesame@db.example/x",
+)  # fmt: skip
+PLACES = (
+    "l.db",
+    "ledger.sqlite3",
+    "./ledger",
+    "../ledger",
+    "~/ledger",
+    "here/ledger",
+    "old",
+    "a/l.DB",
+)
+
+
+@pytest.mark.parametrize("where", ["variable", "file"])
+@pytest.mark.parametrize("secret", PASSWORDS)
+def test_a_word_that_may_be_a_password_is_no_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, secret: str
+) -> None:
+    """It is refused by the name of its variable or key, and shown nowhere; nothing is made."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "s.toml"
+    file.write_text(f"ledger = {json.dumps(secret)}\n" if where == "file" else "")
+    env = {"X402_MASK_CONFIG": str(file), "X402_MASK_PRIVATE_KEY": HEX}
+    env |= {"X402_MASK_CAPS": "1/day", "X402_MASK_ORIGINS": "https://a.example"}
+    env |= {"X402_MASK_LEDGER": secret} if where == "variable" else {}
+    with pytest.raises(
+        ValueError, match="X402_MASK_LEDGER" if where == "variable" else "ledger"
+    ) as e:
+        Payer.from_env(env)
+    unseen(secret, str(e.value))
+    assert [found.name for found in tmp_path.iterdir()] == ["s.toml"]
+
+
+@pytest.mark.parametrize("path", PLACES)
+def test_what_honest_people_write_is_a_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """A name that ends as a database does, one with ./, one whose directory or file is there."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "old").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    env = {"X402_MASK_CAPS": "1/day", "X402_MASK_ORIGINS": "https://a.example"}
+    with Payer.from_env({**env, "X402_MASK_PRIVATE_KEY": HEX, "X402_MASK_LEDGER": path}) as payer:
+        assert str(tmp_path.parent) in str(getattr(payer.ledger, "path", ""))
+
+
+def _shown(found: object) -> Iterator[str]:
+    """Every way in which a program prints things."""
+    yield repr(found)
+    yield str(found)
+    yield pprint.pformat(found)
+    with contextlib.suppress(TypeError):
+        yield repr(vars(found))
+        yield pprint.pformat(vars(found))
+    with contextlib.suppress(Exception):  # most of it is not for pickling
+        yield repr(pickle.dumps(found))
+    if dataclasses.is_dataclass(found) and not isinstance(found, type):
+        with contextlib.suppress(TypeError):
+            yield repr(dataclasses.asdict(found))
+
+
+@pytest.mark.parametrize("source", ["keywords", "environment", "file"])
+def test_nothing_of_a_payer_shows_a_secret(tmp_path: Path, source: str) -> None:
+    """Neither the payer nor what hangs on it, printed in whichever way."""
+    rpc, token = "https://rpc.example/v2/sesame-key", "Bearer sesame-token"
+    env = {"X402_MASK_PRIVATE_KEY": HEX, "X402_MASK_CAPS": "1/day"}
+    env |= {"X402_MASK_ORIGINS": "https://a.example", "X402_MASK_LEDGER": str(tmp_path / "l.db")}
+    more: dict[str, Any] = {}
+    if source == "file":
+        file = tmp_path / "s.toml"
+        file.write_text(
+            f'rpc = {{"eip155:8453" = "{rpc}"}}\nmarketplace_headers = {{Authorization = "{token}"}}\n'
+        )
+        env["X402_MASK_CONFIG"] = str(file)
+        settings = read(env)
+        for text in (repr(settings), str(settings), *_shown(settings.values)):
+            assert "sesame" not in text and HEX not in text
+    elif source == "environment":
+        env["X402_MASK_RPC"] = f"eip155:8453={rpc}"
+        more = {"marketplace_headers": {"Authorization": token}}
+    else:
+        more = {"rpc": {"eip155:8453": [rpc]}, "marketplace_headers": {"Authorization": token}}
+    with Payer.from_env(env, **more) as payer:
+        payer.chain()
+        assert payer.marketplace_headers["Authorization"] == token
+        for part in (payer, *vars(payer).values(), *vars(payer.ledger).values()):
+            for text in _shown(part):
+                assert "sesame" not in text and HEX not in text, type(part)

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 from x402_mask._given import (
     LIBPQ,
+    Unshown,
     can_be_sent,
     fixed,
+    maybe_secret,
     plain,
     quoted,
     secret_like,
@@ -439,7 +441,7 @@ def parse_rpc(text: str) -> dict[str, list[str]]:
     Raises:
         ValueError: not that language; URLs are not quoted, they may carry a key.
     """
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = Unshown()
     for number, item in enumerate(_RPC_ITEM.split(text), 1):
         name, equals, url = (part.strip() for part in item.partition("="))
         if not equals:
@@ -598,7 +600,13 @@ def _ledger_place(text: str, base: Path | None = None) -> str:
             "is neither a path nor a DSN that can be read; a path begins with / or ./,"
             " a DSN with postgresql://"
         )
-    return str(fixed(text, base))
+    found = fixed(text, base)
+    if not _ANCHORED.match(text) and maybe_secret(text, found):
+        raise ValueError(
+            "might be a password in the wrong place, so it is not taken for a path: a path begins"
+            " with / or ./, or it ends as a database does, such as in .db"
+        )
+    return str(found)
 
 
 def _is_path(ledger: str) -> bool:
@@ -732,7 +740,7 @@ def _headers(value: object) -> dict[str, str]:
     for name, text in found.items():
         if not can_be_sent(name, text):
             raise ValueError(f"{told_name(name, 'a header')} cannot be sent in a header")
-    return found
+    return Unshown(found)
 
 
 def _word(value: object) -> str:
@@ -742,7 +750,7 @@ def _word(value: object) -> str:
 def _rpc(value: object) -> dict[str, list[str]]:
     if not isinstance(value, dict):
         raise TypeError("is a table of network = URL, or a list of URLs that must agree")
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = Unshown()
     for name, urls in value.items():
         several = urls if isinstance(urls, list) else [urls]
         if not several:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn, SupportsIndex, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 _QUOTES: Final = "\"'`\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb"
 _HEADER: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -38,6 +41,8 @@ _UNFILLED: Final = re.compile(
 )
 """A variable of a shell, which nobody has filled in: a file of settings has no shell."""
 _WINDOWS: Final = re.compile(r"[A-Za-z]:[/\\]|\\\\")
+_STORE: Final = re.compile(r"\.(db|db3|sqlite|sqlite3|ledger|dat|data|bin)", re.IGNORECASE)
+"""How the files of databases end."""
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|(file|sqlite3?|postgres(ql)?):", re.IGNORECASE)
 """How a URL begins, also where its second slash was lost; a drive has one letter only."""
@@ -82,6 +87,26 @@ def told_path(path: str | os.PathLike[str], otherwise: str) -> str:
 def secret_like(text: str) -> bool:
     """Whether *text* can hardly be anything but a private key, or the words of one."""
     return _KEY.fullmatch(text.strip()) is not None
+
+
+def maybe_secret(text: str, place: Path) -> bool:
+    """Whether *text*, relative and without ``./``, may as well be a password as name *place*.
+
+    It is not called as databases are, and neither it nor the directory that it names is there.
+    """
+    named = not {"/", os.sep}.isdisjoint(text) and os.path.isdir(place.parent)  # noqa: PTH112  # below
+    there = named or os.path.isfile(place)  # noqa: PTH113  # is_file() raises for long names
+    return not there and _STORE.fullmatch(place.suffix) is None
+
+
+class Unshown(dict[K, V]):
+    """A mapping whose values are, or hold, secrets: it shows its keys, and is not pickled."""
+
+    def __repr__(self) -> str:
+        return f"<values of {', '.join(map(str, self))} are not shown>" if self else "{}"
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError("what holds secrets is not pickled")
 
 
 def variable(environ: Mapping[str, str], name: str) -> str | None:

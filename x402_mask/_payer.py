@@ -9,7 +9,7 @@ from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, cast, get_args
 
 from x402_mask._builtin import is_built_in, schemas_for
-from x402_mask._given import can_be_sent
+from x402_mask._given import Unshown, can_be_sent
 from x402_mask._journal import is_told, tell
 from x402_mask._models import Asset, Cap, Event, State
 from x402_mask._policy import Policy
@@ -575,7 +575,7 @@ def _among(origins: Iterable[str] | None, listed: frozenset[str], name: str) -> 
 
 def _headers(headers: Mapping[str, str] | None) -> dict[str, str]:
     """Headers that can be sent: an error here costs nothing, later it would leave a reservation."""
-    found = dict(headers or {})
+    found = Unshown(headers or {})
     for name, value in found.items():
         if {type(name), type(value)} != {str}:
             raise TypeError("marketplace_headers holds str")
@@ -630,7 +630,7 @@ def _endpoints(
         return {}
     if isinstance(rpc, str):
         raise TypeError('rpc maps networks to URLs: rpc={"eip155:8453": "https://..."}')
-    found = {caip2(network): urls for network, urls in rpc.items()}
+    found = Unshown({caip2(network): urls for network, urls in rpc.items()})
     if found:
         from x402_mask._rpc import endpoints_of  # noqa: PLC0415  # few payers ask a chain
 
