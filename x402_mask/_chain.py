@@ -211,11 +211,14 @@ class ChainReader:
         """What the confirmed chain proves about ``a``.  Blocks; never raises for RPC faults."""
 
         async def ask(views: Sequence[View]) -> Evidence:
-            top = await self.common_top(views)
+            top = await self._top(views)
+            ahead = self._ahead(views, top)
             lag_s = max(0, int(self._clock()) - top.time - _LAG_S)
             answers = await each(views, lambda view: _answer(view, a, top, lag_s))
             await same_block(views, top.number, top)
             found = _agreed(views, answers)
+            if ahead is not None:  # it frees nothing; that money has gone needs no clock
+                return found if isinstance(found, Settled) else ahead
             if isinstance(found, Settled | Unknown):
                 found = replace(found, past=top.time > a.valid_before + lag_s)
             return found
@@ -289,7 +292,14 @@ class ChainReader:
             raise Fault("the chain reader is closed") from None
 
     async def common_top(self, views: Sequence[View]) -> Header:
-        """The highest block with the margin on top of it at every endpoint."""
+        """The highest block with the margin on top of it at every endpoint, not from the future."""
+        top = await self._top(views)
+        ahead = self._ahead(views, top)
+        if ahead is not None:
+            raise Fault(ahead.reason)
+        return top
+
+    async def _top(self, views: Sequence[View]) -> Header:
         heads = await each(views, View.head)
         number = min(heads) - self._margin_blocks
         if number < 0:
@@ -297,14 +307,18 @@ class ChainReader:
                 f"the chain has {min(heads) + 1} blocks, too few for a margin of "
                 f"{self._margin_blocks}"
             )
-        top = await same_block(views, number, None)
+        return await same_block(views, number, None)
+
+    def _ahead(self, views: Sequence[View], top: Header) -> Unknown | None:
+        """What is said of a block from the future: no chain confirms what has not happened yet."""
         ahead_s = top.time - self._clock()
-        if ahead_s > _FUTURE_S:  # no honest chain confirms what has not happened yet
-            raise Fault(
-                f"{views[0].name}: block {number} is {ahead_s:.0f} s ahead of this machine's clock:"
-                " the endpoint lies, or the clock is slow"
-            )
-        return top
+        if ahead_s <= _FUTURE_S:
+            return None
+        return Unknown(
+            reason=f"{views[0].name}: block {top.number} is {ahead_s:.0f} s ahead of this machine's"
+            " clock: the endpoint lies, or the clock is slow",
+            answered=False,
+        )
 
 
 # --- judging --------------------------------------------------------------------------------------

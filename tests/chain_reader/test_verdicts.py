@@ -207,6 +207,15 @@ def test_a_chain_younger_than_the_signature(node: Node, reader: Ask) -> None:
     assert reader(node).evidence(a) == Settled(transaction=tx, block=0, amount=a.amount)
 
 
+def test_a_clock_that_is_slow_does_not_hide_what_was_paid(node: Node, reader: Ask) -> None:
+    """To an endpoint that lies about time nothing is freed; that money has gone frees nothing."""
+    tx = settle(node.chain)
+    made = reader(node, clock=lambda: 0.0)
+    found = made.evidence(A)
+    assert isinstance(found, Settled) and found.transaction == tx
+    assert found.past is None, "by which time is not known"
+
+
 def test_a_signature_from_the_chains_future(node: Node, reader: Ask) -> None:
     """Our clock is ahead: settled 55 minutes "before" it was signed."""
     node.chain.height = 4000
