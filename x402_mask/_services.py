@@ -24,6 +24,7 @@ _READ_TOOL: Final = re.compile(r"/api/tools/([a-z0-9][a-z0-9._-]{0,127})")
 _MCP: Final = re.compile(r"(mcp:[A-Za-z0-9][A-Za-z0-9._-]{0,127})(/.*)?", re.DOTALL)
 _MANY_SLASHES: Final = re.compile("/{2,}")
 _HOST: Final = re.compile(r"[^\s*,;%/\\@]+")
+_BLANK: Final = re.compile(r"[\s\0-\x1f]")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 NO_OTHERS: Final[tuple[str, ...]] = ()
@@ -111,6 +112,9 @@ def _parse_origin(origin: str) -> str:
         if origin != origin_of(origin):
             raise ValueError(f"the origin of an MCP server on stdio is mcp:<name>: {origin!r}")
         return origin
+    origin = origin.strip()
+    if _BLANK.search(origin):  # some of them are left out where a URL is parsed
+        raise ValueError(f"an origin has no blanks in it: {origin!r}")
     parts = urlsplit(origin)
     if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username:
         raise ValueError(f"an origin is scheme://host[:port], nothing more: {origin!r}")

@@ -101,9 +101,11 @@ def test_origins_of_the_owner() -> None:
     for wrong in ([], ["http://shop.example"], ["http://0.0.0.0"], ["https://a.example/path"],
                   ["https://a.example?x"], ["https://u@a.example"], ["a.example"], ["mcp:"],
                   ["http://localhost.evil.example"], [""], ["https://a.example#f"],
-                  ["https://*"], ["https://*.a.example"], ["https://a.example,b.example"]):  # fmt: skip
+                  ["https://*"], ["https://*.a.example"], ["https://a.example,b.example"],
+                  ["https://a.example\n.evil.example"], ["https://a\t.example"], ["https://a .example"]):  # fmt: skip
         with pytest.raises(ValueError, match=r"."):
             parse_origins(wrong)
+    assert parse_origins([" https://a.example\n"]) == {"https://a.example"}
     for odd in ("https://a.example", [7], [None]):
         with pytest.raises(TypeError):
             parse_origins(odd)  # type: ignore[arg-type]
