@@ -65,6 +65,9 @@ _DEFAULTS: Final = {
 }
 """So that a peer that vanished is noticed within half a minute, not within hours."""
 
+_TEXT: Final = {"client_encoding": "UTF8"}
+"""Else a database without an encoding of its own (``SQL_ASCII``) answers bytes, not text."""
+
 _NOT_YET: Final = ("57P03", "53300")  # starting up, or too many connections
 _ADVICE: Final = {
     "55P03": "others have its lock",
@@ -227,7 +230,7 @@ class Pool:
         settings = _settings(dsn)
         self._secrets = [str(settings[name]) for name in _SECRETS if settings.get(name)]
         patience = int(settings.get("connect_timeout") or _CONNECT_S)
-        conninfo = make_conninfo("", **{**_DEFAULTS, **settings})
+        conninfo = make_conninfo("", **{**_DEFAULTS, **settings, **_TEXT})
         self._conninfo: Callable[[], str] = lambda: conninfo  # a closure is not printed
         self._connect_s = patience if patience > 0 else _CONNECT_S
         self.identity = _identity(settings)

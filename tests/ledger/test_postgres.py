@@ -481,6 +481,23 @@ def test_a_schema_of_something_else_is_left_alone(dsn: str, admin: Any) -> None:
     assert "is not a ledger of x402_mask" in str(refusal(PostgresLedger(dsn, key=KEY), want()))
 
 
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1", "UTF8"])
+def test_a_database_may_have_any_encoding(postgres: Postgres, encoding: str) -> None:
+    """What it answers is text all the same."""
+    name = f"encoded_{encoding.lower()}"
+    with psycopg.connect(postgres.dsn(), autocommit=True) as raw:
+        raw.execute(
+            f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0"  # type: ignore[arg-type]
+            " LC_COLLATE 'C' LC_CTYPE 'C'"
+        )
+    for dsn in (postgres.dsn(name), postgres.dsn(name) + " client_encoding=SQL_ASCII"):
+        ledger = PostgresLedger(dsn, key=KEY)
+        made, _ = held(ledger)
+        assert ledger.payments()[0].payment_id == made.id
+        assert verify(ledger).problems == []
+        ledger.close()
+
+
 def test_an_emptied_database_is_not_a_new_budget(
     ledger: PostgresLedger, admin: Any, dsn: str
 ) -> None:
