@@ -103,8 +103,17 @@ _BROKEN: Final = (
 
 def is_broken(failure: BaseException) -> bool:
     """Whether a file is not what it was, so that its connection may never work again."""
+    return _code(failure) in _BROKEN or is_read_only(failure)
+
+
+def is_read_only(failure: BaseException) -> bool:
+    """Whether a file was opened for reading only: it stays so, whatever may be written later."""
+    return _code(failure) == sqlite3.SQLITE_READONLY
+
+
+def _code(failure: BaseException) -> int | None:
     code = getattr(failure, "sqlite_errorcode", None)  # the module's own errors have none
-    return isinstance(failure, sqlite3.Error) and code is not None and code & 0xFF in _BROKEN
+    return code & 0xFF if isinstance(failure, sqlite3.Error) and code is not None else None
 
 
 def advice(failure: sqlite3.Error) -> str:

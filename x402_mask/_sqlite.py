@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from x402_mask import _checkpoints, _sums
 from x402_mask._book import WAIT_S
-from x402_mask._busy import Connection, advice, begun, insist, is_broken, pause
+from x402_mask._busy import Connection, advice, begun, insist, is_broken, is_read_only, pause
 from x402_mask._damage import damage_said
 from x402_mask._given import file_of_ledger
 from x402_mask._head import HeadFile
@@ -219,6 +219,7 @@ class SQLiteLedger(_SQL):
         self._past = Past(HeadFile(self.path.with_name(self.path.name + ".head")))
         self._place: Files | None = None
         self._unfit = False
+        self._reads_only = False
         self._checkpointer = _checkpoints.Checkpointer()
         self._frozen: Turn | None = None
         _ledgers.add(self)
@@ -311,7 +312,7 @@ class SQLiteLedger(_SQL):
         Else what lies there is opened and compared: some mounts only number their files anew.
         One that an interruption left, and that was opened only to be looked at, is no better.
         """
-        if self._db is not None and (self._unfit or not self._is_there()):
+        if self._db is not None and (self._unfit or self._reads_only or not self._is_there()):
             self._drop()
         return self._db
 
@@ -453,6 +454,7 @@ class SQLiteLedger(_SQL):
 
     def _committed(self) -> None:
         if self._past.head.pending is not None:
+            self._reads_only = False
             durable = self._db is None or self._db.durable is not False
             self._past.committed(durable=durable)
             self._checkpointer.committed(str(self._real))
@@ -469,6 +471,7 @@ class SQLiteLedger(_SQL):
 
     def _doubted(self, failure: BaseException) -> None:
         if is_broken(failure):
+            self._reads_only = is_read_only(failure)
             self._drop()  # whoever comes next opens, and compares, what is there then
 
     def _closed(self) -> None:

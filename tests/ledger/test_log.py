@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
 from contextlib import closing
 from pathlib import Path
 
@@ -83,15 +85,16 @@ def test_a_log_that_another_process_replaced_is_no_lock_that_both_hold(path: Pat
     ledger.close()
 
 
+@pytest.mark.parametrize("code", ["IOERR", "CORRUPT", "NOTADB", "CANTOPEN", "READONLY"])
 def test_a_connection_that_failed_is_not_asked_again(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     """Whatever broke it may be over; what is there then is compared before anything is paid."""
     ledger = SQLiteLedger(path)
     held(ledger)
     db = ledger._db
-    failure = sqlite3.OperationalError("disk I/O error")
-    failure.sqlite_errorcode = sqlite3.SQLITE_IOERR
+    failure = sqlite3.OperationalError(code)
+    failure.sqlite_errorcode = getattr(sqlite3, f"SQLITE_{code}")
     assert is_broken(failure)
 
     def fail(*_args: object, **_kwargs: object) -> None:
@@ -103,3 +106,28 @@ def test_a_connection_that_failed_is_not_asked_again(
     held(ledger)
     assert ledger._db is not db
     ledger.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root mounts")
+def test_a_disk_that_was_read_only_for_a_while_is_written_again(tmp_path: Path) -> None:
+    """By the process that met it: what was opened meanwhile can only read."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=False
+    ).returncode:
+        pytest.skip("no file system can be mounted here")
+    ledger = SQLiteLedger(disk / "ledger.db")
+    try:
+        with Worker({"sqlite": str(ledger.path)}, "one_by_one", "0.004") as other:
+            assert pays(other) is True
+            other.kill()  # its log stays, without which nobody can read on such a disk
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        assert type(refusal(ledger, want())) is LedgerError
+        assert used(ledger, CAP) == used(ledger, CAP) == 1000
+        assert len(ledger.payments()) == 1
+        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+        held(ledger)
+    finally:
+        ledger.close()
+        subprocess.run(["umount", "-l", disk], check=True)
