@@ -56,6 +56,10 @@ _CONNECT_MIN_S: Final = 0.02
 _PAUSE_S: Final = 0.05
 _SECRETS: Final = ("password", "sslpassword")
 _IDENTITY: Final = ("host", "hostaddr", "port", "dbname", "user", "service")
+_VARIABLES: Final = {
+    "host": "PGHOST", "hostaddr": "PGHOSTADDR", "port": "PGPORT", "dbname": "PGDATABASE",
+    "user": "PGUSER", "service": "PGSERVICE",
+}  # fmt: skip
 _DEFAULTS: Final = {
     "fallback_application_name": "x402_mask",
     "keepalives_idle": 10,
@@ -228,6 +232,7 @@ class Pool:
 
     def __init__(self, dsn: str, prepare: Callable[[Connection, float], None]) -> None:
         settings = _settings(dsn)
+        settings |= _from_environment(settings)
         self._secrets = [str(settings[name]) for name in _SECRETS if settings.get(name)]
         patience = int(settings.get("connect_timeout") or _CONNECT_S)
         conninfo = make_conninfo("", **{**_DEFAULTS, **settings, **_TEXT})
@@ -434,6 +439,18 @@ def _settings(dsn: str) -> dict[str, Any]:
     except psycopg.Error:
         pass
     raise ValueError("dsn is not a PostgreSQL connection string")  # the cause would show it
+
+
+def _from_environment(settings: dict[str, Any]) -> dict[str, str]:
+    """Where the environment says that the database is, where the DSN does not.
+
+    It is read once, so that one ledger is one database whatever is written there later. A service
+    has a file of its own, which libpq reads before the environment.
+    """
+    found = {name: os.environ.get(variable) for name, variable in _VARIABLES.items()}
+    said = {name: text for name, text in found.items() if text and name not in settings}
+    service = settings.get("service") or said.get("service")
+    return {"service": service} if service else said
 
 
 def _identity(settings: dict[str, Any]) -> str:

@@ -82,6 +82,24 @@ def test_the_usual_place_is_fixed_too(tmp_path: Path, monkeypatch: pytest.Monkey
         assert path.is_relative_to(tmp_path / "one")
 
 
+def test_a_database_is_the_one_that_the_environment_named_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two databases that one DSN reaches are two ledgers, each with a head of its own."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    for name in ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PGDATABASE", "one")
+    first = PostgresLedger("host=db")
+    monkeypatch.setenv("PGDATABASE", "two")
+    second, plain = PostgresLedger("host=db"), PostgresLedger("host=db dbname=one")
+    assert "dbname=one" in first._pool._conninfo() and "dbname=two" in second._pool._conninfo()
+    assert first.head_file.path == plain.head_file.path != second.head_file.path
+    monkeypatch.setenv("PGSERVICE", "spending")  # whose file says what the database is
+    served = PostgresLedger("host=db")._pool._conninfo()
+    assert "service=spending" in served and "dbname" not in served
+
+
 @pytest.mark.parametrize(
     "path",
     [
