@@ -24,6 +24,11 @@ DRAIN_S: Final = 1.0
 _BOUNDARY: Final = re.compile(r'boundary="?([^";,\s]+)', re.IGNORECASE)
 
 
+def reading_s(wait_s: float | None) -> float:
+    """Seconds to read a body in, for a caller whose read time-out is *wait_s*."""
+    return READ_S if wait_s is None else min(READ_S, max(DRAIN_S, wait_s))
+
+
 class Gathered:
     """The start of a response body as it came over the wire, bounded in bytes and time."""
 
@@ -41,6 +46,11 @@ class Gathered:
         self.chunks.append(chunk)
         self.size += len(chunk)
         return self.size <= self._limit and time.monotonic() < self._deadline
+
+    def joined(self) -> list[bytes]:
+        """All of it as one chunk: a seller may have sent tens of thousands."""
+        self.chunks = [b"".join(self.chunks)] if self.chunks else []
+        return self.chunks
 
     def decoded(self, encodings: str) -> bytes | None:
         """The whole body, decoded; ``None`` if it is longer than the limit or in another coding."""

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 _LATER = (
     "asyncio", "anyio.lowlevel", "anyio.to_thread", "anyio._backends._asyncio",
-    "concurrent.futures.thread",
+    "concurrent.futures.thread", "cryptography.hazmat.primitives.ciphers.aead", "encodings.ascii",
 )  # fmt: skip
 _THREADS = 8
 """Threads that may wait for others at a ledger at once; and as many that wait for disks only."""

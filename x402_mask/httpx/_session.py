@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import httpx
 
 from x402_mask import _flow
-from x402_mask._body import DRAIN_S, READ_S, Gathered, body_digest, is_replayable
+from x402_mask._body import DRAIN_S, Gathered, body_digest, is_replayable, reading_s
 from x402_mask._book import WAIT_S
 from x402_mask._caching import clock_in, uncached
 from x402_mask._drive import Abandoned, AsyncPerformer, Patience, perform
@@ -80,7 +80,7 @@ class _Session:
         self.errand: httpx.Request | None = None
         self.cookies: httpx.Cookies | None = None
         call = self._call()
-        self.patience = Patience(call.wait_s)
+        self.patience, self.read_s = Patience(call.wait_s), reading_s(call.wait_s)
         self.flow: Generator[Effect, Any, Verdict] = _flow.converse(self.payer, call)
 
     def _call(self) -> Call:
@@ -333,7 +333,7 @@ class SyncSession(_Session):
         return self._pump(lambda: self.flow.send(answer))
 
     def _fetched(self, response: httpx.Response, request: httpx.Request) -> Fetched:
-        gathered, source = Gathered(READ_S), response.stream
+        gathered, source = Gathered(self.read_s), response.stream
         assert isinstance(source, httpx.SyncByteStream)
         try:
             for chunk in source:
@@ -422,7 +422,7 @@ class SyncSession(_Session):
         """
         response = self.response
         assert response is not None
-        self.gathered = gathered = Gathered(READ_S if wanted else DRAIN_S)
+        self.gathered = gathered = Gathered(self.read_s if wanted else DRAIN_S)
         source = response.stream
         assert isinstance(source, httpx.SyncByteStream)
         chunks = iter(source)
@@ -437,7 +437,7 @@ class SyncSession(_Session):
                 raise
             if self.has_proven:  # whoever reads what was paid for is told
                 chunks = failing(failure)
-        response.stream = Rewound(gathered.chunks, chunks, source)
+        response.stream = Rewound(gathered.joined(), chunks, source)
         return self.body()
 
     def _discard(self) -> None:
@@ -496,7 +496,7 @@ class AsyncSession(_Session):
         return await self._pump(lambda: self.flow.send(answer))
 
     async def _fetched(self, response: httpx.Response, request: httpx.Request) -> Fetched:
-        gathered, source = Gathered(READ_S), response.stream
+        gathered, source = Gathered(self.read_s), response.stream
         assert isinstance(source, httpx.AsyncByteStream)
         try:
             async for chunk in source:
@@ -611,7 +611,7 @@ class AsyncSession(_Session):
         """The 402's body, as far as the limit goes; the response can still be read in full."""
         response = self.response
         assert response is not None
-        self.gathered = gathered = Gathered(READ_S if wanted else DRAIN_S)
+        self.gathered = gathered = Gathered(self.read_s if wanted else DRAIN_S)
         source = response.stream
         assert isinstance(source, httpx.AsyncByteStream)
         chunks = source.__aiter__()
@@ -626,7 +626,7 @@ class AsyncSession(_Session):
                 raise
             if self.has_proven:  # whoever reads what was paid for is told
                 chunks = afailing(failure)
-        response.stream = AsyncRewound(gathered.chunks, chunks, source)
+        response.stream = AsyncRewound(gathered.joined(), chunks, source)
         return self.body()
 
     async def _discard(self) -> None:

@@ -149,6 +149,7 @@ class AsyncPaymentTransport(httpx.AsyncBaseTransport):
         if inner is None:
             inner = httpx.AsyncHTTPTransport()
         self.inner: httpx.AsyncBaseTransport = _checked(payer, inner, "handle_async_request")
+        _in_pieces(self.inner)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send *request*; pay for it if it must be and may be."""
@@ -210,6 +211,12 @@ class AsyncPaymentTransport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close the wrapped transport, never the payer."""
         await self.inner.aclose()
+
+
+def _in_pieces(inner: httpx.AsyncBaseTransport) -> None:
+    from x402_mask.httpx._pieces import in_pieces  # noqa: PLC0415  # sync programs need no anyio
+
+    in_pieces(inner)
 
 
 def _watch_sockets(inner: httpx.BaseTransport) -> None:

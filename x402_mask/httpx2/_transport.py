@@ -149,6 +149,7 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
         if inner is None:
             inner = httpx2.AsyncHTTPTransport()
         self.inner: httpx2.AsyncBaseTransport = _checked(payer, inner, "handle_async_request")
+        _in_pieces(self.inner)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send *request*; pay for it if it must be and may be."""
@@ -210,6 +211,12 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close the wrapped transport, never the payer."""
         await self.inner.aclose()
+
+
+def _in_pieces(inner: httpx2.AsyncBaseTransport) -> None:
+    from x402_mask.httpx2._pieces import in_pieces  # noqa: PLC0415  # sync programs need no anyio
+
+    in_pieces(inner)
 
 
 def _watch_sockets(inner: httpx2.BaseTransport) -> None:
