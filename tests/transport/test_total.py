@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from tests.support.seller import offer, read_request, v2_header
 from tests.transport.kit import Kind, Rig, kinds
 from tests.transport.servers import Server
-from x402_mask import receipt_of
+from x402_mask import ApprovalDenied, receipt_of
 
 TOTAL_S = 0.4
 SOON_S = 8.0
@@ -278,3 +279,28 @@ async def test_what_a_call_leaves_behind_is_not_bound_by_it(rig: Rig, slow: Any)
     time.sleep(0.4)  # noqa: ASYNC251  # the sync colour
     other = bounded(rig, seller.origin, None)
     assert kept[0].run(other.get, seller.origin).content == b"done"
+
+
+@some
+async def test_an_owner_who_does_not_answer(rig: Rig) -> None:
+    """Whoever approves is asked in a thread, and a yes that comes too late is none."""
+    late, said = threading.Event(), threading.Event()
+
+    def approve(quote: object) -> bool:
+        late.wait(SOON_S + 5)
+        said.set()
+        return True
+
+    rig.payer, url = rig.make_payer(approve=approve), rig.sells()
+    if rig.kind.plug == "client":
+        client = rig.make_client(total_timeout=TOTAL_S)
+    else:
+        paying = rig.mask.PaymentTransport if rig.kind.sync else rig.mask.AsyncPaymentTransport
+        client = rig.plain(transport=paying(rig.payer, rig.wire, total_timeout=TOTAL_S))
+    begun = time.monotonic()
+    with pytest.raises(ApprovalDenied, match="ReadTimeout"):
+        await rig.wait(client.get(url))
+    assert time.monotonic() - begun < SOON_S
+    late.set()
+    assert said.wait(SOON_S)
+    assert rig.proofs == [] and rig.payer.payments() == []

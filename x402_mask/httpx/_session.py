@@ -411,9 +411,8 @@ class SyncSession(_Session):
             return self.fingerprint()
         if isinstance(effect, Payload):
             return self.payload()
-        effect = _deadline.shortened(effect)
-        assert not isinstance(effect, (Ask, Fetch, ReadBody, Fingerprint, Payload))
-        return perform(effect, self.patience)
+        assert not isinstance(effect, (Ask, Fetch))
+        return _deadline.performed_blocking(lambda e: perform(e, self.patience), effect)
 
     def read(self, *, wanted: bool) -> bytes | None:
         """The 402's body, as far as the limit goes; the response can still be read in full.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
+from concurrent.futures import Future
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import httpx2
@@ -228,6 +230,32 @@ def shortened(effect: Effect) -> Effect:
     if limit.left() <= 0:
         raise limit.error()
     return Sleep(min(effect.seconds, limit.left()))
+
+
+def performed_blocking(perform: Callable[[Any], T], effect: Effect) -> T:
+    """:func:`performed`, for who blocks: a question that has no end is left to a thread.
+
+    Raises:
+        httpx2.ReadTimeout: the limit is past.
+    """
+    limit = running()
+    if limit is None or not isinstance(effect, Consult):
+        return perform(shortened(effect))
+    answer: Future[T] = Future()
+    context = copy_context()
+
+    def ask_it() -> None:
+        try:
+            answer.set_result(context.run(perform, effect))
+        except BaseException as failure:  # noqa: BLE001  # raised where it is waited for
+            answer.set_exception(failure)
+
+    threading.Thread(target=ask_it, name="x402-mask-asking", daemon=True).start()
+    try:
+        answer.exception(max(0.0, limit.left()))
+    except TimeoutError:
+        raise limit.error() from None
+    return answer.result()
 
 
 async def performed(perform: Callable[[Any], Awaitable[Any]], effect: Effect) -> Any:
