@@ -68,7 +68,7 @@ def quote(
         purchase = yield from identified(call, purchase)
     except PaymentRefused as refusal:
         bar = refusal
-    view, twin, found = yield from _known(payer, call, purchase, asks=asks)
+    purchase, view, twin, found = yield from _known(payer, call, purchase, asks=asks)
     if view.token and payer.prefer[0] == "held-token":
         bar, found = (paused() if view.paused else None), None  # it goes with the first request
     elif twin is not None and found is None and bar is None:
@@ -87,12 +87,15 @@ def quote(
 
 def _known(
     payer: Payer, call: Call, purchase: Purchase, *, asks: bool
-) -> Generator[Effect, Any, tuple[View, Twin | None, PaymentRefused | None]]:
-    """What the ledger knows, the proof that would be presented again, and what refuses either."""
+) -> Generator[Effect, Any, tuple[Purchase, View, Twin | None, PaymentRefused | None]]:
+    """What the ledger knows, the proof that would be presented again, and what refuses either.
+
+    The purchase knows then of the proofs that have expired, as a call's does before it reserves.
+    """
     doubts = Doubts()
     view = yield from look(payer, call, purchase)
     if view.paused:
-        return view, None, paused()
+        return purchase, view, None, paused()
     if asks and (yield from _lapse.ask(payer, call, view, doubts)):
         purchase = doubts.clocks(purchase, view)
         view = yield from look(payer, call, purchase)
@@ -100,11 +103,11 @@ def _known(
     try:
         if twin is not None and not twin.busy:
             _lapse.check_twin(twin)
-            return view, twin, None
-        _lapse.foresee(payer, call, view)
+            return purchase, view, twin, None
+        purchase = _lapse.foresee(payer, call, purchase, view)
     except PaymentRefused as refusal:
-        return view, None, refusal
-    return view, None, None
+        return purchase, view, None, refusal
+    return purchase, view, None, None
 
 
 def _again(payer: Payer, purchase: Purchase, twin: Twin) -> Generator[Effect, Any, Quote]:

@@ -96,11 +96,10 @@ def check(
         raise PaymentRefused("an earlier proof of this operation has expired: ask", reason="clock")
     if view.paid:
         yield from _note_repeat(payer, view.paid)
-    foresee(payer, call, view)
-    return replace(purchase, lapsed=frozenset(row.id for row in view.lapsed))
+    return foresee(payer, call, purchase, view)
 
 
-def foresee(payer: Payer, call: Call, view: View) -> None:
+def foresee(payer: Payer, call: Call, purchase: Purchase, view: View) -> Purchase:
     """:func:`check` of what was asked for; writes nothing.
 
     Raises:
@@ -110,6 +109,7 @@ def foresee(payer: Payer, call: Call, view: View) -> None:
         raise paid_before(view.paid[-1], keyed=call.key is not None)
     if view.lapsed:
         check_resign(payer, view.lapsed[0])
+    return replace(purchase, lapsed=frozenset(row.id for row in view.lapsed))
 
 
 def refuse(payer: Payer, call: Call, rows: Sequence[Row]) -> Generator[Effect, Any, None]:
