@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-WHOLE := --ignore=tests/interop --ignore=tests/soak
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-all coverage lint interop bench soak twins clean
@@ -12,16 +11,16 @@ demo: $(VENV)/.demo
 
 # Every promise once: each case under one combination of HTTP library, colour and plug point.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --matrix=once $(WHOLE)
+	$(BIN)/python -m tests --matrix=once
 
 # The same under every combination.
 test-all: $(VENV)/.test
-	$(BIN)/python -m pytest --matrix=full $(WHOLE)
+	$(BIN)/python -m tests --matrix=full
 
 # Which branches are taken in the test process itself: a table, and a page in htmlcov/. Left out are tests
 # that set a tracer of their own, which would end that of the coverage, and those that look at the clock.
 coverage: $(VENV)/.test
-	$(BIN)/python -m pytest --matrix=once $(WHOLE) \
+	$(BIN)/python -m pytest --matrix=once --ignore=tests/interop --ignore=tests/soak \
 	  --ignore=tests/faults/test_lines.py --ignore=tests/ledger/test_turns.py \
 	  --ignore=tests/mcp/test_interruptions.py --ignore=tests/transport/test_stalls.py \
 	  --cov --cov-report=term --cov-report=html

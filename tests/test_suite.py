@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.__main__ import APART, Part, parts
 from tests.support.matrix import once
 
 TESTS = Path(__file__).parent
@@ -87,3 +88,23 @@ def test_a_run_takes_the_part_that_it_was_asked_for() -> None:
 
 
 CASE = "test_url_and_query_survive_exactly"
+
+
+def test_no_file_of_tests_is_in_no_part() -> None:
+    """And what ``make`` runs by other names is in none."""
+    folders = {path.relative_to(TESTS).parent.parts[:1] for path in TESTS.rglob("test_*.py")}
+    named = {folder[0] if folder else "" for folder in folders}
+    assert len(parts()) == len(set(parts()))
+    assert set(parts()) == named - APART
+
+
+@pytest.mark.parametrize("code", [1, 2, 3, 4, 5, 0, -9])
+def test_what_is_said_of_a_part(code: int) -> None:
+    """All of it where it failed, also where it was killed; else what is more than dots."""
+    output = "..F.s    [ 50%]\n.....\nE  it broke\nSkipped: no Node\n1 failed, 8 passed, 1 skipped in 2s\n"
+    part = Part("ledger", code, output)
+    assert part.passed is (code in (0, 5))
+    assert part.said().startswith("tests/ledger: 1 failed, 8 passed, 1 skipped in 2s\n")
+    assert "Skipped: no Node" in part.said() and ("..F.s" in part.said()) is not part.passed
+    assert part.counts == {"failed": 1, "passed": 8, "skipped": 1}
+    assert Part("ledger", 0, "").said() == "tests/ledger: nothing"
