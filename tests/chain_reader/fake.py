@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from http.server import BaseHTTPRequestHandler
+from typing import Any
 
+from tests.support.loopback import Handler, HttpServer
 from x402_mask._chain import Authorization
 
 USED = "0x98de503528ee59b575ef0c0a2576a82497bfc029a5685b209e9ec333479b10a5"
@@ -199,12 +198,7 @@ Lie = Callable[[list[Any], Any], Any]
 """Takes the parameters and the true result; returns what is answered, or raises `Refusal`."""
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128  # a shorter queue resets connections when many come at once
-
-
-class Node:
+class Node(HttpServer):
     """A node serving a `Chain`.
 
     ``lies`` maps methods to a `Lie`; ``raw``, when set, writes the whole HTTP answer instead (it
@@ -218,13 +212,7 @@ class Node:
         self.calls: list[tuple[str, list[Any]]] = []
         self.targets: list[str] = []
         self.logins: list[str | None] = []
-        self._server = _Server(("127.0.0.1", 0), _handler(self))
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
-        )
-        self._thread.start()
-        self.port: int = self._server.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        super().__init__(_handler(self))
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Return the JSON-RPC answer to *request*, lies included."""
@@ -243,29 +231,9 @@ class Node:
         except Refusal as refusal:
             return head | {"error": refusal.error}
 
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(5)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 def _handler(node: Node) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        timeout = 20
-        disable_nagle_algorithm = True  # else headers and body meet a delayed ACK, 40 ms
-
+    class Asked(Handler):
         def do_POST(self) -> None:
             node.targets.append(self.path)
             node.logins.append(self.headers.get("Authorization"))
@@ -276,10 +244,7 @@ def _handler(node: Node) -> type[BaseHTTPRequestHandler]:
             except OSError:
                 self.close_connection = True  # the reader hung up, as it should on a bad answer
 
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base's name
-            pass
-
-    return Handler
+    return Asked
 
 
 def send(

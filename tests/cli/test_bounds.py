@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Cli, Sells
+from tests.support.loopback import Listener
 from tests.support.seller import Reply, Seller, offer, read_request, served, v2_header
-from tests.transport.servers import Server
 from x402_mask.cli import _answer
 from x402_mask.cli._unpack import Unpacker, Unreadable
 
@@ -135,7 +135,7 @@ def test_a_large_answer_that_is_packed_well(cli: Cli, sells: Sells) -> None:
     assert (cli.home / "made.bin").stat().st_size == 50 << 20
 
 
-class Dripping(Server):
+class Dripping(Listener):
     """Answers who paid, or everybody, with a head or a body that does not end."""
 
     def __init__(self, start: bytes, more: bytes, *, paid: bool) -> None:

@@ -15,6 +15,7 @@ import anyio
 import pytest
 
 from tests.mcp.kit import KEY, run
+from tests.support.loopback import Listener
 from tests.support.seller import (
     Answer,
     Reply,
@@ -26,7 +27,6 @@ from tests.support.seller import (
     served,
     v2_header,
 )
-from tests.transport.servers import Server
 from x402_mask import Cap, MemoryLedger, Payer, Wallet
 from x402_mask.cli import _agent
 from x402_mask.cli import _show as show
@@ -124,7 +124,7 @@ SAYS: dict[str, Answer] = {
 }  # fmt: skip
 
 
-class ByHand(Server):
+class ByHand(Listener):
     """Sells ``thing``, and sends bytes that no server would: unpaid, paid, and for the catalog."""
 
     def __init__(
@@ -134,10 +134,6 @@ class ByHand(Server):
         self.unpaid = priced_by_hand() if unpaid is None else unpaid
         self.paid, self.catalog, self.dripping = paid, catalog, dripping
         super().__init__()
-
-    @property
-    def origin(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
     def serve(self, connection: Any) -> None:
         hit = read_request(connection.makefile("rb"), 0)

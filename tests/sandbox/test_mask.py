@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from PIL import Image, ImageDraw
 
 from tests.sandbox.buyer import Buyer, receipt
 from tests.sandbox.conftest import Open
+from tests.support.loopback import Handler, HttpServer
 from x402_mask.sandbox import STATIC, Sandbox, SandboxSettings
 from x402_mask.sandbox.mask import refine
 from x402_mask.sandbox.pictures import Pictures
@@ -139,8 +138,8 @@ def test_the_sandbox_has_no_other_pictures_of_its_own(shop: Sandbox, buyer: Buye
 def web(replies: dict[str, tuple[int, bytes]]) -> Iterator[str]:
     """A web server with other people's pictures."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+    class Page(Handler):
+        def do_GET(self) -> None:  # noqa: N802 - the base's name
             status, body = replies[self.path]
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
@@ -148,17 +147,8 @@ def web(replies: dict[str, tuple[int, bytes]]) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with HttpServer(Page) as server:
+        yield server.url
 
 
 def test_pictures_of_the_open_web(opened: Open) -> None:

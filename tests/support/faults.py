@@ -19,12 +19,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import httpx
 
+from tests.support.loopback import Handler, HttpServer
 from x402_mask import MemoryLedger, SQLiteLedger
 from x402_mask.errors import LedgerError
 
@@ -348,7 +348,7 @@ Lie = Callable[[str, list[Any], Any], Any]
 """Takes method, parameters and the true result; gives the answer, or the bytes of the whole body."""
 
 
-class LyingRpc:
+class LyingRpc(HttpServer):
     """A JSON-RPC endpoint that passes calls on to another, and answers what its ``lie`` makes of it."""
 
     def __init__(self, upstream: str) -> None:
@@ -357,12 +357,8 @@ class LyingRpc:
         host, _, port = upstream.removeprefix("http://").partition(":")
         liar = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            timeout = 20
-            disable_nagle_algorithm = True
-
-            def do_POST(self) -> None:
+        class Asked(Handler):
+            def do_POST(self) -> None:  # noqa: N802 - the base's name
                 asked = self.rfile.read(int(self.headers["Content-Length"]))
                 body = liar._answer(host, int(port), asked)
                 if body is None:
@@ -374,16 +370,7 @@ class LyingRpc:
                 with suppress(OSError):
                     self.wfile.write(body)
 
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
-        )
-        self._thread.start()
+        super().__init__(Asked)
 
     def _answer(self, host: str, port: int, asked: bytes) -> bytes | None:
         connection = http.client.HTTPConnection(host, port, timeout=10)
@@ -402,15 +389,3 @@ class LyingRpc:
         return json.dumps(
             answer if lied == answer.get("result") else {**answer, "result": lied}
         ).encode()
-
-    def close(self) -> None:
-        """Stop."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(5)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()

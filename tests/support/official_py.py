@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import socket
-import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from decimal import Decimal
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from web3 import Web3
@@ -26,51 +21,10 @@ from x402.mechanisms.evm.exact import (
 from x402.schemas.helpers import parse_payment_payload, parse_payment_requirements
 
 from tests.support.chain import NETWORK, Chain
+from tests.support.loopback import ServedApp
 
 CHUNKS = 5
 PAID_ROUTES = ("GET /paid", "POST /api/tools/mask-refinement", "GET /stream", "GET /flaky")
-
-
-class ServedApp:
-    """An ASGI application on a free loopback port, run by uvicorn in a thread."""
-
-    def __init__(self, app: Any) -> None:
-        """Serve *app*; returns once it accepts connections.
-
-        Raises:
-            RuntimeError: it did not within ten seconds.
-        """
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True
-        )
-        self._thread.start()
-        deadline = time.monotonic() + 60  # on a machine with much else to do
-        while not self._server.started:
-            if time.monotonic() > deadline or not self._thread.is_alive():
-                raise RuntimeError("uvicorn did not start")
-            time.sleep(0.005)
-
-    def close(self) -> None:
-        """Stop serving and wait for the thread."""
-        self._server.should_exit = True
-        self._server.force_exit = True
-        self._thread.join(10)
-        self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def official_facilitator(chain: Chain) -> x402Facilitator:

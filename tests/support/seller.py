@@ -22,10 +22,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, BinaryIO, Final, Self
+from typing import Any, BinaryIO, Final
 
 from eth_account import Account
 from eth_account.messages import encode_typed_data
+
+from tests.support.loopback import CutShort, Listener
 
 BASE: Final = "eip155:8453"
 BASE_SEPOLIA: Final = "eip155:84532"
@@ -449,27 +451,18 @@ def served(
 # --- the server -----------------------------------------------------------------------------------
 
 
-class Seller:
+class Seller(Listener):
     """A scripted seller on ``http://127.0.0.1:<port>`` with one thread per connection."""
 
+    idle_s = _IDLE_S
+    join_s = 0.0  # a script may wait for its test
+
     def __init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.origin = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.hits: list[Hit] = []
         self.errors: list[BaseException] = []
         self.sent_bytes = 0
         self._scripts: dict[str, Answer] = {}
-        self._closing = threading.Event()
-        self._lock = threading.Lock()
-        self._connections: dict[int, socket.socket] = {}
-        self._opened = 0
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+        super().__init__()
 
     def on(self, path: str, answer: Answer) -> str:
         """Answer requests to ``path`` so; returns the full URL."""
@@ -505,11 +498,6 @@ class Seller:
         """The requests that carried a payment header."""
         return [hit for hit in list(self.hits) if hit.proofs]
 
-    def open_connections(self) -> int:
-        """Connections a client holds open at this moment."""
-        with self._lock:
-            return len(self._connections)
-
     def wait_for(self, ready: Callable[[], object], seconds: float = 5.0) -> None:
         """Block until ``ready()`` is true; fail after ``seconds``."""
         deadline = time.monotonic() + seconds
@@ -523,44 +511,13 @@ class Seller:
 
     # --- sockets
 
-    def close(self) -> None:
-        """Stop accepting and cut every connection."""
-        self._closing.set()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        with self._lock:
-            connections = list(self._connections.values())
-        for connection in connections:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
-    def _accept(self) -> None:
-        while not self._closing.is_set():
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with self._lock:
-                self._opened += 1
-                number = self._opened
-                self._connections[number] = connection
-            threading.Thread(target=self._serve, args=(connection, number), daemon=True).start()
-
-    def _serve(self, connection: socket.socket, number: int) -> None:
-        connection.settimeout(_IDLE_S)
-        try:
-            with connection, connection.makefile("rb") as reader:
-                while (hit := read_request(reader, number)) is not None:
-                    self.hits.append(hit)
-                    if not self._answer(connection, hit):
-                        return
-        except (OSError, CutShort):
-            return
-        finally:
-            with self._lock:
-                self._connections.pop(number, None)
+    def serve_numbered(self, connection: socket.socket, number: int) -> None:
+        """Answer the requests of one connection."""
+        with connection.makefile("rb") as reader:
+            while (hit := read_request(reader, number)) is not None:
+                self.hits.append(hit)
+                if not self._answer(connection, hit):
+                    return
 
     def _answer(self, connection: socket.socket, hit: Hit) -> bool:
         """Write the reply; false when the connection must end."""
@@ -613,10 +570,6 @@ def head_of(reply: Reply) -> bytes:
         size = len(reply.body) if isinstance(reply.body, bytes) else 0
         lines.append(f"Content-Length: {size if reply.length is None else reply.length}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
-
-
-class CutShort(Exception):
-    """The client went away in the middle of a request's head: a killed or cancelled one may."""
 
 
 def _line(reader: BinaryIO, most: int) -> bytes:

@@ -6,11 +6,11 @@ import json
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from http.server import BaseHTTPRequestHandler
+from typing import Any
 
 from tests.support.chain import Chain
+from tests.support.loopback import Handler, HttpServer
 
 Lie = Callable[[list[Any], Any], Any]
 """Takes the parameters and the chain's answer ``{"result": ...}``; returns what is answered."""
@@ -20,12 +20,7 @@ class Lost(Exception):
     """The chain did it, and the answer never arrives."""
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-
-class Proxy:
+class Proxy(HttpServer):
     """An endpoint that hands on to a chain; ``lies`` maps methods to a `Lie`, ``calls`` records."""
 
     def __init__(self, chain: Chain) -> None:
@@ -33,12 +28,7 @@ class Proxy:
         self.lies: dict[str, Lie] = {}
         self.calls: list[tuple[str, list[Any]]] = []
         self._lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", 0), _handler(self))
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
-        )
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        super().__init__(_handler(self))
 
     @property
     def sent(self) -> list[str]:
@@ -55,27 +45,10 @@ class Proxy:
             answer = self.lies[method](params, answer)
         return {"jsonrpc": "2.0", "id": request["id"], **answer}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(5)
-
 
 def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        timeout = 20
-        disable_nagle_algorithm = True
-
-        def do_POST(self) -> None:
+    class Asked(Handler):
+        def do_POST(self) -> None:  # noqa: N802 - the base's name
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             try:
                 body = json.dumps(proxy.answer(request)).encode()
@@ -88,7 +61,4 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
                 self.end_headers()
                 self.wfile.write(body)
 
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-            pass
-
-    return Handler
+    return Asked

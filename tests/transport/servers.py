@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlsplit
 
 from cryptography import x509
@@ -22,53 +22,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.support.seller import CutShort, Hit, read_request
+from tests.support.loopback import Listener
+from tests.support.seller import Hit, read_request
 
 IDLE_S = 5.0
-
-
-class Server:
-    """One thread per connection; everything is cut when it closes."""
-
-    def __init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._open: list[socket.socket] = []
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._threads[0].start()
-
-    def serve(self, connection: socket.socket) -> None:
-        """Answer one connection to its end."""
-        raise NotImplementedError
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            connection.settimeout(IDLE_S)
-            self._open.append(connection)
-            thread = threading.Thread(target=self._guarded, args=(connection,), daemon=True)
-            self._threads.append(thread)
-            thread.start()
-
-    def _guarded(self, connection: socket.socket) -> None:
-        with suppress(OSError, CutShort, http.client.HTTPException), connection:
-            self.serve(connection)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for connection in self._open:
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(IDLE_S)
 
 
 def pump(source: socket.socket, sink: socket.socket) -> None:
@@ -80,7 +37,7 @@ def pump(source: socket.socket, sink: socket.socket) -> None:
         sink.shutdown(socket.SHUT_WR)
 
 
-class Proxy(Server):
+class Proxy(Listener):
     """A CONNECT and forward proxy, with a log of what it was asked for; optional basic login."""
 
     def __init__(self, login: str | None = None) -> None:
@@ -128,7 +85,7 @@ def both(one: socket.socket, other: socket.socket) -> None:
     back.join(IDLE_S)
 
 
-class Front(Server):
+class Front(Listener):
     """TLS in front of a plain server on loopback."""
 
     def __init__(self, context: ssl.SSLContext, port: int) -> None:
@@ -169,7 +126,7 @@ def _relay(secure: ssl.SSLSocket, plain: socket.socket, selector: selectors.Base
                     plain.sendall(data)
 
 
-class Http2(Server):
+class Http2(Listener):
     """HTTP/2 with prior knowledge: *answer* makes status, headers and body of request headers."""
 
     def __init__(self, answer: Callable[[dict[str, str]], tuple[int, list[Any], bytes]]) -> None:

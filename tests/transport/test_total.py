@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.loopback import Listener
 from tests.support.seller import offer, read_request, v2_header
 from tests.transport.kit import Kind, Rig, kinds
-from tests.transport.servers import Server
 from x402_mask import ApprovalDenied, receipt_of
 
 TOTAL_S = 0.4
@@ -33,17 +33,13 @@ some = pytest.mark.parametrize(
 Answering = Callable[[socket.socket, Any], None]
 
 
-class Slow(Server):
+class Slow(Listener):
     """Answers every request by a function that may take its time."""
 
     def __init__(self, answer: Answering) -> None:
         self.answer = answer
         self.asked: list[Any] = []
         super().__init__()
-
-    @property
-    def origin(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
     def serve(self, connection: socket.socket) -> None:
         file = connection.makefile("rb")
@@ -224,7 +220,7 @@ async def test_the_body_of_an_answer_takes_its_time(rig: Rig, slow: Any) -> None
 async def test_a_handshake_that_never_ends(rig: Rig) -> None:
     """TLS: each byte of a record that is to be long, and none of them late."""
 
-    class Handshake(Server):
+    class Handshake(Listener):
         def serve(self, connection: socket.socket) -> None:
             connection.recv(100)
             connection.sendall(b"\x16\x03\x03\x3f\xff")
