@@ -36,7 +36,7 @@ lint: $(VENV)/.lint
 	$(BIN)/lint-imports
 
 soak: $(VENV)/.test
-	$(BIN)/python -m pytest tests/soak --timeout=1800
+	$(BIN)/python -m pytest tests/soak --timeout=3600
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m tests.bench

@@ -6,21 +6,24 @@ distinct signatures that it holds, each of which it could still collect.
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 import sys
+import tempfile
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 import httpx
 
 import x402_mask
 from tests.transport.kit import Kind, Rig, run
-from x402_mask import Cap, MemoryLedger, SQLiteLedger
+from x402_mask import Cap, MemoryLedger, Payer, SQLiteLedger, _drive
 from x402_mask._audit import verify
 from x402_mask.errors import PaymentError
 
@@ -30,6 +33,7 @@ KINDS: Final = tuple(
     for plug in ("transport", "client", "auth", "attach")
 )
 STRIKES: Final = (KeyboardInterrupt, MemoryError)
+"""One that is no ``Exception``, and one that is."""
 PRICE: Final = 1000
 _HERE: Final = str(Path(x402_mask.__file__).parent)
 _UNSEEN: Final = ("_streams.py:close", "_streams.py:aclose")
@@ -37,26 +41,51 @@ _UNSEEN: Final = ("_streams.py:close", "_streams.py:aclose")
 called when the whole answer was read."""
 
 
+def strikes_of(kind: Kind) -> tuple[type[BaseException], ...]:
+    """All that may come at any line of a call of this colour."""
+    return (*STRIKES, SystemExit if kind.sync else asyncio.CancelledError)
+
+
 class Lines:
-    """Raises at the *at*-th line that this thread executes in the library."""
+    """Raises at the *at*-th line that this thread executes in the library.
+
+    Args:
+        at: that line; none where it is 0.
+        strike: what is raised.
+        threads: of the threads that are begun meanwhile, and not of this one.
+    """
 
     within = _HERE
 
-    def __init__(self, at: int, strike: type[BaseException] = KeyboardInterrupt) -> None:
+    def __init__(
+        self, at: int, strike: type[BaseException] = KeyboardInterrupt, *, threads: bool = False
+    ) -> None:
         self.at, self.strike, self.count, self.where = at, strike, 0, ""
+        self._threads, self._over = threads, False
+        # Kept for as long as this is: sys.settrace() below drops what else refers to it, perhaps
+        # in a finalizer of the garbage that is found while Python 3.11 makes the frame of a call
+        # to be traced.  It then calls what it no longer holds a reference to, which ends in
+        # "'traceback' object is not callable" where that memory was used again, or worse.
+        self._hook = self._enter
 
     def __enter__(self) -> Self:
-        sys.settrace(self._enter)
+        if self._threads:
+            _drive._pools.clear()  # threads that run are not traced
+            threading.settrace(self._hook)
+        else:
+            sys.settrace(self._hook)
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._over = True  # for threads that go on
         sys.settrace(None)
+        threading.settrace(None)  # type: ignore[arg-type]
 
     def _enter(self, frame: FrameType, *_: Any) -> Any:
         return self._line if frame.f_code.co_filename.startswith(self.within) else None
 
     def _line(self, frame: FrameType, event: str, _: Any) -> Any:
-        if event == "line":
+        if event == "line" and not self._over:
             self.count += 1
             if self.count == self.at:
                 file, code = Path(frame.f_code.co_filename).name, frame.f_code
@@ -74,35 +103,55 @@ class TheirLines(Lines):
 
 @dataclass
 class Trial:
-    """One call that is interrupted, and what comes after it."""
+    """One call that is interrupted, and what comes after it.
+
+    A kind of call says in ``prepare`` what there is to buy, in ``made`` how it is made, and in
+    ``taken`` how often the seller could collect the price.
+    """
 
     kind: Kind
-    directory: Path
-    number: int
     lines: Lines
+    directory: Path | None = None
+    """Where the ledger is; in memory where there is none."""
     first: object = None
     rig: Rig = field(init=False)
 
+    price: ClassVar[int] = PRICE
+    before: ClassVar[int] = 0
+    """How many payments were made and delivered before the call."""
+
     def __post_init__(self) -> None:
         self.rig = Rig(self.kind)
-        path = self.directory / f"{self.lines.strike.__name__}-{self.lines.at}-{self.number}.db"
-        ledger = SQLiteLedger(path) if self.number % 2 else MemoryLedger()
-        self.rig.payer = self.rig.make_payer(ledger=ledger, caps=[Cap("5", per="total")])
+        ledger = MemoryLedger() if self.directory is None else SQLiteLedger(self.file)
+        self.rig.payer = self.payer_on(ledger)
         self.prepare()
+
+    @property
+    def file(self) -> Path:
+        """The ledger's, where it has one."""
+        assert self.directory is not None
+        return self.directory / "ledger.db"
+
+    def payer_on(self, ledger: MemoryLedger | SQLiteLedger) -> Payer:
+        """A buyer who may pay for many calls."""
+        return self.rig.make_payer(ledger=ledger, caps=[Cap("5", per="total")])
 
     def prepare(self) -> None:
         """Set up the shop."""
         self.url = self.rig.sells()
 
+    async def made(self) -> object:
+        """The call, by a client of its own: the status of its answer, which is read."""
+        response = await self.rig.wait(self.rig.make_client().post(self.url, json={"image": 1}))
+        await self.rig.read(response)
+        return response.status_code
+
     async def call(self) -> object:
-        """Call with a client of its own: the status, or the exception's class."""
-        client = self.rig.make_client()
+        """The status, or the exception's class."""
         try:
-            response = await self.rig.wait(client.post(self.url, json={"image": 1}))
-            await self.rig.read(response)
+            return await self.made()
         except BaseException as failure:  # that is the point
             return type(failure)
-        return response.status_code
 
     async def interrupted(self) -> None:
         """The first call."""
@@ -111,29 +160,32 @@ class Trial:
 
     def __call__(self) -> list[str]:
         """Make the call, and the identical one; what is wrong after that."""
-        with suppress(*STRIKES):  # asyncio raises it once more
+        with suppress(*strikes_of(self.kind)):  # asyncio raises it once more
             run(self.kind.colour, self.interrupted)
-        sys.settrace(None)
+        self.lines.__exit__()
         found = self._afterwards()
         self.rig.payer.close()
         return [f"{self.lines.strike.__name__} at {self.lines.where}: {text}" for text in found]
 
     def _afterwards(self) -> list[str]:
         payer, found = self.rig.payer, list[str]()
-        left = self.held_by_seller()
+        left = self.taken()
         spent = elsewhere(lambda: payer.spend()[0])
         if spent is None:
             return ["the ledger is of no use to another thread"]
-        if (spent.settled + spent.held) * 10**6 < left * PRICE:
-            found.append(f"{left} signatures out, counted: {spent.settled + spent.held}")
+        if (spent.settled + spent.held) * 10**6 < left * self.price:
+            found.append(f"{left} times the price is out, counted: {spent.settled + spent.held}")
         delivered = [p for p in payer.payments() if p.outcome == "settled" and not p.open]
-        if self.first != 200 and delivered:
+        if self.first != 200 and len(delivered) > self.before:
             found.append("recorded as delivered, for whoever comes after this process")
         again = run(self.kind.colour, self.call)
         if again != 200:
             found.append(f"the identical call: {again}")
-        if self.first != 200 and self.held_by_seller() > 1:
-            found.append(f"{self.held_by_seller()} live signatures for one operation")
+        if self.first != 200 and self.taken() > 1:
+            found.append(f"{self.taken()} times the price for one operation")
+        spent = payer.spend()[0]
+        if (spent.settled + spent.held) * 10**6 < self.taken() * self.price:
+            found.append(f"{self.taken()} times the price is out in the end, counted: {spent}")
         report = verify(payer.ledger)
         if not report.ok:
             found.append(f"audit: {report.problems[:1]}")
@@ -142,26 +194,22 @@ class Trial:
     def _is_unseen(self) -> bool:
         return self.lines.where.rpartition(":")[0] in _UNSEEN
 
-    def held_by_seller(self) -> int:
-        """How many signatures the seller could collect."""
+    def taken(self) -> int:
+        """How often the seller could collect the price."""
         return len(set(self.rig.proofs))
 
 
 class UntilItReturns(Trial):
     """What comes after the client has returned is the caller's affair."""
 
-    async def call(self) -> object:
-        client = self.rig.make_client()
-        try:
-            response = await self.rig.wait(client.post(self.url, json={"image": 1}))
-            sys.settrace(None)
-        except BaseException as failure:  # that is the point
-            return type(failure)
+    async def made(self) -> object:
+        response = await self.rig.wait(self.rig.make_client().post(self.url, json={"image": 1}))
+        sys.settrace(None)
         return response.status_code
 
 
 def elsewhere(work: Any) -> Any:
-    """What *work* returns in another thread within two seconds; ``None`` if it does not."""
+    """What *work* returns in another thread within five seconds; ``None`` if it does not."""
     found: list[Any] = []
 
     def run_it() -> None:
@@ -170,17 +218,42 @@ def elsewhere(work: Any) -> Any:
 
     thread = threading.Thread(target=run_it, daemon=True)
     thread.start()
-    thread.join(2)
+    thread.join(5)
     return found[0] if found else None
 
 
-def lines_of(trial: type[Trial], kind: Kind, directory: Path, lines: type[Lines] = Lines) -> int:
+def lines_of(
+    trial: type[Trial],
+    kind: Kind,
+    directory: Path,
+    lines: type[Lines] = Lines,
+    *,
+    threads: bool = False,
+) -> int:
     """How many lines a call executes that nothing interrupts, when all is loaded."""
-    for number in (0, 1):
-        quiet = trial(kind, directory, number, lines(0))
-        found = quiet()
-        assert found == [] and quiet.first == 200, found
-    return quiet.lines.count
+    counts = []
+    for on_disk in (True, False, True, False):
+        quiet = tried(trial, kind, directory, lines(0, threads=threads), on_disk=on_disk)
+        assert quiet.found == [] and quiet.trial.first == 200, quiet.found
+        counts.append(quiet.trial.lines.count)
+    return max(counts[2:])
+
+
+@dataclass
+class Tried:
+    """A trial, and what was wrong."""
+
+    trial: Trial
+    found: list[str]
+
+
+def tried(trial: type[Trial], kind: Kind, directory: Path, lines: Lines, *, on_disk: bool) -> Tried:
+    """One trial, in a directory of its own."""
+    own = Path(tempfile.mkdtemp(dir=directory))
+    one = trial(kind, lines, own if on_disk else None)
+    found = one()
+    shutil.rmtree(own, ignore_errors=True)
+    return Tried(one, found)
 
 
 def interrupted(
@@ -191,12 +264,24 @@ def interrupted(
     trial: type[Trial] = Trial,
     strikes: Iterable[type[BaseException]] = STRIKES,
     lines: type[Lines] = Lines,
-) -> list[str]:
-    """Every fault found by interrupting at each of these lines."""
-    found = []
+    ledgers: Literal["either", "both", "file"] = "either",
+    threads: bool = False,
+) -> Iterator[Tried]:
+    """Every trial of interrupting at each of these lines.
+
+    *ledgers*: a file and memory in turn, both each time, or a file each time.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-        for number in at:
+        for turn, number in enumerate(at):
             for strike in strikes:
-                found += trial(kind, directory, number, lines(number, strike))()
-    return found
+                for on_disk in {"both": (True, False), "file": (True,)}.get(
+                    ledgers, (turn % 2 == 0,)
+                ):
+                    tracer = lines(number, strike, threads=threads)
+                    yield tried(trial, kind, directory, tracer, on_disk=on_disk)
+
+
+def faults(trials: Iterable[Tried]) -> list[str]:
+    """What was wrong in any of them."""
+    return [text for one in trials for text in one.found]

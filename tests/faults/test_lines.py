@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import signal
+import sys
 import time
+import weakref
 from contextlib import closing
 from pathlib import Path
 from random import Random
@@ -11,11 +14,22 @@ from random import Random
 import httpx
 import pytest
 
-from tests.faults.lines import KINDS, Lines, TheirLines, UntilItReturns, interrupted, lines_of
+from tests.faults.flows import FLOWS
+from tests.faults.lines import (
+    KINDS,
+    Lines,
+    TheirLines,
+    UntilItReturns,
+    faults,
+    interrupted,
+    lines_of,
+    strikes_of,
+)
 from tests.faults.lines import Trial as OneProof
 from tests.transport.kit import Kind, Rig, run
 from x402_mask import Cap, SQLiteLedger
 from x402_mask._audit import verify
+from x402_mask._carrier import yes
 
 STRIDE = 67
 """Every so manieth line here, from another one for each kind; every line in the soak."""
@@ -36,16 +50,59 @@ def test_a_call_interrupted_at_any_line(kind: Kind, fast_path: Path) -> None:
     count = lines_of(OneProof, kind, fast_path)
     assert count > 500
     lines = range(1 + KINDS.index(kind) * 5, count + 1, STRIDE)
-    for tries in range(3):
-        (directory := fast_path / str(tries)).mkdir()
-        try:
-            found = interrupted(kind, directory, lines)
-        except TypeError:  # Python 3.11's own, of the next code to run, after one was traced into C
-            if tries == 2:
-                raise
-        else:
-            assert not found, "\n".join(found)
-            return
+    found = faults(interrupted(kind, fast_path, lines))
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_call_interrupted_in_its_last_lines(kind: Kind, fast_path: Path) -> None:
+    """Each of those after the delivery was written down, by all that may come there."""
+    count = lines_of(OneProof, kind, fast_path)
+    lines = range(count - 24, count + 1)
+    found = faults(interrupted(kind, fast_path, lines, strikes=strikes_of(kind), ledgers="file"))
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(("kind", "trial"), FLOWS, ids=str)
+def test_a_token_or_a_tool_interrupted_at_any_line(
+    kind: Kind, trial: type[OneProof], fast_path: Path
+) -> None:
+    """One price is taken and counted, and an identical call is served."""
+    count = lines_of(trial, kind, fast_path)
+    found = faults(interrupted(kind, fast_path, range(11, count + 1, 3 * STRIDE), trial=trial))
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("kind", KINDS[4:5], ids=str)
+def test_memory_that_runs_out_in_a_ledgers_thread(kind: Kind, fast_path: Path) -> None:
+    """Where an async call has its ledger written by another thread."""
+    count = lines_of(OneProof, kind, fast_path, threads=True)
+    lines = range(13, count + 1, STRIDE)
+    strikes = (MemoryError,)
+    found = faults(
+        interrupted(kind, fast_path, lines, strikes=strikes, ledgers="file", threads=True)
+    )
+    assert not found, "\n".join(found)
+
+
+def test_a_strike_among_garbage_harms_no_other_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in a finalizer, while Python makes the frame of a call that is to be traced."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    thresholds, struck = gc.get_threshold(), 0
+    try:
+        for number in range(1500):
+            gc.set_threshold(1 + number % 50)
+            lines = Lines(1)
+            node = type("Node", (), {})  # a class refers to itself
+            weakref.finalize(node, yes)
+            del node
+            with lines:
+                for _ in range(60):
+                    [None for _ in "a"]
+            struck += lines.count
+    finally:
+        gc.set_threshold(*thresholds)
+    assert struck > 50
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k.plug == "client"], ids=str)
@@ -55,7 +112,8 @@ def test_a_call_interrupted_between_what_is_paid_and_its_caller(
     """In the HTTP library's own code: reading the answer, its cookies, the way back."""
     count = lines_of(UntilItReturns, kind, fast_path, TheirLines)
     lines = range(count, 1, -7)
-    found = interrupted(kind, fast_path, lines, trial=UntilItReturns, lines=TheirLines)
+    trials = interrupted(kind, fast_path, lines, trial=UntilItReturns, lines=TheirLines)
+    found = faults(trials)
     assert not found, "\n".join(found)
 
 
@@ -117,11 +175,10 @@ def test_what_the_last_step_loses_is_on_disk_at_once(
 
     for session in (_session.SyncSession, _session.AsyncSession):
         monkeypatch.setattr(session, "answer", lost)
-    trial = OneProof(kind, fast_path, 1, Lines(0))
+    trial = OneProof(kind, Lines(0), fast_path)
     run(kind.colour, trial.interrupted)
     assert trial.first is MemoryError
-    (file,) = fast_path.glob("*.db")
-    with closing(SQLiteLedger(file)) as ledger:
+    with closing(SQLiteLedger(trial.file)) as ledger:
         (paid,) = ledger.payments()
     assert paid.open
     trial.rig.payer.close()

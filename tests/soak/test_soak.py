@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import bazaar, killing, lines, test_cuts
+from tests.faults import bazaar, flows, killing, lines, test_cuts
 from tests.support.chain import Chain
 from tests.support.seller import Seller
 from tests.transport.kit import Kind
@@ -64,14 +64,44 @@ def test_every_cut_of_every_kind(
 
 
 @pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.timeout(1500)
-@pytest.mark.parametrize("kind", lines.KINDS, ids=str)
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    ("kind", "trial"), [*((kind, lines.Trial) for kind in lines.KINDS), *flows.FLOWS], ids=str
+)
 def test_interrupted_at_every_line(
-    kind: Kind, fast_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: Kind, trial: type[lines.Trial], fast_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ctrl-C, and memory that ran out, at each line that a paid call executes in the library."""
-    count = lines.lines_of(lines.Trial, kind, fast_path)
-    found = lines.interrupted(kind, fast_path, range(1, count + 1))
+    """At each line that a paid call executes in the library: Ctrl-C, memory that ran out, its end.
+
+    Its end is a cancellation, or ``SystemExit`` where nothing is async.
+    """
+    count = lines.lines_of(trial, kind, fast_path)
+    strikes, found, struck = lines.strikes_of(kind), list[str](), 0
+    for one in lines.interrupted(
+        kind, fast_path, range(1, count + 1), trial=trial, strikes=strikes, ledgers="file"
+    ):
+        found += one.found
+        struck += bool(one.trial.lines.where)
     with capsys.disabled():
-        print(f"\n{kind}: {count} lines, {2 * count} interruptions, {len(found)} faults")
+        print(f"\n{kind}, {trial.__name__}: {count} lines, {struck} strikes, {len(found)} faults")
+    assert not found, "\n".join(found)
+    assert struck > count
+
+
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.timeout(1800)
+def test_memory_runs_out_at_every_line_of_a_ledgers_thread(
+    fast_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which writes what an async call wants written down."""
+    (kind,) = (kind for kind in lines.KINDS if str(kind) == "httpx-asyncio-transport")
+    count = lines.lines_of(lines.Trial, kind, fast_path, threads=True)
+    found = lines.faults(
+        lines.interrupted(
+            kind, fast_path, range(1, count + 1), strikes=(MemoryError,), ledgers="file",
+            threads=True,
+        )
+    )  # fmt: skip
+    with capsys.disabled():
+        print(f"\na ledger's thread: {count} lines, {len(found)} faults")
     assert not found, "\n".join(found)

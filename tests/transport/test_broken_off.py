@@ -251,3 +251,39 @@ async def test_refusals_are_not_delivered_answers(rig: Rig) -> None:
     with pytest.raises(rig.lib.ReadError):
         await rig.get()
     assert rig.payer.payments() == [] and rig.all_closed()
+
+
+@kinds("client")
+async def test_an_answer_that_the_callers_own_hook_loses_is_asked_for_again(rig: Rig) -> None:
+    """Between the transport and whoever called the client nothing is handed over."""
+    losing = iter([True])
+
+    def lose(response: Any) -> None:
+        if response.status_code == 200 and next(losing, False):
+            raise ZeroDivisionError
+
+    client = rig.make_client(event_hooks={"response": [rig.hook(lose)]})
+    rig.sells()
+    with pytest.raises(ZeroDivisionError):
+        await rig.wait(client.get(URL))
+    assert [p.open for p in rig.payer.payments()] == [True]
+    response = await rig.wait(client.get(URL))
+    assert rig.paid(response) and len(set(rig.proofs)) == 1
+
+
+@kinds("client")
+async def test_a_request_that_cannot_be_sent_again_leaves_what_it_bought(rig: Rig) -> None:
+    """A failure of a second sending is not one of the first, which its caller has."""
+    failing = iter([False, True])
+
+    def fail(_request: Any) -> None:
+        if next(failing, False):
+            raise ZeroDivisionError
+
+    client = rig.make_client(event_hooks={"request": [rig.hook(fail)]})
+    rig.sells()
+    request = client.build_request("GET", URL)
+    rig.paid(await rig.wait(client.send(request)))
+    with pytest.raises(ZeroDivisionError):
+        await rig.wait(client.send(request))
+    assert [p.open for p in rig.payer.payments()] == [False]

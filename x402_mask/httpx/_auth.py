@@ -87,10 +87,10 @@ class PaymentAuth(httpx.Auth):
                 while True:
                     response = yield from self._paid(carrier, wanted)
                     wanted = outer.send(response)
+            carrier.handed = yes  # last, as what follows is not ours to see
         except BaseException:
             self.payer.take_back(carrier, WAIT_S)
             raise
-        carrier.handed = yes  # last, as what follows is not ours to see
 
     def _paid(
         self, carrier: Carrier, request: httpx.Request
@@ -159,6 +159,8 @@ class PaymentAuth(httpx.Auth):
                             await hook(seen)
                     wanted = await outer.asend(answer)
             await outer.aclose()
+            closable.done()
+            carrier.handed = yes  # last, as what follows is not ours to see
         except BaseException as exc:
             if sent is not None and sent is not wanted:
                 _bare(sent)
@@ -168,8 +170,6 @@ class PaymentAuth(httpx.Auth):
             finally:
                 await outer.aclose()
             raise
-        closable.done()
-        carrier.handed = yes  # last, as what follows is not ours to see
 
 
 class _Closable(AsyncGenerator[httpx.Request, httpx.Response]):
