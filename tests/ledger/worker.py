@@ -73,7 +73,7 @@ def race(ledger: Ledger, threads: str) -> None:
         count = 0
         while True:
             try:
-                ledger.reserve(want(TOTAL, at=time.time_ns() // 1000))
+                ledger.reserve(want(TOTAL, at=time.time_ns() // 1000), wait_s=60)
             except CapExceeded:
                 break
             count += 1
