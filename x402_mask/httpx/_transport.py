@@ -13,8 +13,10 @@ from x402_mask._drive import prepare
 from x402_mask._turns import caller
 from x402_mask.httpx import _deadline
 from x402_mask.httpx._layer import Layer, check_payer, straight
+from x402_mask.httpx._sender import sending_function
 from x402_mask.httpx._session import AsyncSession, SyncSession, taken_back
 from x402_mask.httpx._slot import SLOT, Slot, is_errand, origin, sender, sending
+from x402_mask.httpx._streams import until_read
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -89,7 +91,8 @@ class PaymentTransport(httpx.BaseTransport):
         if not origin(request) or is_errand(request):
             return response or self._ask(request)
         here = caller(1)
-        session = SyncSession(self._layer, request, Carrier(lambda: here, sender()))
+        by = None if sender() is not None else sending_function(here)
+        session = SyncSession(self._layer, request, Carrier(lambda: here, by or sender()))
         try:
             with session.slot.carried():
                 sent = session.start()
@@ -97,9 +100,13 @@ class PaymentTransport(httpx.BaseTransport):
                     answer = response or self._ask(sent)
                     sent, response = session.received(answer, session.asked(sent, request)), None
             answer = session.answer()
+            if by is not None:
+                until_read(answer, by)
             return (answer, here := None)[0]  # in one step: see Carrier
         except BaseException as exc:
             session.failed(exc)
+            if by is not None:
+                by.let_go()
             raise
 
     def __enter__(self) -> Self:

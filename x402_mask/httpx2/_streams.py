@@ -11,6 +11,8 @@ import httpx2
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+    from x402_mask.httpx2._sender import Sending
+
 
 class Around:
     """A stream in place of another, which still knows what the client asks it for."""
@@ -33,7 +35,8 @@ class Watched(Around, httpx2.SyncByteStream):
         self, source: httpx2.SyncByteStream, broken: Callable[[BaseException], None]
     ) -> None:
         self._source, self._broken = source, broken
-        self._told = False
+        self._told, self._before = False, sys.exc_info()[1]
+        self.sending: Sending | None = None
 
     def __iter__(self) -> Iterator[bytes]:
         try:
@@ -50,14 +53,26 @@ class Watched(Around, httpx2.SyncByteStream):
 
     def close(self) -> None:
         try:
-            failure = sys.exc_info()[1]
+            failure = _since(self._before)
+            self._before = None
             self._source.close()
-            ours = (Watched.__iter__, httpx2.Response.read)
-            if failure is not None and _came_from(failure, *ours) and not self._told:
+            ours, by = (Watched.__iter__, httpx2.Response.read), self.sending
+            if failure is None:
+                if by is not None:
+                    by.let_go()
+            elif not self._told and (_came_from(failure, *ours) or (by and by.is_running)):
                 self._tell(failure)
         except BaseException as failure:
             self._tell(failure)
             raise
+
+
+def until_read(answer: httpx2.Response, by: Sending) -> None:
+    """Let go of *by* with the last of the body; at once where nobody will say when that is."""
+    if isinstance(answer.stream, Watched) and not hasattr(answer, "_content"):
+        answer.stream.sending = by
+    else:
+        by.let_go()
 
 
 class AsyncWatched(Around, httpx2.AsyncByteStream):
@@ -67,7 +82,7 @@ class AsyncWatched(Around, httpx2.AsyncByteStream):
         self, source: httpx2.AsyncByteStream, broken: Callable[[BaseException], Awaitable[None]]
     ) -> None:
         self._source, self._broken = source, broken
-        self._told = False
+        self._told, self._before = False, sys.exc_info()[1]
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
@@ -85,7 +100,8 @@ class AsyncWatched(Around, httpx2.AsyncByteStream):
 
     async def aclose(self) -> None:
         try:
-            failure = sys.exc_info()[1]
+            failure = _since(self._before)
+            self._before = None
             await self._source.aclose()
             if (
                 not self._told
@@ -96,6 +112,14 @@ class AsyncWatched(Around, httpx2.AsyncByteStream):
         except BaseException as failure:
             await self._tell(failure)
             raise
+
+
+def _since(before: BaseException | None) -> BaseException | None:
+    """What is being handled, unless that was so *before*: a caller may try again in an except."""
+    failure = sys.exc_info()[1]
+    while before is not None and before is not failure:
+        before = before.__context__
+    return failure if before is None else None
 
 
 def _came_from(failure: BaseException, *functions: Any) -> bool:
