@@ -14,7 +14,7 @@ import pytest
 from eth_account import Account
 
 from x402_mask import Asset, Cap, Payer, SQLiteLedger, Wallet
-from x402_mask._config import (
+from x402_mask._settings.sources import (
     _READERS,
     Settings,
     from_config,
@@ -236,7 +236,7 @@ def test_what_may_hold_a_password_is_never_a_path(file: Path) -> None:
 
 
 def test_without_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    from x402_mask import _postgres
+    from x402_mask._ledger import postgres as _postgres
 
     monkeypatch.setattr(_postgres, "_pg", None)
     with pytest.raises(ValueError, match=r"pip install 'x402-mask\[postgres\]'"):

@@ -20,7 +20,7 @@ from x402_mask import (
     Wallet,
     receipt_of,
 )
-from x402_mask._preempt import Memory, Place
+from x402_mask._flow.preemption import Memory, Place
 
 URL = "https://seller.example/api/tools/mask-refinement"
 ASSET = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"

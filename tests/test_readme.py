@@ -12,7 +12,7 @@ import pytest
 from eth_account import Account
 
 from x402_mask import Payer, Wallet
-from x402_mask._config import from_config
+from x402_mask._settings.sources import from_config
 from x402_mask.sandbox import Sandbox
 
 ROOT = Path(__file__).parent.parent

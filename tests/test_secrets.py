@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from x402_mask import Payer
-from x402_mask._config import _READERS, VARIABLES, from_config, read
+from x402_mask._settings.sources import _READERS, VARIABLES, from_config, read
 
 HEX = "4c0883a69102937d6231471b5dbb6204fe5129617082792ae468d01a3f362318"
 SECRETS = {

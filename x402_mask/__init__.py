@@ -16,7 +16,7 @@ from x402_mask._models import (
     Spend,
 )
 from x402_mask._payer import Payer
-from x402_mask._wallet import Wallet
+from x402_mask._wallets.local import Wallet
 from x402_mask.errors import (
     ApprovalDenied,
     BodyNotReplayable,
@@ -45,10 +45,15 @@ from x402_mask.httpx import (
 )
 
 if TYPE_CHECKING:
-    from x402_mask._catalog import CatalogError, CatalogService, Marketplace, UnknownService
-    from x402_mask._postgres import PostgresLedger
-    from x402_mask._refine import RefinedMask, ServiceFailed, refine_mask
-    from x402_mask._sqlite import MemoryLedger, SQLiteLedger
+    from x402_mask._ledger.postgres import PostgresLedger
+    from x402_mask._ledger.sqlite import MemoryLedger, SQLiteLedger
+    from x402_mask.marketplace.client import (
+        CatalogError,
+        CatalogService,
+        Marketplace,
+        UnknownService,
+    )
+    from x402_mask.marketplace.refine import RefinedMask, ServiceFailed, refine_mask
 
 __version__ = "0.1.0"
 
@@ -99,16 +104,16 @@ __all__ = [
 ]
 
 _LAZY = {
-    "CatalogError": "x402_mask._catalog",
-    "CatalogService": "x402_mask._catalog",
-    "Marketplace": "x402_mask._catalog",
-    "UnknownService": "x402_mask._catalog",
-    "RefinedMask": "x402_mask._refine",
-    "ServiceFailed": "x402_mask._refine",
-    "refine_mask": "x402_mask._refine",
-    "MemoryLedger": "x402_mask._sqlite",
-    "SQLiteLedger": "x402_mask._sqlite",
-    "PostgresLedger": "x402_mask._postgres",
+    "CatalogError": "x402_mask.marketplace.client",
+    "CatalogService": "x402_mask.marketplace.client",
+    "Marketplace": "x402_mask.marketplace.client",
+    "UnknownService": "x402_mask.marketplace.client",
+    "RefinedMask": "x402_mask.marketplace.refine",
+    "ServiceFailed": "x402_mask.marketplace.refine",
+    "refine_mask": "x402_mask.marketplace.refine",
+    "MemoryLedger": "x402_mask._ledger.sqlite",
+    "SQLiteLedger": "x402_mask._ledger.sqlite",
+    "PostgresLedger": "x402_mask._ledger.postgres",
 }
 
 

@@ -8,20 +8,20 @@ from datetime import timedelta
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, cast, get_args
 
-from x402_mask._builtin import is_built_in, schemas_for
-from x402_mask._given import Unshown, can_be_sent
-from x402_mask._journal import is_told, tell
+from x402_mask._flow.builtin_inputs import is_built_in, schemas_for
+from x402_mask._flow.journal import is_told, tell
+from x402_mask._flow.preemption import HeldTokens, Memory
+from x402_mask._ledger.records import Breaker
 from x402_mask._models import Asset, Cap, Event, State
-from x402_mask._policy import Policy
-from x402_mask._preempt import HeldTokens, Memory
-from x402_mask._registry import BASE, DISPUTED_NAMES, caip2, default_assets
-from x402_mask._rows import Breaker
-from x402_mask._schemas import has_body, schemas_of
+from x402_mask._policy.caps import SECOND, akin, compile_caps
+from x402_mask._policy.catalog_cache import Shelf
+from x402_mask._policy.offers import Policy
+from x402_mask._policy.schemas import has_body, schemas_of
 from x402_mask._services import Services, origin_of, parse_origins
-from x402_mask._shelf import Shelf
-from x402_mask._wallet import as_signer, is_async
-from x402_mask._windows import SECOND, akin, compile_caps
-from x402_mask._wire import shown
+from x402_mask._system.owner_text import Unshown, can_be_sent
+from x402_mask._wallets.local import as_signer, is_async
+from x402_mask._wire.assets import BASE, DISPUTED_NAMES, caip2, default_assets
+from x402_mask._wire.x402 import shown
 from x402_mask.errors import LedgerError
 
 if TYPE_CHECKING:
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from decimal import Decimal
 
-    from x402_mask._chain import ChainReader
-    from x402_mask._effects import Content
-    from x402_mask._ledger import Ledger
-    from x402_mask._market import PaymentDocument
+    from x402_mask._chain.authorizations import ChainReader
+    from x402_mask._chain.sender import Desk
+    from x402_mask._flow.effects import Content
+    from x402_mask._flow.reconciling import Said
+    from x402_mask._flow.records import Purchase
+    from x402_mask._ledger.ledger import Ledger
+    from x402_mask._ledger.records import Proof, Row
     from x402_mask._models import Payment, Quote, Resolved, Route, Spend
-    from x402_mask._reconcile import Said
-    from x402_mask._rows import Proof, Row
-    from x402_mask._shelf import Asked, Terms
-    from x402_mask._terms import Purchase
-    from x402_mask._transfer import Desk
-    from x402_mask._wallet import Signer
+    from x402_mask._policy.catalog_cache import Asked, Terms
+    from x402_mask._wallets.local import Signer
+    from x402_mask._wire.server402 import PaymentDocument
 
 log = logging.getLogger("x402_mask")
 
@@ -172,7 +172,7 @@ class Payer:
         Raises:
             ValueError: a variable is missing or cannot be read.
         """
-        from x402_mask._config import from_env  # noqa: PLC0415
+        from x402_mask._settings.sources import from_env  # noqa: PLC0415
 
         return cls(**{**from_env(environ, given=overrides), **overrides})
 
@@ -184,7 +184,7 @@ class Payer:
             OSError: the file cannot be read.
             ValueError: something in it is unknown, missing or malformed.
         """
-        from x402_mask._config import from_config  # noqa: PLC0415
+        from x402_mask._settings.sources import from_config  # noqa: PLC0415
 
         return cls(**{**from_config(path, given=overrides), **overrides})
 
@@ -249,13 +249,13 @@ class Payer:
         Raises:
             ChallengeError: the 402 claims to be a challenge and cannot be read.
         """
-        from x402_mask._quoting import quote  # noqa: PLC0415  # needs an HTTP library
+        from x402_mask._drive.quoting import quote  # noqa: PLC0415  # needs an HTTP library
 
         return quote(self, asked)
 
     async def aquote(self, asked: Any) -> Quote | None:
         """:meth:`quote`, async."""
-        from x402_mask._quoting import aquote  # noqa: PLC0415
+        from x402_mask._drive.quoting import aquote  # noqa: PLC0415
 
         return await aquote(self, asked)
 
@@ -265,7 +265,7 @@ class Payer:
         Returns what was resolved, and what not and why.  Also gives back reservations of processes
         that died before their proof was stored.
         """
-        from x402_mask._reconcile import reconcile  # noqa: PLC0415
+        from x402_mask._flow.reconciling import reconcile  # noqa: PLC0415
 
         return reconcile(self)
 
@@ -397,7 +397,7 @@ class Payer:
     def chain(self) -> ChainReader:
         """The reader over the RPC endpoints, made when first needed."""
         if self._chain is None:
-            from x402_mask._chain import ChainReader  # noqa: PLC0415
+            from x402_mask._chain.authorizations import ChainReader  # noqa: PLC0415
 
             self._chain = ChainReader(self._rpc, clock=self.now)
         return self._chain
@@ -407,7 +407,7 @@ class Payer:
 
         Its questions to the chain end *wait_s* seconds from now.
         """
-        from x402_mask._transfer import Desk  # noqa: PLC0415
+        from x402_mask._chain.sender import Desk  # noqa: PLC0415
 
         until = None if wait_s is None else time.monotonic() + wait_s
         return Desk(
@@ -422,7 +422,7 @@ class Payer:
         self, row: Row, proof: Proof, transaction: str, wait_s: float | None = None
     ) -> bool:
         """Whether *transaction* moved exactly what *row* reserved."""
-        from x402_mask._reconcile import seen  # noqa: PLC0415
+        from x402_mask._flow.reconciling import seen  # noqa: PLC0415
 
         return seen(self, row, proof, transaction, wait_s)
 
@@ -442,16 +442,26 @@ class Payer:
 
     def resolve(self, rows: Sequence[Row], wait_s: float | None = None) -> list[Said]:
         """Ask the chain about these payments together and write down what it proves."""
-        from x402_mask._reconcile import resolve  # noqa: PLC0415
+        from x402_mask._flow.reconciling import resolve  # noqa: PLC0415
 
         return resolve(self, rows, wait_s)
+
+
+def payer_of(client: object) -> Payer | None:
+    """The payer of a client of this library, or of one it was attached to."""
+    for found in (
+        getattr(client, "payer", None), getattr(getattr(client, "auth", None), "payer", None)
+    ):  # fmt: skip
+        if isinstance(found, Payer):
+            return found
+    return None
 
 
 # --- configuration, checked -----------------------------------------------------------------------
 
 
 def _default_ledger() -> Ledger:
-    from x402_mask._sqlite import SQLiteLedger  # noqa: PLC0415
+    from x402_mask._ledger.sqlite import SQLiteLedger  # noqa: PLC0415
 
     return SQLiteLedger()
 
@@ -527,7 +537,7 @@ def _payees(payees: str | Iterable[str]) -> frozenset[str]:
 
 
 def _payee(address: str) -> str:
-    from x402_mask._policy import payee_fault  # noqa: PLC0415
+    from x402_mask._policy.offers import payee_fault  # noqa: PLC0415
 
     fault = payee_fault(address, payer=None, asset="")
     if fault is not None:
@@ -632,7 +642,7 @@ def _endpoints(
         raise TypeError('rpc maps networks to URLs: rpc={"eip155:8453": "https://..."}')
     found = Unshown({caip2(network): urls for network, urls in rpc.items()})
     if found:
-        from x402_mask._rpc import endpoints_of  # noqa: PLC0415  # few payers ask a chain
+        from x402_mask._chain.rpc import endpoints_of  # noqa: PLC0415  # few payers ask a chain
 
         for network, urls in found.items():
             endpoints_of(network, urls)

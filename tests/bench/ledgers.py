@@ -14,9 +14,9 @@ from typing import Any
 
 from tests.support.postgres import Postgres, Unavailable
 from x402_mask import Cap, PostgresLedger, SQLiteLedger
-from x402_mask._ledger import Ledger
-from x402_mask._rows import Proof, Reservation, new_payment_id
-from x402_mask._windows import compile_caps
+from x402_mask._ledger.ledger import Ledger
+from x402_mask._ledger.records import Proof, Reservation, new_payment_id
+from x402_mask._policy.caps import compile_caps
 
 LIMITS = compile_caps(
     [Cap("0.25", per="call"), Cap("1000000000", per="day"), Cap("1000000000", per="total")], str

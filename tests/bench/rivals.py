@@ -153,11 +153,11 @@ def official(url: str) -> Callable[[int], None]:
 def sign_ours(url: str) -> Callable[[int], None]:
     """One EIP-3009 signature: authorization, payload encoded, self-checked."""
     from tests.bench.seller import CHALLENGE, _encoded
-    from x402_mask._exact import authorize
-    from x402_mask._policy import Choice
-    from x402_mask._registry import EIP3009_ASSETS
-    from x402_mask._wallet import Wallet
-    from x402_mask._wire import proof_header, read_challenge
+    from x402_mask._policy.offers import Choice
+    from x402_mask._schemes.exact_eip3009 import authorize
+    from x402_mask._wallets.local import Wallet
+    from x402_mask._wire.assets import EIP3009_ASSETS
+    from x402_mask._wire.x402 import proof_header, read_challenge
 
     wallet = Wallet.from_key(KEY)
     challenge = read_challenge([_encoded(CHALLENGE).decode()], None)
@@ -181,8 +181,8 @@ def sign_eth_account(url: str) -> Callable[[int], None]:
     """The same message by eth-account with coincurve: no payload, no check."""
     from eth_account import Account
 
-    from x402_mask._eip712 import TRANSFER_TYPES, asset_domain
-    from x402_mask._registry import EIP3009_ASSETS
+    from x402_mask._crypto.eip712 import TRANSFER_TYPES, asset_domain
+    from x402_mask._wire.assets import EIP3009_ASSETS
 
     account = Account.from_key(KEY)
     domain = asset_domain(EIP3009_ASSETS[0])

@@ -387,7 +387,7 @@ def test_a_catalog_that_trickles_is_not_waited_for(
             shop.seller.pause(0.05)
             yield b" "
 
-    monkeypatch.setattr("x402_mask._catalog.DOCUMENT_S", 0.2)
+    monkeypatch.setattr("x402_mask.marketplace.client.DOCUMENT_S", 0.2)
     began = time.monotonic()
     for mode in ("client", "async-client"):
         shop.seller.on(SEARCH, Reply(body=drops(), framing="chunked"))

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from x402_mask import _json
-from x402_mask._schemas import check_input, compiled, text_of
+from x402_mask._policy.schemas import check_input, compiled, text_of
+from x402_mask._wire import strict_json
 
 JSON = "application/json"
 IMAGE = {
@@ -163,7 +163,7 @@ def test_no_reference_leaves_this_machine(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_numbers_beyond_all_floats() -> None:
-    assert text_of(_json.loads('{"maximum": 1e400}')) is None
+    assert text_of(strict_json.loads('{"maximum": 1e400}')) is None
     assert compiled('{"maximum": 1e400}').ignored == ()
 
 

@@ -19,7 +19,7 @@ from x402_mask import (
     Payer,
     PaymentRefused,
 )
-from x402_mask._shelf import Shelf, Terms
+from x402_mask._policy.catalog_cache import Shelf, Terms
 from x402_mask.sandbox import Sandbox
 
 

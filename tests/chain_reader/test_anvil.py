@@ -16,7 +16,7 @@ from web3.logs import DISCARD
 
 from tests.support.chain import NETWORK, USDC, Chain, Signed
 from tests.support.fixtures import needed
-from x402_mask._chain import (
+from x402_mask._chain.authorizations import (
     Authorization,
     Canceled,
     ChainReader,

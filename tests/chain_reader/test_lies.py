@@ -33,7 +33,7 @@ from tests.chain_reader.fake import (
     used,
     word,
 )
-from x402_mask._chain import (
+from x402_mask._chain.authorizations import (
     Authorization,
     Canceled,
     ChainReader,

@@ -11,7 +11,8 @@ from eth_account import Account
 
 from tests.support.seller import Hit, challenge, decode_proof, encode, offer, settlement
 from x402_mask import Cap, MemoryLedger, Payer, Wallet
-from x402_mask._effects import (
+from x402_mask._flow.conversation import converse
+from x402_mask._flow.effects import (
     Ask,
     Checkpoint,
     Consult,
@@ -22,8 +23,7 @@ from x402_mask._effects import (
     Reply,
     Sleep,
 )
-from x402_mask._flow import converse
-from x402_mask._terms import Call, Trip, Verdict
+from x402_mask._flow.records import Call, Trip, Verdict
 
 KEY = "11" * 32
 SHOP = "https://shop.example"

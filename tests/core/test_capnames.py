@@ -8,8 +8,8 @@ import pytest
 
 from tests.core.hand import SHOP, Hand
 from x402_mask import Cap, MemoryLedger
-from x402_mask._ledger import Ledger
-from x402_mask._terms import Trip
+from x402_mask._flow.records import Trip
+from x402_mask._ledger.ledger import Ledger
 from x402_mask.errors import LedgerError
 
 CAPS = [

@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.seller import challenge, encode, offer, offer_server402, offer_v1
-from x402_mask import Cap, ChallengeError, MemoryLedger, OfferRefused, Payer, Wallet, _json
-from x402_mask._policy import Choice, choose
-from x402_mask._registry import NETWORK_NAMES
-from x402_mask._wire import (
+from x402_mask import Cap, ChallengeError, MemoryLedger, OfferRefused, Payer, Wallet
+from x402_mask._policy.offers import Choice, choose
+from x402_mask._wire import strict_json
+from x402_mask._wire.assets import NETWORK_NAMES
+from x402_mask._wire.x402 import (
     CHALLENGE_BYTES_MAX,
     OFFERS_MAX,
     Challenge,
@@ -286,13 +287,13 @@ def test_the_limits_are_exactly_where_they_are() -> None:
         read_challenge([longer], None)
     most = challenge(*[offer()] * OFFERS_MAX)
     assert len(read_challenge([], json.dumps(most).encode()).offers) == OFFERS_MAX  # type: ignore[union-attr]
-    for depth, fits in ((_json.DEPTH_MAX, True), (_json.DEPTH_MAX + 1, False)):
+    for depth, fits in ((strict_json.DEPTH_MAX, True), (strict_json.DEPTH_MAX + 1, False)):
         text = "[" * depth + "1" + "]" * depth
         if fits:
-            _json.loads(text)
+            strict_json.loads(text)
         else:
-            with pytest.raises(_json.BadJSON, match="deeply"):
-                _json.loads(text)
+            with pytest.raises(strict_json.BadJSON, match="deeply"):
+                strict_json.loads(text)
 
 
 def test_seller_text_in_messages_is_short_and_plain() -> None:
@@ -465,12 +466,14 @@ def test_members_and_elements_are_cut_out_to_the_letter(document: Any, indent: i
     """What is echoed is the seller's own spelling: joined again it is the same document."""
     for ascii_only in (True, False):
         text = json.dumps(document, indent=indent, ensure_ascii=ascii_only)
-        cut = _json.members(text)
+        cut = strict_json.members(text)
         assert list(cut) == list(document)
         assert {key: json.loads(value) for key, value in cut.items()} == document
         assert all(value in text and value == value.strip() for value in cut.values())
         listed = json.dumps(list(document.values()), indent=indent, ensure_ascii=ascii_only)
-        assert [json.loads(item) for item in _json.elements(listed)] == list(document.values())
+        assert [json.loads(item) for item in strict_json.elements(listed)] == list(
+            document.values()
+        )
 
 
 @given(plain)
@@ -478,15 +481,15 @@ def test_json_is_read_as_json(value: Any) -> None:
     """Where it reads at all it reads what the standard library reads."""
     text = json.dumps(value)
     try:
-        found = _json.loads(text)
-    except _json.BadJSON:
+        found = strict_json.loads(text)
+    except strict_json.BadJSON:
         return
-    assert found == value and _json.loads(_json.dumps(value)) == value
-    assert _json.loads(b"\xef\xbb\xbf" + text.encode()) == value
+    assert found == value and strict_json.loads(strict_json.dumps(value)) == value
+    assert strict_json.loads(b"\xef\xbb\xbf" + text.encode()) == value
 
 
 @given(st.text(max_size=60) | st.binary(max_size=60))
 def test_json_raises_its_own_error_only(text: str | bytes) -> None:
     """For text and bytes alike."""
-    with contextlib.suppress(_json.BadJSON):
-        _json.loads(text)
+    with contextlib.suppress(strict_json.BadJSON):
+        strict_json.loads(text)

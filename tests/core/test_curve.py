@@ -12,8 +12,9 @@ from eth_account import Account
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from x402_mask import SignerError, Wallet, _curve
-from x402_mask._curve import ORDER, key_pair, recovered
+from x402_mask import SignerError, Wallet
+from x402_mask._crypto import secp256k1
+from x402_mask._crypto.secp256k1 import ORDER, key_pair, recovered
 
 KEY = bytes.fromhex("c0ffee" + "5a" * 29)
 keys = st.integers(1, ORDER - 1).map(lambda number: number.to_bytes(32, "big"))
@@ -32,13 +33,13 @@ def lacking(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(key=keys, digest=digests)
 def test_both_ways_sign_alike(key: bytes, digest: bytes) -> None:
     """Deterministic (RFC 6979), low s, and the recovery bit that leads to the key."""
-    sign, public = _curve._openssl_pair(key)
+    sign, public = secp256k1._openssl_pair(key)
     theirs, known = key_pair(key)
     assert public == known
     signature = sign(digest)
     assert signature == theirs(digest)
     assert int.from_bytes(signature[32:64], "big") <= ORDER // 2
-    assert _curve._recovered(signature, digest) == public
+    assert secp256k1._recovered(signature, digest) == public
 
 
 @settings(max_examples=40, deadline=None)
@@ -46,7 +47,7 @@ def test_both_ways_sign_alike(key: bytes, digest: bytes) -> None:
 def test_both_ways_recover_alike(signature: bytes, parity: int, digest: bytes) -> None:
     """Whatever the bytes are: the same key, or none."""
     made = signature + bytes((parity,))
-    assert _curve._recovered(made, digest) == recovered(made, digest)
+    assert secp256k1._recovered(made, digest) == recovered(made, digest)
 
 
 EDGES = [0, 1, 2, ORDER - 1, ORDER, 2**256 - 1]
@@ -58,19 +59,19 @@ def test_the_edges_recover_alike(r: int, s: int) -> None:
     for digest in (bytes(32), b"\xff" * 32, b"\x01" * 32):
         for parity in (0, 1, 4, 255):
             made = r.to_bytes(32, "big") + s.to_bytes(32, "big") + bytes((parity,))
-            assert _curve._recovered(made, digest) == recovered(made, digest)
-    assert _curve._recovered(b"\x01" * 64, bytes(32)) == b""
-    assert _curve._recovered(b"\x01" * 65, bytes(31)) == b""
+            assert secp256k1._recovered(made, digest) == recovered(made, digest)
+    assert secp256k1._recovered(b"\x01" * 64, bytes(32)) == b""
+    assert secp256k1._recovered(b"\x01" * 65, bytes(31)) == b""
 
 
 def test_the_sums_of_points() -> None:
     """Where the formulas have to be told apart: the same point, its opposite, infinity."""
-    g = _curve._GENERATOR
-    minus = (g[0], _curve._FIELD - g[1])
+    g = secp256k1._GENERATOR
+    minus = (g[0], secp256k1._FIELD - g[1])
     for a, b, q in [(1, 1, g), (1, 1, minus), (5, ORDER - 5, g), (0, 0, g), (0, 7, g), (3, 0, minus),
                     (ORDER - 1, 2, g), (2**255, 2**255 + 1, g)]:  # fmt: skip
         n = (a + (b if q == g else -b)) % ORDER
-        found = _curve._sum_of(a, g, b, q)
+        found = secp256k1._sum_of(a, g, b, q)
         if n == 0:
             assert found is None
             continue

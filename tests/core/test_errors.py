@@ -67,7 +67,7 @@ def used() -> set[str]:
     """Codes in the source: ``reason="..."``, defaults, and the codes of skipped offers."""
     found: set[str] = set()
     evidence = {SOURCE / "_chain.py", SOURCE / "_mined.py"}  # it has reasons too
-    for path in set(SOURCE.glob("*.py")) - evidence:
+    for path in set(SOURCE.rglob("*.py")) - evidence:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.keyword) and node.arg == "reason":
                 found |= constants(node.value)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from x402_mask._schemas import compiled
+from x402_mask._policy.schemas import compiled
 
 VALUES: list[Any] = [
     None, True, False, 0, 1, 1.0, 2.5, "", "a", "https://a.example/x", "not a url", [], ["a"], {},

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 
-from x402_mask import _json
+from x402_mask._wire import strict_json
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def test_deep_nesting_is_refused_on_a_small_stack(bomb: bytes, no_recursion_limi
     caught: list[str] = []
 
     def read() -> None:
-        with pytest.raises(_json.BadJSON) as refused:
-            _json.loads(bomb)
+        with pytest.raises(strict_json.BadJSON) as refused:
+            strict_json.loads(bomb)
         caught.append(str(refused.value))
 
     size = threading.stack_size(512 * 1024)
@@ -45,18 +45,18 @@ def test_deep_nesting_is_refused_on_a_small_stack(bomb: bytes, no_recursion_limi
 def test_brackets_in_text_do_not_count() -> None:
     """Only structure nests."""
     text = '{"a": "' + "[" * 1000 + r"\"{{{\\" + '", "b": [[[]]]}'
-    assert _json.loads(text)["b"] == [[[]]]
+    assert strict_json.loads(text)["b"] == [[[]]]
 
 
 @pytest.mark.parametrize("depth", [31, 32, 33, 64, 65])
 def test_the_limit_is_what_it_says(depth: int) -> None:
     """Thirty-two levels are read, no more, whatever is in the last one."""
     text = "[" * depth + "]" * depth
-    if depth <= _json.DEPTH_MAX:
-        _json.loads(text)
+    if depth <= strict_json.DEPTH_MAX:
+        strict_json.loads(text)
     else:
-        with pytest.raises(_json.BadJSON):
-            _json.loads(text)
+        with pytest.raises(strict_json.BadJSON):
+            strict_json.loads(text)
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,8 @@ def test_nesting_is_judged_in_one_pass(text: str) -> None:
     taken = []
     for _ in range(5):
         begun = time.thread_time()
-        with suppress(_json.BadJSON):
-            _json._check_brackets(text, _json.DEPTH_MAX)
+        with suppress(strict_json.BadJSON):
+            strict_json._check_brackets(text, strict_json.DEPTH_MAX)
         taken.append(time.thread_time() - begun)
     assert min(taken) < 0.02
 
@@ -86,7 +86,7 @@ def test_only_what_is_outside_of_strings_nests(inside: str) -> None:
     for depth, fine in ((30, True), (32, False)):
         text = f'["{inside}", ' + "[" * depth + "]" * depth + f', "{inside}"]'
         if fine:
-            assert _json.loads(text)
+            assert strict_json.loads(text)
         else:
-            with pytest.raises(_json.BadJSON, match="deeply"):
-                _json.loads(text)
+            with pytest.raises(strict_json.BadJSON, match="deeply"):
+                strict_json.loads(text)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from x402_mask import Asset, Cap
 from x402_mask._money import MICRO_MAX, micro_usd, parse_usd, usd
-from x402_mask._windows import (
+from x402_mask._policy.caps import (
     SECOND,
     Used,
     applying,

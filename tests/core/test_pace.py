@@ -12,9 +12,10 @@ from concurrent.futures import Future
 import anyio
 import pytest
 
-from x402_mask import MemoryLedger, SQLiteLedger, _pace
-from x402_mask._drive import AsyncPerformer
-from x402_mask._rows import Busy
+from x402_mask import MemoryLedger, SQLiteLedger
+from x402_mask._drive import pace
+from x402_mask._drive.perform import AsyncPerformer
+from x402_mask._ledger.records import Busy
 
 BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
@@ -28,7 +29,7 @@ class Brief(MemoryLedger):
 @pytest.fixture(autouse=True)
 def rested() -> None:
     """A loop that has not waited for long."""
-    time.sleep((_pace.AT_ONCE_S + _pace.IN_VAIN_S) / _pace.SHARE)
+    time.sleep((pace.AT_ONCE_S + pace.IN_VAIN_S) / pace.SHARE)
 
 
 def recorded(backend: str, call: Callable[[float], object]) -> object:
@@ -40,8 +41,8 @@ def test_all_waits_together_are_bounded() -> None:
     """Of very many that come at once: the first is waited for, and then none."""
     work = Future[None]()
     begun = time.monotonic()
-    assert not any(_pace.awaited_briefly(work) for _ in range(400))
-    assert time.monotonic() - begun < 400 * _pace.AT_ONCE_S / 4
+    assert not any(pace.awaited_briefly(work) for _ in range(400))
+    assert time.monotonic() - begun < 400 * pace.AT_ONCE_S / 4
 
 
 def test_waits_that_are_not_in_vain_are_bounded_too() -> None:
@@ -52,13 +53,13 @@ def test_waits_that_are_not_in_vain_are_bounded_too() -> None:
         timer = threading.Timer(0.004, work.set_result, (None,))
         timer.start()
         begun = time.monotonic()
-        _pace.awaited_briefly(work)
+        pace.awaited_briefly(work)
         took += time.monotonic() - begun
         timer.join()
     begun = time.monotonic()
     done = Future[None]()
     done.set_result(None)
-    assert all(_pace.awaited_briefly(done) for _ in range(100)), "what is done is not waited for"
+    assert all(pace.awaited_briefly(done) for _ in range(100)), "what is done is not waited for"
     assert time.monotonic() - begun < 1
 
 
@@ -110,8 +111,8 @@ def test_an_interruption_comes_when_the_call_is_done(
     seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A signal while it is waited for: else its caller would go on while it is still at it."""
-    monkeypatch.setattr(_pace, "AT_ONCE_S", 5.0)
-    monkeypatch.setattr(_pace._credit, "left_s", 5.0)  # so that it does not come in the loop's wait
+    monkeypatch.setattr(pace, "AT_ONCE_S", 5.0)
+    monkeypatch.setattr(pace._credit, "left_s", 5.0)  # so that it does not come in the loop's wait
     done: list[str] = []
 
     def call(_: float) -> None:

@@ -15,8 +15,8 @@ import pytest
 from tests.core.hand import SHOP, Hand, answered, asked
 from tests.support.seller import PAYEE, USDC, offer
 from x402_mask import Asset, Cap, LedgerError, MemoryLedger, OfferRefused, Payer, Wallet
-from x402_mask._drive import Patience, perform
-from x402_mask._effects import Consult, Record, Sleep
+from x402_mask._drive.perform import Patience, perform
+from x402_mask._flow.effects import Consult, Record, Sleep
 
 WALLET = Wallet.from_key("11" * 32)
 USDC_ASSET = Asset(USDC.network, USDC.address, 6, USDC.name, USDC.version)

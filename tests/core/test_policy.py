@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from tests.support.seller import OTHER_PAYEE, PAYEE, USDC, USDC_CELO, USDC_SEPOLIA, WIDE_USD, offer
 from x402_mask import Asset, Cap, MemoryLedger, OfferRefused, Payer, Wallet
-from x402_mask._exact import SKEW_MAX_S, authorize, seller_clock
 from x402_mask._models import Offer
 from x402_mask._money import MICRO_MAX
-from x402_mask._policy import VALIDITY_MIN_S, Choice, Policy, choose, payee_fault
-from x402_mask._wire import Challenge, read_challenge
+from x402_mask._policy.offers import VALIDITY_MIN_S, Choice, Policy, choose, payee_fault
+from x402_mask._schemes.exact_eip3009 import SKEW_MAX_S, authorize, seller_clock
+from x402_mask._wire.x402 import Challenge, read_challenge
 
 WALLET = Wallet.from_key("11" * 32)
 WIDE = Asset(WIDE_USD.network, WIDE_USD.address, 18, WIDE_USD.name, WIDE_USD.version)

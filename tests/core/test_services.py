@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from x402_mask._policy import payee_fault
-from x402_mask._registry import (
+from x402_mask._policy.offers import payee_fault
+from x402_mask._services import Services, is_loopback, origin_of, parse_origins
+from x402_mask._wire.assets import (
     DISPUTED_NAMES,
     EIP3009_ASSETS,
     NETWORK_NAMES,
@@ -20,7 +21,6 @@ from x402_mask._registry import (
     caip2,
     default_assets,
 )
-from x402_mask._services import Services, is_loopback, origin_of, parse_origins
 
 ORIGINS: dict[str, str] = {
     "https://Shop.Example/a?b#c": "https://shop.example",

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from tests.core.hand import SHOP, Hand
 from x402_mask import Cap, CapExceeded
-from x402_mask._counters import over_cap
+from x402_mask._flow.records import Trip
+from x402_mask._ledger.counters import over_cap
 from x402_mask._models import Spend
+from x402_mask._policy.caps import applying, compile_caps, named
 from x402_mask._services import Services, service_key, tool_url
 from x402_mask._spelling import readings
-from x402_mask._terms import Trip
-from x402_mask._windows import applying, compile_caps, named
 
 HOST = "https://shop.example"
 SERVICES = Services({"dear": f"{HOST}/V1/dear//*", "page": f"{HOST}/page"})

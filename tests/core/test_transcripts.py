@@ -28,10 +28,10 @@ from x402_mask import (
     SignerError,
     Wallet,
 )
-from x402_mask._drive import Abandoned
-from x402_mask._effects import Reply
+from x402_mask._drive.perform import Abandoned
+from x402_mask._flow.effects import Reply
+from x402_mask._flow.reconciling import Said
 from x402_mask._models import Resolved
-from x402_mask._reconcile import Said
 
 HEAD = ["ask", "read", "fingerprint", "look"]
 TAIL = ["ask+proof", "finish", "checkpoint"]
@@ -641,8 +641,8 @@ def test_a_refusal_that_cannot_be_noted_is_said_all_the_same() -> None:
 
 def quoted(hand: Hand) -> Any:
     """What a call would cost."""
-    from x402_mask._foresight import quote
-    from x402_mask._terms import Call
+    from x402_mask._flow.foresight import quote
+    from x402_mask._flow.records import Call
 
     hand.transcript = []
     call = Call(method="GET", url=URL, trip=a_trip())
@@ -822,8 +822,8 @@ def expect_repair(hand: Hand, name: str) -> None:
 def test_closed_like_a_generator(name: str) -> None:
     """``GeneratorExit`` cannot be answered by effects: drivers must translate it, and this is why."""
     hand = set_scene(name)
-    from x402_mask._flow import converse
-    from x402_mask._terms import Call
+    from x402_mask._flow.conversation import converse
+    from x402_mask._flow.records import Call
 
     call = Call(method="GET", url=URL, trip=a_trip(), key=hand.key)
     flow = converse(hand.payer, call)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from x402_mask import Asset, Cap, MemoryLedger, Payer, Wallet
-from x402_mask._eip712 import (
+from x402_mask._crypto.eip712 import (
     TRANSFER_TYPES,
     asset_domain,
     checksum,
@@ -22,11 +22,11 @@ from x402_mask._eip712 import (
     transfer_digest,
     typed_data_digest,
 )
-from x402_mask._exact import Authorization, authorize
-from x402_mask._policy import Choice, choose
-from x402_mask._registry import EIP3009_ASSETS
-from x402_mask._wallet import checked_signature
-from x402_mask._wire import read_challenge
+from x402_mask._policy.offers import Choice, choose
+from x402_mask._schemes.exact_eip3009 import Authorization, authorize
+from x402_mask._wallets.local import checked_signature
+from x402_mask._wire.assets import EIP3009_ASSETS
+from x402_mask._wire.x402 import read_challenge
 
 VECTORS = Path(__file__).parents[2] / "fixtures" / "vectors"
 FILES = [json.loads(path.read_text()) for path in sorted(VECTORS.glob("*.json"))]

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from x402_mask import Cap, MemoryLedger, Payer, SignerError, Wallet
-from x402_mask._wallet import Signer, as_signer, checked_signature, is_async, write_keystore
+from x402_mask._wallets.local import Signer, as_signer, checked_signature, is_async, write_keystore
 
 KEY = bytes.fromhex("c0ffee" + "5a" * 29)
 ADDRESS = Account.from_key(KEY).address

@@ -13,7 +13,8 @@ from tests.faults.lines import Trial
 from tests.mcp.kit import Shop, asks, connected, document, made
 from tests.tokens.bazaar import PRICE, SERVICE, Bazaar
 from tests.transport.kit import SHOP, Kind, run
-from x402_mask import Cap, MemoryLedger, Payer, SQLiteLedger, _deal
+from x402_mask import Cap, MemoryLedger, Payer, SQLiteLedger
+from x402_mask._flow.tokens import purchase
 from x402_mask.mcp import PaidSession
 
 PREFER: Final = ("held-token", "token")
@@ -51,7 +52,7 @@ class Buying(Trial):
         )  # fmt: skip
 
     def prepare(self) -> None:
-        _deal._FIRST_DELAY_S = 0.01  # type: ignore[misc]
+        purchase._FIRST_DELAY_S = 0.01  # type: ignore[misc]
         self.market = market(self.calls)
         self.rig._routes = self.market._scripts
         self.url = f"{SHOP}/api/tools/{SERVICE}"
@@ -109,7 +110,7 @@ class BuyingTool(Tool):
     calls: ClassVar[int] = 1
 
     def prepare(self) -> None:
-        _deal._FIRST_DELAY_S = 0.01  # type: ignore[misc]
+        purchase._FIRST_DELAY_S = 0.01  # type: ignore[misc]
         self.market = market(self.calls)
         known = {
             k: v for k, v in document(str(PRICE)).items() if k not in ("x402Version", "resource")

@@ -206,11 +206,12 @@ KEY_OF_FLEET = b"\x22" * 32
 
 def on_fleet(dsn: str, *, elsewhere_s: float | None = None) -> Any:
     """The fleet's ledger; perhaps as a process on another host has it, with leases so long."""
-    from x402_mask import PostgresLedger, _lease, _postgres
+    from x402_mask import PostgresLedger
+    from x402_mask._ledger import owners, postgres
 
     if elsewhere_s is not None:
-        _postgres.LEASE_S, _postgres.BEAT_S = elsewhere_s, elsewhere_s / 5  # type: ignore[misc]
-        _lease.boot_id = _postgres.boot_id = lambda: "another-host"  # type: ignore[assignment]
+        postgres.LEASE_S, postgres.BEAT_S = elsewhere_s, elsewhere_s / 5  # type: ignore[misc]
+        owners.boot_id = postgres.boot_id = lambda: "another-host"  # type: ignore[assignment]
     return PostgresLedger(dsn, key=KEY_OF_FLEET)
 
 

@@ -23,8 +23,9 @@ import httpx
 
 import x402_mask
 from tests.transport.kit import Kind, Rig, run
-from x402_mask import Cap, MemoryLedger, Payer, SQLiteLedger, _drive
-from x402_mask._audit import verify
+from x402_mask import Cap, MemoryLedger, Payer, SQLiteLedger
+from x402_mask._drive import perform
+from x402_mask._ledger.audit import verify
 from x402_mask.errors import PaymentError
 
 KINDS: Final = tuple(
@@ -70,7 +71,7 @@ class Lines:
 
     def __enter__(self) -> Self:
         if self._threads:
-            _drive._pools.clear()  # threads that run are not traced
+            perform._pools.clear()  # threads that run are not traced
             threading.settrace(self._hook)
         else:
             sys.settrace(self._hook)

@@ -28,8 +28,8 @@ from tests.faults.lines import (
 from tests.faults.lines import Trial as OneProof
 from tests.transport.kit import Kind, Rig, run
 from x402_mask import Cap, SQLiteLedger
-from x402_mask._audit import verify
-from x402_mask._carrier import yes
+from x402_mask._ledger.audit import verify
+from x402_mask._ledger.carrier import yes
 
 STRIDE = 67
 """Every so manieth line here, from another one for each kind; every line in the soak."""

@@ -206,7 +206,7 @@ def test_cancelled_while_the_end_cannot_be_written(
     seller: Seller, fast_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another program holds the ledger's lock when the 2xx comes, and the caller gives up."""
-    monkeypatch.setattr("x402_mask._drive.WAIT_S", 0.4)
+    monkeypatch.setattr("x402_mask._drive.perform.WAIT_S", 0.4)
     deal = Deal(seller, fast_path)
     locker = Locker(deal.path)
 
@@ -237,7 +237,7 @@ def test_a_body_that_breaks_off_while_the_ledger_is_locked(
     seller: Seller, fast_path: Path, monkeypatch: pytest.MonkeyPatch, colour: str
 ) -> None:
     """The caller gets the network's own error, and the operation is open all the same."""
-    monkeypatch.setattr("x402_mask._drive.WAIT_S", 0.3)
+    monkeypatch.setattr("x402_mask._drive.perform.WAIT_S", 0.3)
     monkeypatch.setattr("x402_mask.httpx._session.WAIT_S", 0.3)
     deal = Deal(seller, fast_path)
     locker = Locker(deal.path)

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from tests.hostile.kit import Kind, World, every_kind, receipt
 from tests.support.seller import Reply, challenge, offer_v1, paywall, served
-from x402_mask import _codings
-from x402_mask._wire import CHALLENGE_BYTES_MAX
+from x402_mask._wire import codings as _codings
+from x402_mask._wire.x402 import CHALLENGE_BYTES_MAX
 
 PACKERS: dict[str, tuple[str, str]] = {
     "brotli": ("br", "compress"),

@@ -23,7 +23,7 @@ from tests.support.seller import (
     v2_body,
 )
 from x402_mask import OfferRefused
-from x402_mask._eip712 import TRANSFER_TYPES
+from x402_mask._crypto.eip712 import TRANSFER_TYPES
 
 DOMAIN = {"name": "USD Coin", "version": "2"}
 FULL_DOMAIN = {**DOMAIN, "chainId": 8453, "verifyingContract": USDC.address}

@@ -22,7 +22,7 @@ from tests.support.seller import (
     served,
     v2_header,
 )
-from x402_mask._audit import verify
+from x402_mask._ledger.audit import verify
 
 FUNDS = "invalid_exact_evm_insufficient_balance"
 USED = "invalid_exact_evm_nonce_already_used"

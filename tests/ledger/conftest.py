@@ -10,7 +10,7 @@ import pytest
 from tests.ledger.kit import Store, sqlite_store
 from tests.support.postgres import Postgres, own_postgres, postgres, summary
 from x402_mask import MemoryLedger
-from x402_mask._ledger import Ledger
+from x402_mask._ledger.ledger import Ledger
 
 __all__ = ["own_postgres", "postgres"]
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from x402_mask import Cap, PaymentError
-from x402_mask._ledger import Ledger
+from x402_mask._ledger.ledger import Ledger
+from x402_mask._ledger.records import Breaker, Proof, Reservation, Result, Twin, new_payment_id
+from x402_mask._ledger.sqlite import SQLiteLedger
 from x402_mask._money import usd
-from x402_mask._rows import Breaker, Proof, Reservation, Result, Twin, new_payment_id
-from x402_mask._sqlite import SQLiteLedger
-from x402_mask._turns import Turn
-from x402_mask._windows import Limit, compile_caps
+from x402_mask._policy.caps import Limit, compile_caps
+from x402_mask._system.turns import Turn
 
 SECOND = 1_000_000
 HOUR, DAY = 3600 * SECOND, 86400 * SECOND
@@ -167,7 +167,7 @@ class Store:
             if self.kind == "sqlite":
                 raw.execute("BEGIN IMMEDIATE")
             else:
-                from x402_mask._postgres import _LOCK
+                from x402_mask._ledger.postgres import _LOCK
 
                 raw.execute(f"BEGIN; SELECT pg_advisory_xact_lock({_LOCK})")
             yield

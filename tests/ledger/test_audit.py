@@ -28,9 +28,9 @@ from tests.ledger.kit import (
     want,
 )
 from x402_mask import Cap, LedgerError
-from x402_mask._audit import _FIELDS, AuditReport, export, verify
-from x402_mask._ledger import Ledger
-from x402_mask._rows import Breaker
+from x402_mask._ledger.audit import _FIELDS, AuditReport, export, verify
+from x402_mask._ledger.ledger import Ledger
+from x402_mask._ledger.records import Breaker
 
 CAPS = (Cap(1, per="day"), Cap(1, per=timedelta(hours=1), service=SERVICE), Cap(1, per="call"))
 OTHER = "0x" + "cd" * 20
@@ -189,7 +189,7 @@ def test_whoever_has_no_key_cannot_chain_a_row(tmp_path: Path) -> None:
     """Even with this code at hand: a change chained with another key is as visible as any."""
     store = sqlite_store(tmp_path / "ledger.db")
     payment = lived(store.ledger)
-    from x402_mask._vault import Vault
+    from x402_mask._ledger.key import Vault
 
     forger = Vault(b"f" * 32)
     (before,), (data,) = (

@@ -26,10 +26,10 @@ from tests.ledger.kit import (
     want,
 )  # fmt: skip
 from x402_mask import Cap, CapExceeded, PaymentRefused
-from x402_mask._ledger import Ledger
+from x402_mask._ledger.ledger import Ledger
+from x402_mask._ledger.records import Twin
 from x402_mask._money import MICRO_MAX
-from x402_mask._rows import Twin
-from x402_mask._windows import akin
+from x402_mask._policy.caps import akin
 
 ALL: tuple[Any, ...] = ("hour", "day", "month", "total", timedelta(hours=1), timedelta(days=30))
 

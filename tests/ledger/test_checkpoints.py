@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 
 from tests.ledger.kit import ROOT, reserved, together
-from x402_mask import SQLiteLedger, _checkpoints
-from x402_mask._audit import verify
+from x402_mask import SQLiteLedger
+from x402_mask._ledger import sqlite_wal
+from x402_mask._ledger.audit import verify
 
 LOG = "x402_mask"
 
@@ -29,24 +30,24 @@ LOG = "x402_mask"
 @pytest.fixture
 def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a ledger that is checkpointed every twenty commits."""
-    monkeypatch.setattr(_checkpoints, "COMMITS", 20)
+    monkeypatch.setattr(sqlite_wal, "COMMITS", 20)
     made = SQLiteLedger(tmp_path / "ledger.db")
     yield made
     made.close()
-    assert _checkpoints.finish(10) == frozenset()
+    assert sqlite_wal.finish(10) == frozenset()
 
 
 def test_the_file_is_found_from_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The program may go to another directory after it has opened its ledger."""
-    monkeypatch.setattr(_checkpoints, "COMMITS", 2)
+    monkeypatch.setattr(sqlite_wal, "COMMITS", 2)
     copied: list[str] = []
-    monkeypatch.setattr(_checkpoints, "_checkpoint", copied.append)
+    monkeypatch.setattr(sqlite_wal, "_checkpoint", copied.append)
     monkeypatch.chdir(tmp_path)
     ledger = SQLiteLedger("ledger.db")
     reserved(ledger)
     monkeypatch.chdir("/")
     reserved(ledger)
-    assert _checkpoints.finish(10) == frozenset()
+    assert sqlite_wal.finish(10) == frozenset()
     assert copied == [str((tmp_path / "ledger.db").resolve())]
     ledger.close()
 
@@ -56,16 +57,16 @@ def test_the_second_of_two_at_one_file_is_still_known_when_the_first_is_done(
 ) -> None:
     """Else a fork would not wait for it, and the child inherit what it has open."""
     first, second = threading.Event(), threading.Event()
-    assert _checkpoints._begin("one file", lambda _: first.wait(20) and None)
+    assert sqlite_wal._begin("one file", lambda _: first.wait(20) and None)
     with monkeypatch.context() as at_once:  # as where the first is not started yet
         at_once.setattr(threading.Thread, "is_alive", lambda _: False)
-        assert _checkpoints._begin("one file", lambda _: second.wait(20) and None)
+        assert sqlite_wal._begin("one file", lambda _: second.wait(20) and None)
     first.set()
     while len(running()) > 1:
         time.sleep(0.01)
-    assert _checkpoints.finish(0) == {"one file"}
+    assert sqlite_wal.finish(0) == {"one file"}
     second.set()
-    assert _checkpoints.finish(20) == frozenset()
+    assert sqlite_wal.finish(20) == frozenset()
 
 
 def log_bytes(ledger: SQLiteLedger) -> int:
@@ -80,11 +81,11 @@ def test_the_log_stays_short_and_nothing_is_lost(
     ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """400 reservations write some 12 MB of log, which would stay there; it is begun anew."""
-    monkeypatch.setattr(_checkpoints, "LOG_BYTES", 0)
+    monkeypatch.setattr(sqlite_wal, "LOG_BYTES", 0)
     for _ in range(20):
         answers = together(4, lambda _: [reserved(ledger) for _ in range(5)])
         assert all(isinstance(answer, list) for answer in answers), answers
-        assert _checkpoints.finish(10) == frozenset()  # so that some find no writer busy
+        assert sqlite_wal.finish(10) == frozenset()  # so that some find no writer busy
     assert log_bytes(ledger) < grown(ledger, monkeypatch, tmp_path) / 2
     with closing(sqlite3.connect(f"file:{ledger.path}?immutable=1", uri=True)) as raw:
         [(copied,)] = raw.execute("SELECT COUNT(*) FROM payments")
@@ -95,7 +96,7 @@ def test_the_log_stays_short_and_nothing_is_lost(
 
 def grown(ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> int:
     """How long the log of as many reservations is where nobody copies it, in bytes."""
-    monkeypatch.setattr(_checkpoints, "COMMITS", 10**9)
+    monkeypatch.setattr(sqlite_wal, "COMMITS", 10**9)
     other = SQLiteLedger(tmp_path / "other.db")
     for _ in range(400):
         reserved(other)
@@ -115,7 +116,7 @@ def test_closing_does_not_wait_for_the_thread(
     ledger.close()
     assert running() and time.monotonic() - begun < 0.4
     assert len(ledger.payments()) == 25
-    assert _checkpoints.finish(10) == frozenset()
+    assert sqlite_wal.finish(10) == frozenset()
     assert len(SQLiteLedger(ledger.path).payments()) == 25
 
 
@@ -134,7 +135,7 @@ def test_trouble_costs_nobody_a_payment(
     with caplog.at_level(logging.DEBUG, logger=LOG):
         for _ in range(25):
             reserved(ledger)
-        assert _checkpoints.finish(10) == frozenset()
+        assert sqlite_wal.finish(10) == frozenset()
     assert "disk is full" in caplog.text
     assert len(ledger.payments()) == 25
 
@@ -154,8 +155,8 @@ def test_where_no_thread_can_be_had(
 
 
 def test_a_file_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
-    for work in (_checkpoints._checkpoint, _checkpoints._lengthen):
-        _checkpoints._run(str(tmp_path / "gone.db"), work)
+    for work in (sqlite_wal._checkpoint, sqlite_wal._lengthen):
+        sqlite_wal._run(str(tmp_path / "gone.db"), work)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -165,26 +166,26 @@ def test_a_file_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
 def test_the_log_is_made_long_once(ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commits need not wait for the file system to find room; and nobody sees what is in it."""
     begun: list[str] = []
-    lengthen = _checkpoints._lengthen
-    monkeypatch.setattr(_checkpoints, "COMMITS", 10**9)
+    lengthen = sqlite_wal._lengthen
+    monkeypatch.setattr(sqlite_wal, "COMMITS", 10**9)
     monkeypatch.setattr(
-        _checkpoints, "_lengthen", lambda path: (begun.append(path), lengthen(path))[1]
+        sqlite_wal, "_lengthen", lambda path: (begun.append(path), lengthen(path))[1]
     )
-    for _ in range(_checkpoints.FEW_COMMITS - 1):
+    for _ in range(sqlite_wal.FEW_COMMITS - 1):
         reserved(ledger)
-    assert running() == [] and log_bytes(ledger) < _checkpoints.LOG_BYTES
+    assert running() == [] and log_bytes(ledger) < sqlite_wal.LOG_BYTES
     reserved(ledger)
-    assert _checkpoints.finish(10) == frozenset()
+    assert sqlite_wal.finish(10) == frozenset()
     length = log_bytes(ledger)
-    assert length >= _checkpoints.LOG_BYTES
+    assert length >= sqlite_wal.LOG_BYTES
     other = SQLiteLedger(ledger.path)
     for _ in range(15):
         reserved(ledger)
         reserved(other)
-    assert _checkpoints.finish(10) == frozenset()
+    assert sqlite_wal.finish(10) == frozenset()
     assert log_bytes(ledger) == length
     assert len(begun) == 2  # once by each, and the second found it long
-    consistent(ledger, _checkpoints.FEW_COMMITS + 30)
+    consistent(ledger, sqlite_wal.FEW_COMMITS + 30)
     other.close()
 
 
@@ -200,20 +201,21 @@ def consistent(ledger: SQLiteLedger, payments: int) -> None:
 def test_not_where_it_would_fill_the_disk(
     ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = shutil.disk_usage(ledger.path.parent)._replace(free=10 * _checkpoints.LOG_BYTES - 1)
+    few = shutil.disk_usage(ledger.path.parent)._replace(free=10 * sqlite_wal.LOG_BYTES - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: few)
     for _ in range(12):
         reserved(ledger)
-    assert _checkpoints.finish(10) == frozenset()
+    assert sqlite_wal.finish(10) == frozenset()
     assert log_bytes(ledger) < 1 << 20
 
 
 KILLED = """
 import os, signal, sys
 from tests.ledger.kit import reserved
-from x402_mask import SQLiteLedger, _checkpoints
+from x402_mask import SQLiteLedger
+from x402_mask._ledger import sqlite_wal
 
-connected = _checkpoints._connected
+connected = sqlite_wal._connected
 class Raw:
     def __init__(self, path):
         self.raw = connected(path)
@@ -224,11 +226,11 @@ class Raw:
             print(os.stat(sys.argv[1] + "-wal").st_size, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         return self.raw.execute(sql, *params)
-_checkpoints._connected = Raw
+sqlite_wal._connected = Raw
 ledger = SQLiteLedger(sys.argv[1])
-for _ in range(_checkpoints.FEW_COMMITS):
+for _ in range(sqlite_wal.FEW_COMMITS):
     reserved(ledger)
-_checkpoints.finish(20)
+sqlite_wal.finish(20)
 """
 
 
@@ -239,11 +241,11 @@ def test_killed_while_it_is_made_long(tmp_path: Path) -> None:
         cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert int(done.stdout) >= _checkpoints.LOG_BYTES  # all of it stands in the log, uncommitted
+    assert int(done.stdout) >= sqlite_wal.LOG_BYTES  # all of it stands in the log, uncommitted
     ledger = SQLiteLedger(path)
-    consistent(ledger, _checkpoints.FEW_COMMITS)
+    consistent(ledger, sqlite_wal.FEW_COMMITS)
     reserved(ledger)
-    consistent(ledger, _checkpoints.FEW_COMMITS + 1)
+    consistent(ledger, sqlite_wal.FEW_COMMITS + 1)
     ledger.close()
 
 
@@ -270,8 +272,9 @@ def opened(directory: Path) -> Iterator[str]:
 FORK = """
 import gc, os, sqlite3, sys, time
 from tests.ledger.kit import reserved
-from x402_mask import LedgerError, SQLiteLedger, _checkpoints
-import x402_mask._sqlite as sqlite
+from x402_mask import LedgerError, SQLiteLedger
+from x402_mask._ledger import sqlite_wal
+import x402_mask._ledger.sqlite as sqlite
 
 connect = sqlite3.connect
 def slow(*args, **options):
@@ -281,12 +284,12 @@ def slow(*args, **options):
         time.sleep(float(sys.argv[2]))
     return raw
 sqlite3.connect = slow
-_checkpoints.COMMITS = 2
+sqlite_wal.COMMITS = 2
 sqlite.WAIT_S = float(sys.argv[3])
 ledger = SQLiteLedger(sys.argv[1])
 reserved(ledger)
 reserved(ledger)
-while not _checkpoints._running:
+while not sqlite_wal._running:
     time.sleep(0.001)
 time.sleep(0.1)
 if sys.argv[4] == "dropped":
@@ -303,7 +306,7 @@ if pid == 0:
 os.waitpid(pid, 0)
 ledger = SQLiteLedger(sys.argv[1])
 reserved(ledger)
-_checkpoints.finish(20)
+sqlite_wal.finish(20)
 print(len(ledger.payments()))
 """
 
@@ -329,10 +332,11 @@ def test_a_fork_waits_for_a_checkpoint(
 FORK_IN_HANDLER = """
 import os, signal, sys, threading
 from tests.ledger.kit import reserved
-from x402_mask import SQLiteLedger, _checkpoints
-import x402_mask._sqlite as sqlite
+from x402_mask import SQLiteLedger
+from x402_mask._ledger import sqlite_wal
+import x402_mask._ledger.sqlite as sqlite
 
-_checkpoints.COMMITS = 2
+sqlite_wal.COMMITS = 2
 sqlite.WAIT_S = 0.2
 def fork(*_):
     if os.fork() == 0:
@@ -350,7 +354,7 @@ class Watched(dict):
     def __setitem__(self, thread, path):
         os.kill(os.getpid(), signal.SIGUSR1)
         super().__setitem__(thread, path)
-_checkpoints._running = Watched()
+sqlite_wal._running = Watched()
 ledger = SQLiteLedger(sys.argv[1])
 for _ in range(2):
     reserved(ledger)

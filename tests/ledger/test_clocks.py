@@ -25,10 +25,10 @@ from tests.ledger.kit import (
     want,
 )
 from x402_mask import PaymentRefused
-from x402_mask._audit import verify
-from x402_mask._clocks import DAY_US, Clocks, dead_at
-from x402_mask._ledger import Ledger
-from x402_mask._rows import Reserved, Twin
+from x402_mask._ledger.audit import verify
+from x402_mask._ledger.ledger import Ledger
+from x402_mask._ledger.records import Reserved, Twin
+from x402_mask._policy.clocks import DAY_US, Clocks, dead_at
 
 OPERATION = "one operation"
 UNTIL = NOW // SECOND + 300

@@ -26,12 +26,13 @@ from tests.ledger.kit import (
     want,
 )
 from tests.ledger.test_tokens import asked, with_token
-from x402_mask import Cap, LedgerError, PaymentError, PostgresLedger, _checkpoints
-from x402_mask._audit import export, verify
-from x402_mask._ledger import Ledger
-from x402_mask._payees import NoOrigin
-from x402_mask._restore import standing
-from x402_mask._rows import Breaker
+from x402_mask import Cap, LedgerError, PaymentError, PostgresLedger
+from x402_mask._ledger import sqlite_wal
+from x402_mask._ledger.audit import export, verify
+from x402_mask._ledger.ledger import Ledger
+from x402_mask._ledger.payees import NoOrigin
+from x402_mask._ledger.records import Breaker
+from x402_mask._ledger.restore import standing
 
 CAP = Cap(1, per="day")
 OPERATION = "one operation"
@@ -119,7 +120,7 @@ def test_whatever_is_wrong_in_a_file(tmp_path: Path, table: str, reading: str) -
     first = sqlite_store(tmp_path / "first.db")
     lived(first.ledger)
     first.ledger.close()
-    _checkpoints.finish(20)
+    sqlite_wal.finish(20)
     wrong = []
     for column in columns(first, table):
         for number, junk in enumerate(JUNK):

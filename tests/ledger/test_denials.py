@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tests.ledger.kit import NOW, SECOND, Store
-from x402_mask._audit import verify
-from x402_mask._ledger import Ledger
+from x402_mask._ledger.audit import verify
+from x402_mask._ledger.ledger import Ledger
 
 MINUTE = 60 * SECOND
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.ledger.kit import NOW, SERVICE, end, held, limits, proof, refusal, reserved, want
 from x402_mask import Cap, SQLiteLedger
-from x402_mask._rows import Breaker, new_payment_id
+from x402_mask._ledger.records import Breaker, new_payment_id
 
 CAPS = (Cap(1, per="day"), Cap(1, per=timedelta(hours=1), service=SERVICE), Cap("0.1", per="call"))
 BREAKER = Breaker(failures=3, seconds=60)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.ledger.kit import held, refusal, together, want
 from x402_mask import LedgerError, SQLiteLedger
-from x402_mask._head import HeadFile
+from x402_mask._ledger.head import HeadFile
 
 MAC = "ab" * 32
 

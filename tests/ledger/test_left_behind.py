@@ -20,7 +20,7 @@ from tests.ledger.kit import NOW, SERVICE, WIDE, held, proof, reserved, want
 from tests.ledger.proxy import Proxy
 from tests.support.postgres import Postgres
 from x402_mask import LedgerError, PostgresLedger
-from x402_mask._audit import verify
+from x402_mask._ledger.audit import verify
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -88,8 +88,8 @@ def test_a_lock_left_behind_is_given_back_though_the_process_asks_no_more(
     def strike(*args: object) -> object:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("x402_mask._pg.roll_back", lambda raw: None)
-    monkeypatch.setattr("x402_mask._pg._Slot.tidy", strike)
+    monkeypatch.setattr("x402_mask._ledger.postgres_pool.roll_back", lambda raw: None)
+    monkeypatch.setattr("x402_mask._ledger.postgres_pool._Slot.tidy", strike)
     monkeypatch.setattr(ledger, "_insert", strike)
     with pytest.raises(KeyboardInterrupt) as kept:
         ledger.reserve(want(WIDE))

@@ -12,8 +12,8 @@ import pytest
 
 from tests.ledger.kit import NOW, Worker, held, limits, refusal, sqlite_store, used, want
 from x402_mask import Cap, CapExceeded, LedgerError, SQLiteLedger
-from x402_mask._audit import verify
-from x402_mask._busy import is_broken
+from x402_mask._ledger.audit import verify
+from x402_mask._ledger.sqlite_busy import is_broken
 
 CAP = Cap("0.004", per="total")
 """Room for four payments."""

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.ledger.kit import NOW, SERVICE, Store, end, held
-from x402_mask._carrier import Carrier
-from x402_mask._ledger import Ledger
+from x402_mask._ledger.carrier import Carrier
+from x402_mask._ledger.ledger import Ledger
 from x402_mask.errors import LedgerError
 
 

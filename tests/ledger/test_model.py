@@ -27,18 +27,11 @@ from hypothesis.stateful import (
 
 from tests.ledger.conftest import KEY, clear
 from tests.ledger.kit import DAY, DEAD, HOUR, NOW, SECOND, end, limits, proof, want
-from x402_mask import (
-    Cap,
-    LedgerError,
-    MemoryLedger,
-    PaymentRefused,
-    PostgresLedger,
-    SQLiteLedger,
-    _checkpoints,
-)
-from x402_mask._audit import verify
-from x402_mask._ledger import Ledger
-from x402_mask._rows import Reserved
+from x402_mask import Cap, LedgerError, MemoryLedger, PaymentRefused, PostgresLedger, SQLiteLedger
+from x402_mask._ledger import sqlite_wal
+from x402_mask._ledger.audit import verify
+from x402_mask._ledger.ledger import Ledger
+from x402_mask._ledger.records import Reserved
 
 SERVICES = ("a", "b")
 PERS: tuple[Any, ...] = (
@@ -268,7 +261,7 @@ class FileLife(Life):
         try:
             super().teardown()
         finally:
-            _checkpoints.finish(10)
+            sqlite_wal.finish(10)
             self.folder.cleanup()
 
 

@@ -38,10 +38,10 @@ from tests.ledger.kit import (
     want,
 )
 from x402_mask import Cap, LedgerError, PostgresLedger, SQLiteLedger
-from x402_mask._audit import verify
-from x402_mask._head import HeadFile, Mark
-from x402_mask._ledger import Ledger
-from x402_mask._restore import accept, standing
+from x402_mask._ledger.audit import verify
+from x402_mask._ledger.head import HeadFile, Mark
+from x402_mask._ledger.ledger import Ledger
+from x402_mask._ledger.restore import accept, standing
 
 FILES = ("", "-wal", "-shm")
 KEY = "5c" * 32
@@ -458,7 +458,7 @@ def test_a_head_that_cannot_be_written_is_said_once(
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("x402_mask._head._write_at", full)
+    monkeypatch.setattr("x402_mask._ledger.head._write_at", full)
     with caplog.at_level(logging.WARNING, "x402_mask"):
         held(ledger)
         held(ledger)

@@ -30,7 +30,7 @@ from tests.ledger.worker import TOTAL
 from tests.support.pgbouncer import MISSING, Pooler, binary
 from tests.support.postgres import Postgres
 from x402_mask import Cap, CapExceeded, LedgerError, PostgresLedger
-from x402_mask._audit import verify
+from x402_mask._ledger.audit import verify
 
 psycopg = pytest.importorskip("psycopg")
 pytestmark = [

@@ -36,11 +36,11 @@ from tests.ledger.kit import (
 from tests.ledger.proxy import Cut, Proxy
 from tests.support.postgres import Postgres
 from x402_mask import Cap, LedgerError, PostgresLedger
-from x402_mask._audit import verify
-from x402_mask._drive import AsyncPerformer
-from x402_mask._effects import Record
-from x402_mask._rows import Twin
-from x402_mask._schema import SCHEMA_VERSION
+from x402_mask._drive.perform import AsyncPerformer
+from x402_mask._flow.effects import Record
+from x402_mask._ledger.audit import verify
+from x402_mask._ledger.records import Twin
+from x402_mask._ledger.schema import SCHEMA_VERSION
 
 psycopg = pytest.importorskip("psycopg")
 
@@ -198,7 +198,7 @@ def test_a_server_that_stops_answering_is_given_up(
     ledger: PostgresLedger, admin: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A backend stopped in mid-statement would otherwise keep the caller for ever."""
-    monkeypatch.setattr("x402_mask._pg.ANSWER_S", 0.5)
+    monkeypatch.setattr("x402_mask._ledger.postgres_pool.ANSWER_S", 0.5)
     reserved(ledger)
     ledger.close()
     stopped: list[int] = []
@@ -228,7 +228,7 @@ def test_a_process_stopped_inside_of_a_call_does_not_keep_the_others_out(
     ledger: PostgresLedger, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server ends its transaction; when it goes on, it has written nothing."""
-    monkeypatch.setattr("x402_mask._postgres._IDLE_MS", 300)
+    monkeypatch.setattr("x402_mask._ledger.postgres._IDLE_MS", 300)
     other = PostgresLedger(dsn, key=KEY)
     insert = ledger._insert
 
@@ -376,8 +376,8 @@ def try_one(ledger: PostgresLedger, cap: Cap) -> bool:
 @pytest.fixture
 def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make leases last three quarters of a second."""
-    monkeypatch.setattr("x402_mask._postgres.LEASE_S", 0.75)
-    monkeypatch.setattr("x402_mask._postgres.BEAT_S", 0.1)
+    monkeypatch.setattr("x402_mask._ledger.postgres.LEASE_S", 0.75)
+    monkeypatch.setattr("x402_mask._ledger.postgres.BEAT_S", 0.1)
 
 
 @pytest.mark.usefixtures("short_lease")
@@ -404,7 +404,7 @@ def test_a_process_that_cannot_renew_its_lease_is_dead_to_the_others(
     ledger: PostgresLedger, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """... its reservation is given back, and when it goes on it sends nothing."""
-    from x402_mask import _ledger
+    from x402_mask._ledger import ledger as _ledger
 
     made = reserved(ledger)
     ledger._heart.stop()
@@ -610,7 +610,7 @@ def test_the_names_of_the_head_files_do_not_depend_on_the_password() -> None:
 
 
 def test_without_psycopg_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("x402_mask._postgres._pg", None)
+    monkeypatch.setattr("x402_mask._ledger.postgres._pg", None)
     with pytest.raises(ImportError, match=r"x402-mask\[postgres\]"):
         PostgresLedger("dbname=x")
 
@@ -620,7 +620,7 @@ def test_without_psycopg_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch
 
 def test_the_event_loop_never_waits_for_the_database(ledger: PostgresLedger, dsn: str) -> None:
     """Not even for a lock that another host keeps."""
-    from x402_mask._postgres import _LOCK
+    from x402_mask._ledger.postgres import _LOCK
 
     reserved(ledger)
     ticks: list[float] = []

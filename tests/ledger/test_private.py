@@ -13,7 +13,7 @@ import pytest
 from tests.ledger.conftest import KEY
 from tests.ledger.kit import WIDE, held, refusal, reserved, used, want
 from x402_mask import LedgerError, PostgresLedger, SQLiteLedger
-from x402_mask._audit import verify
+from x402_mask._ledger.audit import verify
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX modes")
 

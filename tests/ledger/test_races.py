@@ -28,10 +28,10 @@ from tests.ledger.kit import (
 )  # fmt: skip
 from tests.ledger.worker import TOTAL
 from x402_mask import Cap, CapExceeded, LedgerError, SQLiteLedger
-from x402_mask._audit import verify
-from x402_mask._ledger import Ledger
-from x402_mask._rows import Busy, Reserved
-from x402_mask._turns import Turn, caller
+from x402_mask._ledger.audit import verify
+from x402_mask._ledger.ledger import Ledger
+from x402_mask._ledger.records import Busy, Reserved
+from x402_mask._system.turns import Turn, caller
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -265,7 +265,7 @@ FORK_INSIDE = """
 import os, sys, threading
 from tests.ledger.kit import reserved
 from x402_mask import LedgerError, SQLiteLedger, MemoryLedger
-import x402_mask._sqlite as sqlite
+import x402_mask._ledger.sqlite as sqlite
 
 sqlite.WAIT_S = 0.1
 ledger = MemoryLedger() if sys.argv[1] == "memory" else SQLiteLedger(sys.argv[1])

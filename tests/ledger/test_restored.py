@@ -8,11 +8,11 @@ import pytest
 
 from tests.ledger.kit import NOW, Store, held, limits, refusal, reserved, used, want
 from x402_mask import Cap, CapExceeded, LedgerError
-from x402_mask._audit import verify
-from x402_mask._past import accepted_losses
-from x402_mask._restore import accept, standing
-from x402_mask._sums import restores
-from x402_mask._vault import Vault
+from x402_mask._ledger.audit import verify
+from x402_mask._ledger.key import Vault
+from x402_mask._ledger.past import accepted_losses
+from x402_mask._ledger.restore import accept, standing
+from x402_mask._ledger.sums import restores
 
 CAP = Cap("0.005", per="day")
 

@@ -22,10 +22,10 @@ from tests.ledger.kit import (
     want,
 )
 from x402_mask import OfferRefused, Paused, PaymentRefused
-from x402_mask._audit import verify
-from x402_mask._ledger import Ledger
-from x402_mask._rows import Breaker, Reserved
-from x402_mask._windows import as_datetime
+from x402_mask._ledger.audit import verify
+from x402_mask._ledger.ledger import Ledger
+from x402_mask._ledger.records import Breaker, Reserved
+from x402_mask._policy.caps import as_datetime
 
 OTHER = "0x" + "cd" * 20
 ELSEWHERE = "https://elsewhere.example"

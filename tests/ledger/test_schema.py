@@ -22,10 +22,12 @@ from tests.ledger.kit import (
     want,
 )
 from tests.ledger.test_tokens import with_token
-from x402_mask import Cap, LedgerError, OfferRefused, _json, _sums
-from x402_mask._audit import verify
-from x402_mask._ledger import Ledger
-from x402_mask._schema import SCHEMA_VERSION
+from x402_mask import Cap, LedgerError, OfferRefused
+from x402_mask._ledger import sums as _sums
+from x402_mask._ledger.audit import verify
+from x402_mask._ledger.ledger import Ledger
+from x402_mask._ledger.schema import SCHEMA_VERSION
+from x402_mask._wire import strict_json
 
 OLDER = range(1, SCHEMA_VERSION)
 PAYEE = "0x" + "ab" * 20
@@ -68,10 +70,10 @@ def tell_no_origins(ledger: Ledger) -> None:
     with past.leniently(), ledger._transaction(5) as db:
         rows = db.all("SELECT seq, at, payment, kind, data FROM history ORDER BY seq")
         for seq, at, payment, kind, text in rows:
-            data = _json.loads(text)
+            data = strict_json.loads(text)
             for name in {"reserved": ["payee"], "payee": ["origin"]}.get(kind, []):
                 del data[name]
-            told = _json.dumps(data)
+            told = strict_json.dumps(data)
             before = vault.link(before, _sums.record(seq, at, payment, kind, told, None))
             db.run("UPDATE history SET data=?, mac=?, sums=NULL WHERE seq=?", told, before, seq)
             ledger._moved_head(seq, before)
@@ -184,11 +186,13 @@ def test_a_migrated_ledger_has_the_tables_of_a_new_one(shared: Store) -> None:
 def test_an_older_program_refuses_a_newer_schema(
     shared: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from x402_mask import _postgres, _schema, _sqlite
+    from x402_mask._ledger import postgres
+    from x402_mask._ledger import schema as _schema
+    from x402_mask._ledger import sqlite as _sqlite
 
     with_token(shared.ledger)
     shared.ledger.close()
-    for module in (_schema, _postgres, _sqlite):
+    for module in (_schema, postgres, _sqlite):
         monkeypatch.setattr(module, "SCHEMA_VERSION", 1)
     with pytest.raises(LedgerError, match="newer x402_mask"):
         shared.again().payments()

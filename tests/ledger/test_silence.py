@@ -24,9 +24,9 @@ from x402_mask import (
     PostgresLedger,
     Wallet,
 )
-from x402_mask._drive import Patience
+from x402_mask._drive.perform import Patience
 
-pg = pytest.importorskip("x402_mask._pg")
+pg = pytest.importorskip("x402_mask._ledger.postgres_pool")
 
 SHOP = "https://shop.example"
 TOOL = f"{SHOP}/api/tools/mask-refinement"

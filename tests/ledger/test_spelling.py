@@ -8,8 +8,8 @@ import pytest
 
 from tests.ledger.kit import DEAD, NOW, Store, held, in_state, limits, refusal, reserved, used, want
 from x402_mask import Cap, CapExceeded
-from x402_mask._audit import verify
-from x402_mask._ledger import Ledger
+from x402_mask._ledger.audit import verify
+from x402_mask._ledger.ledger import Ledger
 
 DEAR = Cap("0.002", per="day", service="dear")
 ALL = Cap(1, per="day")

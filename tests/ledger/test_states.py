@@ -27,13 +27,13 @@ from tests.ledger.kit import (
     want,
 )
 from x402_mask import Cap, LedgerError, Payment
-from x402_mask._audit import verify
-from x402_mask._clocks import EXPIRY_MARGIN_S
-from x402_mask._ledger import Ledger
+from x402_mask._ledger.audit import verify
+from x402_mask._ledger.key import digest
+from x402_mask._ledger.ledger import Ledger
+from x402_mask._ledger.records import Proof, Reserved
 from x402_mask._models import State
-from x402_mask._rows import Proof, Reserved
-from x402_mask._vault import digest
-from x402_mask._windows import as_datetime
+from x402_mask._policy.caps import as_datetime
+from x402_mask._policy.clocks import EXPIRY_MARGIN_S
 
 STATES = ("reserved", "held", "settled", "seen", "released", "void")
 LATER = DEAD + 60 * SECOND

@@ -31,10 +31,11 @@ from tests.ledger.kit import (
     want,
 )
 from tests.ledger.test_schema import as_before
-from x402_mask import Cap, CapExceeded, LedgerError, MemoryLedger, _sums
-from x402_mask._audit import verify
-from x402_mask._ledger import Ledger
-from x402_mask._restore import accept, standing
+from x402_mask import Cap, CapExceeded, LedgerError, MemoryLedger
+from x402_mask._ledger import sums as _sums
+from x402_mask._ledger.audit import verify
+from x402_mask._ledger.ledger import Ledger
+from x402_mask._ledger.restore import accept, standing
 
 CAPS = (
     Cap(1, per="total"), Cap(1, per="month"), Cap(1, per="day"), Cap(1, per="hour"),

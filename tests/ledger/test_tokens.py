@@ -11,10 +11,10 @@ import pytest
 
 from tests.ledger.kit import NOW, ORIGIN, SECOND, SERVICE, WIDE, Store, end, proof, reserved, used
 from x402_mask import LedgerError, MemoryLedger, SQLiteLedger
-from x402_mask._audit import verify
-from x402_mask._ledger import Ledger
-from x402_mask._rows import Twin
-from x402_mask._tokenbook import UNLIMITED, Asked, Bought
+from x402_mask._ledger.audit import verify
+from x402_mask._ledger.ledger import Ledger
+from x402_mask._ledger.purchases import UNLIMITED, Asked, Bought
+from x402_mask._ledger.records import Twin
 
 TOKEN = "tok_secret_0123456789"
 
@@ -150,7 +150,7 @@ def reserved_again(ledger: Ledger, made: Any) -> Any:
     """What an identical call's reservation is answered."""
     from dataclasses import replace
 
-    from x402_mask._rows import new_payment_id
+    from x402_mask._ledger.records import new_payment_id
 
     return ledger.reserve(replace(made, id=new_payment_id(NOW)))
 
@@ -432,7 +432,7 @@ def test_what_an_older_program_did_not_write_down_is_named(
     ledger: Ledger, ways: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """... and not held against anybody; a purchase that it could not have touched still is."""
-    from x402_mask import _tokenbook
+    from x402_mask._ledger import purchases as _tokenbook
 
     def untold(*args: Any) -> Asked | None:
         found = taken_over(*args)

@@ -29,9 +29,9 @@ from tests.ledger.kit import (
     want,
 )
 from x402_mask import LedgerError, SQLiteLedger
-from x402_mask._audit import verify
-from x402_mask._ledger import Ledger
-from x402_mask._schema import SCHEMA_VERSION
+from x402_mask._ledger.audit import verify
+from x402_mask._ledger.ledger import Ledger
+from x402_mask._ledger.schema import SCHEMA_VERSION
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def test_a_read_only_file_can_be_read_and_says_so(
 
     with closing(connect(path, isolation_level=None)) as other:
         other.execute("SELECT count(*) FROM payments").fetchall()  # keeps the log there
-        monkeypatch.setattr("x402_mask._sqlite.sqlite3.connect", read_only)
+        monkeypatch.setattr("x402_mask._ledger.sqlite.sqlite3.connect", read_only)
         ledger = SQLiteLedger(path)
         error = refusal(ledger, want())
         assert type(error) is LedgerError

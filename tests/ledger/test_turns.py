@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 
 from tests.ledger.kit import Store, held, together
-from x402_mask import _sqlite, _turns
-from x402_mask._ledger import Ledger
-from x402_mask._turns import Mutex, Turn, Turns, caller, is_running
+from x402_mask._ledger import sqlite
+from x402_mask._ledger.ledger import Ledger
+from x402_mask._system import turns as _turns
+from x402_mask._system.turns import Mutex, Turn, Turns, caller, is_running
 from x402_mask.errors import LedgerError
 
-FILES = {str(Path(_sqlite.__file__)), str(Path(_turns.__file__))}
+FILES = {str(Path(sqlite.__file__)), str(Path(_turns.__file__))}
 
 
 class Interrupted(BaseException):

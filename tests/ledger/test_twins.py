@@ -25,8 +25,8 @@ from tests.ledger.kit import (
     want,
 )
 from x402_mask import Cap, LedgerError
-from x402_mask._ledger import Ledger
-from x402_mask._rows import Reserved, Twin
+from x402_mask._ledger.ledger import Ledger
+from x402_mask._ledger.records import Reserved, Twin
 
 OPERATION = "an operation"
 

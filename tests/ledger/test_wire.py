@@ -19,8 +19,8 @@ from tests.ledger.proxy import Cut, Proxy
 from tests.ledger.test_tokens import bought
 from tests.support.postgres import Postgres
 from x402_mask import Cap, LedgerError, PostgresLedger
-from x402_mask._audit import verify
-from x402_mask._ledger import Ledger
+from x402_mask._ledger.audit import verify
+from x402_mask._ledger.ledger import Ledger
 
 psycopg = pytest.importorskip("psycopg")
 pytestmark = pytest.mark.timeout(180)
@@ -174,7 +174,7 @@ def test_every_statement_lost_without_a_word(
 ) -> None:
     """Nobody hangs up: the server is only silent, and is given up after a while."""
     ledger, proxy, whole = wire
-    monkeypatch.setattr("x402_mask._pg.ANSWER_S", 0.3)
+    monkeypatch.setattr("x402_mask._ledger.postgres_pool.ANSWER_S", 0.3)
     ledger.close()
     for at in range(2, 30, 3):
         made = want(CAP)

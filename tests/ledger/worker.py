@@ -20,7 +20,7 @@ from x402_mask import (
     PostgresLedger,
     SQLiteLedger,
 )
-from x402_mask._ledger import Ledger
+from x402_mask._ledger.ledger import Ledger
 
 TOTAL = Cap("0.4", per="total")
 

@@ -20,7 +20,7 @@ from mcp import Client, ClientSession, MCPError, StdioServerParameters, stdio_cl
 from tests.mcp.kit import KEY, run
 from tests.support.seller import Hit, Reply, Seller, offer, paywall, served, v2_header
 from x402_mask import Payer, SQLiteLedger
-from x402_mask._wallet import write_keystore
+from x402_mask._wallets.local import write_keystore
 from x402_mask.cli._agent import PAID_BYTES_MAX, TEXT_MAX, Agent
 from x402_mask.cli._app import run as cli
 from x402_mask.cli._mcp import server_of

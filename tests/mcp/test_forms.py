@@ -24,7 +24,7 @@ from tests.mcp.kit import (
 )
 from tests.support.seller import challenge, offer, offer_server402, offer_v1
 from x402_mask import ChallengeError, OfferRefused, OriginRefused, Receipt
-from x402_mask._wire import read_challenge, read_settlement
+from x402_mask._wire.x402 import read_challenge, read_settlement
 from x402_mask.mcp import PaidSession, receipt_of
 from x402_mask.mcp._answers import heard
 

@@ -10,7 +10,7 @@ import pytest
 from tests.mcp.kit import colours, run
 from tests.support.seller import Hit, Reply, Seller
 from x402_mask import TokenFlowError
-from x402_mask._effects import Fetch
+from x402_mask._flow.effects import Fetch
 from x402_mask.mcp._market import Market
 from x402_mask.mcp._session import _request
 

@@ -34,7 +34,7 @@ from tests.mcp.kit import (
 )
 from tests.support.seller import TRANSACTION
 from x402_mask import Cap, CapExceeded, InputRefused, MemoryLedger, PaymentRefused
-from x402_mask._shelf import Terms
+from x402_mask._policy.catalog_cache import Terms
 from x402_mask.httpx import AsyncPaymentTransport
 from x402_mask.mcp import PaidSession, receipt_of
 

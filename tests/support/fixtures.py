@@ -14,7 +14,7 @@ from eth_account.signers.local import LocalAccount
 
 from tests.support.chain import Chain
 from tests.support.npm import Unavailable
-from x402_mask import _checkpoints
+from x402_mask._ledger import sqlite_wal
 
 if TYPE_CHECKING:
     from x402_mask import Payer
@@ -93,4 +93,4 @@ def fast_path(tmp_path: Path) -> Iterator[Path]:
     # a thread of a ledger that a test has dropped makes files beside it, also while it is removed
     with tempfile.TemporaryDirectory(dir=memory, ignore_cleanup_errors=True) as directory:
         yield Path(directory)
-        _checkpoints.finish(10)
+        sqlite_wal.finish(10)

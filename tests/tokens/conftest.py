@@ -12,7 +12,7 @@ import pytest
 from tests.support.fixtures import fast_path
 from tests.support.postgres import postgres, summary
 from tests.tokens.bazaar import Bazaar
-from x402_mask import _deal
+from x402_mask._flow.tokens import purchase
 
 __all__ = ["fast_path", "postgres"]
 
@@ -28,7 +28,7 @@ def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(_deal, "_FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr(purchase, "_FIRST_DELAY_S", 0.01)
 
 
 @pytest.fixture

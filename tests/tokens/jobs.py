@@ -35,9 +35,9 @@ def buyer_on(ledger: Any, origin: str, way: str, **options: Any) -> Payer:
 
 def killed_call(tell: Any, path: Path, kind: str, url: str, origin: str, way: str, at: int) -> None:
     """Make one call and be killed at the point *at*, if it gets so far."""
-    from x402_mask import _deal
+    from x402_mask._flow.tokens import purchase
 
-    _deal._FIRST_DELAY_S = 0.01  # type: ignore[misc]
+    purchase._FIRST_DELAY_S = 0.01  # type: ignore[misc]
     points = Points(at, strike=lambda name: (tell(name), killing(name))[1])
     tell(jobs.cut_call(buyer_on(CutSQLite(path, points), origin, way), kind, url, points))
 

@@ -12,7 +12,7 @@ import anyio
 
 from tests.tokens.bazaar import PRICE, Bazaar
 from x402_mask import Cap, MemoryLedger, Payer, Wallet
-from x402_mask._audit import verify
+from x402_mask._ledger.audit import verify
 
 WALLET = Wallet.from_key("0x" + "11" * 32)
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -20,8 +20,8 @@ from tests.support.seller import Reply
 from tests.tokens.bazaar import PAYMENTS, PRICE, Bazaar
 from tests.tokens.shop import NO_TLS, WALLET, payer
 from x402_mask import AsyncClient, Cap, Client, Payer, SQLiteLedger
-from x402_mask._audit import verify
-from x402_mask._rows import Busy
+from x402_mask._ledger.audit import verify
+from x402_mask._ledger.records import Busy
 from x402_mask.errors import LedgerError, PaymentRefused, TokenFlowError
 from x402_mask.httpx import PaymentTransport
 

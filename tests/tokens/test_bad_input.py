@@ -31,9 +31,9 @@ from x402_mask import (
     PaymentRefused,
     TermsRefused,
     TokenFlowError,
-    _deal,
     receipt_of,
 )
+from x402_mask._flow.tokens import purchase
 
 TOKEN_ONLY: dict[str, Any] = {"prefer": ("held-token", "token")}
 
@@ -739,7 +739,7 @@ def test_polls_of_what_was_paid_are_bounded(bazaar: Bazaar) -> None:
 
 def test_the_first_wait_is_short() -> None:
     """Guards the fixture that shortens it: the product has a bounded growth."""
-    assert 1 < _deal._GROWTH <= 2 and _deal._DELAY_MAX_S <= 10
+    assert 1 < purchase._GROWTH <= 2 and purchase._DELAY_MAX_S <= 10
 
 
 def test_hit_of_nothing(bazaar: Bazaar) -> None:

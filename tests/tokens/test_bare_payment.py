@@ -26,7 +26,7 @@ from x402_mask import (
     attach,
     receipt_of,
 )
-from x402_mask._audit import verify
+from x402_mask._ledger.audit import verify
 
 OFFER = offer_server402("200000")
 WRAPPED = {

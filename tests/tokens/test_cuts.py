@@ -26,7 +26,7 @@ from tests.tokens import jobs
 from tests.tokens.bazaar import PRICE, Bazaar
 from tests.tokens.shop import NO_TLS
 from x402_mask import Client, SQLiteLedger
-from x402_mask._audit import verify
+from x402_mask._ledger.audit import verify
 
 WAYS = ("x402", "object", "settle", "balance", "at-creation", "named")
 """How it is paid; ``object``: x402, which only the answer to creating a payment asks for.

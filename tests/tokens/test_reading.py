@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from x402_mask import _json
-from x402_mask._market import (
+from x402_mask._ledger.purchases import UNLIMITED
+from x402_mask._wire import strict_json
+from x402_mask._wire.server402 import (
     MarketPayment,
     Unreadable,
     find_accepts,
@@ -21,7 +22,6 @@ from x402_mask._market import (
     price_fault,
     read_payment,
 )
-from x402_mask._tokenbook import UNLIMITED
 
 BASE: dict[str, Any] = {"paymentId": "pay_1", "status": "pending", "amountCents": 20}
 KNOWN = (
@@ -81,7 +81,7 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     with suppress(Unreadable):
         read_payment(body)
     found = find_accepts(body)
-    assert found is None or isinstance(_json.loads(found)["accepts"], list)
+    assert found is None or isinstance(strict_json.loads(found)["accepts"], list)
 
 
 @pytest.mark.parametrize("place", [(), ("payment",), ("data", "payment"), ("data",)])

@@ -23,7 +23,7 @@ from tests.support.fixtures import chain, pytest_terminal_summary
 from tests.transfers.kit import Buyer
 from tests.transfers.proxy import Proxy
 from x402_mask import MemoryLedger
-from x402_mask._ledger import Ledger
+from x402_mask._ledger.ledger import Ledger
 
 __all__ = [
     "chain",

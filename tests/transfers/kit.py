@@ -13,10 +13,10 @@ from eth_account.signers.local import LocalAccount
 from tests.ledger.kit import reserved, state_of
 from tests.support.chain import NETWORK, USDC, Chain
 from x402_mask import Wallet
-from x402_mask._chain import ChainReader
-from x402_mask._ledger import Ledger
-from x402_mask._transfer import MAX_GAS_WEI, Desk
-from x402_mask._transfers import SignedTransfer, StoredTransfer, Terms
+from x402_mask._chain.authorizations import ChainReader
+from x402_mask._chain.sender import MAX_GAS_WEI, Desk
+from x402_mask._ledger.ledger import Ledger
+from x402_mask._ledger.transfers import SignedTransfer, StoredTransfer, Terms
 
 PRICE = 250_000
 MARGIN = 3

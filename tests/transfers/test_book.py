@@ -11,11 +11,11 @@ import pytest
 
 from tests.ledger.kit import NOW, Store, proof, reserved, state_of, together, used
 from x402_mask import Cap, LedgerError
-from x402_mask._audit import verify
-from x402_mask._eip712 import keccak
-from x402_mask._ledger import Ledger
-from x402_mask._rows import Reservation, Result
-from x402_mask._transfers import SignedTransfer, Terms
+from x402_mask._crypto.eip712 import keccak
+from x402_mask._ledger.audit import verify
+from x402_mask._ledger.ledger import Ledger
+from x402_mask._ledger.records import Reservation, Result
+from x402_mask._ledger.transfers import SignedTransfer, Terms
 
 CAP = Cap("1", per="total")
 

@@ -11,8 +11,8 @@ from tests.transfers.conftest import BuyerFor
 from tests.transfers.kit import PRICE, Buyer
 from tests.transfers.test_desk import BLACKLIST, admin, send_other
 from x402_mask import Cap, MemoryLedger, Payer, Resolved, Wallet
-from x402_mask._audit import verify
-from x402_mask._rows import Result
+from x402_mask._ledger.audit import verify
+from x402_mask._ledger.records import Result
 
 pytestmark = [pytest.mark.chain, pytest.mark.timeout(60, func_only=True)]
 

@@ -12,7 +12,7 @@ from hexbytes import HexBytes
 from web3 import Web3
 
 from x402_mask import Wallet
-from x402_mask._transaction import (
+from x402_mask._chain.transaction import (
     TRANSFER_ABI,
     Fees,
     Transaction,
@@ -21,7 +21,7 @@ from x402_mask._transaction import (
     read,
     sign,
 )
-from x402_mask._transfers import SignedTransfer, Terms
+from x402_mask._ledger.transfers import SignedTransfer, Terms
 
 KEY = "0x" + "4c" * 32
 OTHER = "0x" + "4d" * 32

@@ -12,7 +12,7 @@ from typing import Any
 from tests.ledger.kit import reserved
 from tests.support.chain import NETWORK, USDC
 from x402_mask import Cap, Payer, SQLiteLedger, TokenFlowError, Wallet
-from x402_mask._transfers import Terms
+from x402_mask._ledger.transfers import Terms
 
 
 def say(value: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.support.seller import Reply, offer, paywall, served, v2_header
 from tests.transport.kit import SHOP, URL, Rig, kinds
 from x402_mask import OfferRefused
-from x402_mask._caching import clock_in, uncached
+from x402_mask._wire.caching import clock_in, uncached
 
 
 def cache(rig: Rig, below: Any) -> Any:

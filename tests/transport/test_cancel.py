@@ -21,7 +21,7 @@ from tests.support.seller import Reply, offer, paywall, served, v2_header
 from tests.transport.kit import SHOP, URL, Rig, kinds
 from tests.transport.test_owner import AsyncSigner, Signer
 from x402_mask import Cap, MemoryLedger, SQLiteLedger
-from x402_mask._rows import Busy
+from x402_mask._ledger.records import Busy
 
 ASYNC = ("asyncio", "trio")
 MOST_AWAITS = 200

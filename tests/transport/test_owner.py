@@ -15,7 +15,7 @@ from eth_account import Account
 from tests.support.seller import offer
 from tests.transport.kit import KEY, SHOP, URL, Rig, kinds
 from x402_mask import ApprovalDenied, Cap, CapExceeded, MemoryLedger, SignerError, receipt_of
-from x402_mask._rows import Busy
+from x402_mask._ledger.records import Busy
 
 ONE_PLUG = ("client", "attach")
 ASYNC = ("asyncio", "trio")

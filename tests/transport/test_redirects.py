@@ -7,7 +7,7 @@ import pytest
 from tests.support.seller import PROOF_HEADERS, Reply, offer, paywall, play, served, v2_header
 from tests.transport.kit import OTHER, SHOP, URL, Leg, Rig, kinds
 from x402_mask import OriginRefused, receipt_of
-from x402_mask._audit import verify
+from x402_mask._ledger.audit import verify
 
 SAFE = ("transport", "client", "attach")
 ELSEWHERE = (OTHER, "https://shop.example:8443", "https://sub.shop.example", "http://shop.example")

@@ -17,8 +17,7 @@ import anyio
 import anyio.to_thread
 import httpx
 
-from x402_mask._catalog import CatalogError, Marketplace, UnknownService
-from x402_mask._clients import around
+from x402_mask._drive.clients import around
 from x402_mask._services import ALIASES
 from x402_mask.cli._owner import stops_of
 from x402_mask.cli._said import KINDS, SELLER_DATA, SELLER_TEXT, failure, paid, quoted, refusal
@@ -27,12 +26,13 @@ from x402_mask.cli._unpack import ACCEPTED, Unpacker, Unreadable
 from x402_mask.errors import OriginRefused, PaymentError
 from x402_mask.httpx import AsyncClient, receipt_of
 from x402_mask.httpx._transport import TIMEOUT
+from x402_mask.marketplace.client import CatalogError, Marketplace, UnknownService
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from x402_mask._catalog import CatalogService
     from x402_mask._payer import Payer
+    from x402_mask.marketplace.client import CatalogService
 
 log = logging.getLogger("x402_mask")
 

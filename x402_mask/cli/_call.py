@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from x402_mask._given import secret_like
+from x402_mask._system.owner_text import secret_like
 from x402_mask.cli import _answer
 from x402_mask.cli._faults import (
     DONE,
@@ -208,8 +208,8 @@ def _looked_up(session: Session, payer: Payer, asked: Asked) -> Asked:
     """
     import httpx
 
-    from x402_mask._catalog import CatalogError, Marketplace
     from x402_mask.httpx import Client
+    from x402_mask.marketplace.client import CatalogError, Marketplace
 
     origin = session.origin(asked.base_url)
     patience = min(_CATALOG_S, asked.timeout)

@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 import click
 import httpx
 
-from x402_mask import _config
-from x402_mask._clients import around
-from x402_mask._exact import SKEW_IGNORED_S, SKEW_MAX_S
-from x402_mask._reasons import network_told
+from x402_mask._drive.clients import around
+from x402_mask._flow.reasons import network_told
+from x402_mask._schemes.exact_eip3009 import SKEW_IGNORED_S, SKEW_MAX_S
+from x402_mask._settings import sources
 from x402_mask.cli._answer import bounded, told
 from x402_mask.cli._faults import DONE, FAILED, Failure
 from x402_mask.cli._funds import all_funds
@@ -29,9 +29,9 @@ from x402_mask.errors import LedgerError, PaymentError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from x402_mask._config import Settings
-    from x402_mask._ledger import Ledger
+    from x402_mask._ledger.ledger import Ledger
     from x402_mask._models import Quote
+    from x402_mask._settings.sources import Settings
 
 _TIMEOUT_S: Final = 5.0
 _RPC_BYTES_MAX: Final = 1 << 16
@@ -118,7 +118,7 @@ def _checks(session: Session) -> Iterator[Check]:
 def _settings_checks(settings: Settings) -> Iterator[Check]:
     if settings.path is not None:
         yield _ok("settings", f"read from {settings.path} and the environment")
-    for name, meant in _config.mistaken(os.environ):
+    for name, meant in sources.mistaken(os.environ):
         yield _warn("settings", f"nobody reads {name}", f"did you mean {meant}?")
     caps = settings.values.get("caps")
     if caps is None:
@@ -137,7 +137,7 @@ def _wallet_checks(settings: Settings) -> Iterator[Check]:
     if source is None:
         yield _warn("wallet", "none is configured", "`x402-mask wallet new` makes one")
         return
-    if isinstance(source, _config.KeystoreSource):
+    if isinstance(source, sources.KeystoreSource):
         yield from _keystore_checks(source)
         if source.password is None:
             return
@@ -147,7 +147,7 @@ def _wallet_checks(settings: Settings) -> Iterator[Check]:
         yield _fail("wallet", str(exc))
 
 
-def _keystore_checks(source: _config.KeystoreSource) -> Iterator[Check]:
+def _keystore_checks(source: sources.KeystoreSource) -> Iterator[Check]:
     if not source.is_there:
         if source.password is None:
             yield _fail("wallet", f"{source.where}: {source.not_there}")
@@ -199,9 +199,9 @@ def _ledger_lines(ledger: Ledger) -> Iterator[Check]:
 
 def _cap_lines(session: Session, ledger: Ledger) -> Iterator[Check]:
     """Caps that bind nothing, perhaps because their service is spelled wrong."""
-    from x402_mask._capnames import said
+    from x402_mask._flow.cap_names import said
+    from x402_mask._policy.caps import compile_caps
     from x402_mask._services import Services
-    from x402_mask._windows import compile_caps
 
     values = session.settings().values
     services = Services(values.get("services"))
@@ -215,9 +215,9 @@ def _cap_lines(session: Session, ledger: Ledger) -> Iterator[Check]:
 
 def _past_lines(session: Session, ledger: Ledger) -> Iterator[Check]:
     """Whether rows may have been lost, and what counts for those that were."""
-    from x402_mask._restore import standing
+    from x402_mask._ledger.restore import standing
+    from x402_mask._policy.caps import as_datetime, compile_caps
     from x402_mask._services import Services
-    from x402_mask._windows import as_datetime, compile_caps
 
     at = standing(ledger).headless
     if at is not None:
@@ -235,7 +235,7 @@ def _past_lines(session: Session, ledger: Ledger) -> Iterator[Check]:
 
 def _history_check(ledger: Ledger) -> Check:
     """Whether the ledger still says what was written to it."""
-    from x402_mask._audit import verify
+    from x402_mask._ledger.audit import verify
 
     report = verify(ledger)
     if report.ok:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from x402_mask._reasons import network_told
+from x402_mask._flow.reasons import network_told
 from x402_mask.cli._faults import Failure
 from x402_mask.cli._show import money
 
@@ -42,9 +42,9 @@ class Funds:
 
 def funds(payer: Payer, asset: Asset) -> Funds | None:
     """What the wallet has of *asset*; ``None`` without a wallet, or an RPC for its network."""
-    from x402_mask._balances import balance_of
+    from x402_mask._chain.balances import balance_of
+    from x402_mask._chain.rpc import Fault
     from x402_mask._money import usd
-    from x402_mask._rpc import Fault
 
     if payer.address is None or not payer.chain_knows(asset.network):
         return None
@@ -66,7 +66,7 @@ def all_funds(payer: Payer) -> Iterator[Funds]:
 
 def needed(session: Session) -> list[Asset]:
     """The assets that a wallet of these settings may pay with; of Base, where nothing is set."""
-    from x402_mask._registry import BASE, caip2, default_assets
+    from x402_mask._wire.assets import BASE, caip2, default_assets
 
     try:
         values = session.settings().values

@@ -16,7 +16,7 @@ from x402_mask.cli._show import count, moment, money, put, say
 if TYPE_CHECKING:
     from decimal import Decimal
 
-    from x402_mask._restore import Standing
+    from x402_mask._ledger.restore import Standing
 
 
 @click.group()
@@ -38,8 +38,8 @@ def accept(session: Session, spent: Decimal | None, yes: bool) -> None:
     Until then nothing is paid from a ledger that is older than its head file knows, or another,
     nor from one whose counters were changed: they are then added up anew from its payments.
     """
-    from x402_mask._restore import accept as accept_loss
-    from x402_mask._restore import standing
+    from x402_mask._ledger.restore import accept as accept_loss
+    from x402_mask._ledger.restore import standing
 
     opened = session.ledger()
     try:
@@ -62,7 +62,7 @@ def accept(session: Session, spent: Decimal | None, yes: bool) -> None:
 
 def _told(place: str, found: Standing) -> list[str]:
     """What there is to accept."""
-    from x402_mask._windows import as_datetime
+    from x402_mask._policy.caps import as_datetime
 
     lines = [] if found.wrong is None else [f"{place}: {found.wrong}"]
     if found.loss is not None:
@@ -101,7 +101,7 @@ def _ending(spent: Decimal | None, *, accepted: bool) -> str:
 def _document(
     place: str, found: Standing, spent: Decimal | None, *, accepted: bool
 ) -> dict[str, Any]:
-    from x402_mask._windows import as_datetime
+    from x402_mask._policy.caps import as_datetime
 
     return {
         "ledger": place,

@@ -34,9 +34,9 @@ from x402_mask.cli._show import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from x402_mask._ledger import Ledger
+    from x402_mask._ledger.ledger import Ledger
     from x402_mask._models import Resolved
-    from x402_mask._windows import Limit
+    from x402_mask._policy.caps import Limit
 
 
 def _now_us() -> int:
@@ -71,7 +71,7 @@ def place_of(ledger: Ledger) -> str:
 
 def stops_of(ledger: Ledger) -> dict[str, Any]:
     """What keeps payments from being made on this ledger: a pause, open breakers."""
-    from x402_mask._windows import as_datetime
+    from x402_mask._policy.caps import as_datetime
 
     breakers = ledger.breakers(now_us=_now_us())
     return {
@@ -82,8 +82,8 @@ def stops_of(ledger: Ledger) -> dict[str, Any]:
 
 def full_lines(ledger: Ledger, limits: Sequence[Limit]) -> list[str]:
     """Why caps are fuller than the payments on the ledger make them: an accepted loss."""
-    from x402_mask._restore import standing
-    from x402_mask._windows import NOTHING, as_datetime
+    from x402_mask._ledger.restore import standing
+    from x402_mask._policy.caps import NOTHING, as_datetime
 
     if ledger.head_file is None:
         return []

@@ -31,8 +31,8 @@ from x402_mask.cli._show import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from x402_mask._audit import AuditReport
-    from x402_mask._ledger import Ledger
+    from x402_mask._ledger.audit import AuditReport
+    from x402_mask._ledger.ledger import Ledger
     from x402_mask._models import Payment
 
 Form = Literal["csv", "jsonl"]
@@ -158,7 +158,7 @@ def _export(session: Session, ledger: Ledger, form: Form, output: str | None) ->
 
 
 def _export_to(ledger: Ledger, form: Form, output: Path) -> tuple[int, AuditReport]:
-    from x402_mask._audit import export_audited
+    from x402_mask._ledger.audit import export_audited
 
     try:
         file = output.open("w", encoding="utf-8", newline="")
@@ -173,7 +173,7 @@ def _export_to(ledger: Ledger, form: Form, output: Path) -> tuple[int, AuditRepo
 
 def _export_here(ledger: Ledger, form: Form) -> AuditReport:
     """To stdout; what sellers said in it must not act on a terminal."""
-    from x402_mask._audit import export_audited
+    from x402_mask._ledger.audit import export_audited
 
     if not sys.stdout.isatty():
         _, report = export_audited(ledger, form, sys.stdout)

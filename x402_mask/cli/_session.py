@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
 
-from x402_mask import _config
+from x402_mask._settings import sources
 from x402_mask.cli._faults import USAGE, Failure, Money
 
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from decimal import Decimal
     from pathlib import Path
 
-    from x402_mask._config import Settings
-    from x402_mask._ledger import Ledger
+    from x402_mask._ledger.ledger import Ledger
     from x402_mask._payer import Payer
-    from x402_mask._wallet import Wallet
+    from x402_mask._settings.sources import Settings
+    from x402_mask._wallets.local import Wallet
 
 PASSWORD: Final = "X402_MASK_KEYSTORE_PASSWORD"  # noqa: S105  # the name of a variable
 
@@ -48,7 +48,7 @@ class Session:
         if self._settings is None:
             environ = dict(os.environ)
             try:
-                settings = _config.read(environ, config=self.config)
+                settings = sources.read(environ, config=self.config)
             except OSError as exc:
                 message = f"--config {self.config}: {exc.strerror}"
                 raise Failure(message, USAGE, code="config") from exc
@@ -85,7 +85,7 @@ class Session:
         if source is None:
             return None
         try:
-            if not isinstance(source, _config.KeystoreSource):
+            if not isinstance(source, sources.KeystoreSource):
                 return source.open()
             asks = source.password is None and source.is_there
             return source.open(ask_password(f"Password of {source.path}") if asks else None)
@@ -152,7 +152,7 @@ def _with_default_wallet(settings: Settings, environ: dict[str, str]) -> Setting
     path = default_keystore()
     if settings.wallet is not None or not path.is_file():
         return settings
-    source = _config.KeystoreSource(
+    source = sources.KeystoreSource(
         where="the default keystore",
         path=path,
         password_name=PASSWORD,

@@ -179,7 +179,7 @@ def count(number: int, noun: str) -> str:
 
 def checksummed(address: str) -> str:
     """An address as it is written everywhere; what is none, as it is."""
-    from x402_mask._eip712 import checksum
+    from x402_mask._crypto.eip712 import checksum
 
     return checksum(address) if _ADDRESS.fullmatch(address) else address
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from x402_mask._given import secret_like, told_path
+from x402_mask._system.owner_text import secret_like, told_path
 from x402_mask.cli._show import clean
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from x402_mask import _config
-from x402_mask._given import fixed
+from x402_mask._settings import sources
+from x402_mask._system.owner_text import fixed
 from x402_mask.cli._faults import USAGE, Failure
 from x402_mask.cli._funds import needed, what_to_fund
 from x402_mask.cli._session import PASSWORD, Session, ask_password, common, default_keystore
@@ -81,7 +81,7 @@ def show_(session: Session) -> None:
         address = source.claimed_address or source.open().address
     except ValueError as exc:
         raise Failure(str(exc), USAGE, code="config") from exc
-    path = source.path if isinstance(source, _config.KeystoreSource) else None
+    path = source.path if isinstance(source, sources.KeystoreSource) else None
     told = {"address": address, "from": source.where, "keystore": path and str(path)}
     _tell(session, told, "wallet")
 
@@ -114,7 +114,7 @@ def _secret(name: str) -> str:
 
 
 def _hex_key(text: str) -> bytes:
-    from x402_mask._wallet import Wallet
+    from x402_mask._wallets.local import Wallet
 
     Wallet.from_key(text)
     return bytes.fromhex(text.removeprefix("0x").removeprefix("0X"))
@@ -123,7 +123,7 @@ def _hex_key(text: str) -> bytes:
 def _words_key(words: str) -> bytes:
     from eth_account import Account
 
-    from x402_mask._wallet import MNEMONIC_PATH, Wallet
+    from x402_mask._wallets.local import MNEMONIC_PATH, Wallet
 
     Wallet.from_mnemonic(words)  # says what is wrong without quoting the words
     return bytes(Account.from_mnemonic(" ".join(words.split()), account_path=MNEMONIC_PATH).key)
@@ -141,7 +141,7 @@ def _password(target: Path) -> str:
 
 
 def _write(session: Session, target: Path, make: Callable[[], bytes]) -> None:
-    from x402_mask._wallet import write_keystore
+    from x402_mask._wallets.local import write_keystore
 
     try:
         key = make()
@@ -158,7 +158,7 @@ def _write(session: Session, target: Path, make: Callable[[], bytes]) -> None:
 
 def _copy(session: Session, keystore: Path, target: Path) -> None:
     """Copy a keystore as it is, once its password has been seen to open it."""
-    source = _config.KeystoreSource(
+    source = sources.KeystoreSource(
         where="--keystore", path=keystore, password_name=PASSWORD,
         password=os.environ.get(PASSWORD),
     )  # fmt: skip

@@ -8,12 +8,12 @@ from __future__ import annotations
 try:
     import httpx  # noqa: TC002  # it may be lacking
 except ModuleNotFoundError as exc:
-    from x402_mask._extras import missing
+    from x402_mask._system.extras import missing
 
     raise missing(exc, __name__, "httpx", {"httpx"}) from None
 
+from x402_mask._drive.refusals import refusal_of
 from x402_mask._models import Receipt
-from x402_mask._refusals import refusal_of
 from x402_mask.httpx._auth import PaymentAuth, attach
 from x402_mask.httpx._transport import (
     AsyncClient,

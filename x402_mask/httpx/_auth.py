@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx
 
-from x402_mask._book import WAIT_S
-from x402_mask._carrier import Carrier, yes
-from x402_mask._clients import payer_of
-from x402_mask._drive import prepare
-from x402_mask._refusals import returns
-from x402_mask._wire import PROOF_HEADERS
+from x402_mask._drive.perform import prepare
+from x402_mask._drive.refusals import returns
+from x402_mask._ledger.carrier import Carrier, yes
+from x402_mask._ledger.core import WAIT_S
+from x402_mask._payer import payer_of
+from x402_mask._wire.x402 import PROOF_HEADERS
 from x402_mask.httpx._layer import Layer, check_payer
 from x402_mask.httpx._session import AsyncSession, SyncSession
 from x402_mask.httpx._slot import SLOT, Slot, origin, sender
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from types import AsyncGeneratorType
 
+    from x402_mask._drive.refusals import OnRefusal
     from x402_mask._payer import Payer
-    from x402_mask._refusals import OnRefusal
 
 _AnyClient = TypeVar("_AnyClient", httpx.Client, httpx.AsyncClient)
 

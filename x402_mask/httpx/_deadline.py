@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import httpx
 
-from x402_mask._effects import Consult, Sleep
+from x402_mask._flow.effects import Consult, Sleep
 from x402_mask.httpx._streams import Around
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-    from x402_mask._effects import Effect
+    from x402_mask._flow.effects import Effect
 
 T = TypeVar("T")
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
+from x402_mask._drive.refusals import returns
 from x402_mask._payer import Payer
-from x402_mask._refusals import returns
 from x402_mask.httpx._slot import origin_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from x402_mask._refusals import OnRefusal
+    from x402_mask._drive.refusals import OnRefusal
 
 
 _INNER_MAX: Final = 4

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 
-from x402_mask import _foresight
-from x402_mask._clients import around
-from x402_mask._drive import perform
-from x402_mask._effects import Fingerprint, Payload, ReadBody
-from x402_mask._terms import Call, Trip, operation_key
-from x402_mask._wire import CHALLENGE_BYTES_MAX
+from x402_mask._drive.clients import around
+from x402_mask._drive.perform import perform
+from x402_mask._flow import foresight
+from x402_mask._flow.effects import Fingerprint, Payload, ReadBody
+from x402_mask._flow.records import Call, Trip, operation_key
+from x402_mask._wire.x402 import CHALLENGE_BYTES_MAX
 from x402_mask.httpx._layer import Layer
 from x402_mask.httpx._session import AsyncSession, SyncSession
 from x402_mask.httpx._slot import origin_at
@@ -65,7 +65,7 @@ def _judged(
     layer, request = Layer(payer), response.request
     layer.direct[origin_at(request.url)] = True  # where its connection is gone and cannot tell
     session = SyncSession(layer, request)
-    flow = _foresight.quote(payer, _call(response), session.reply(response, request), asks=asks)
+    flow = foresight.quote(payer, _call(response), session.reply(response, request), asks=asks)
     try:
         effect = next(flow)
         while True:

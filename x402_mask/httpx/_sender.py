@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import httpx
 
-from x402_mask._carrier import Carrier
-from x402_mask._turns import is_running
+from x402_mask._ledger.carrier import Carrier
+from x402_mask._system.turns import is_running
 
 if TYPE_CHECKING:
     from types import CodeType, FrameType

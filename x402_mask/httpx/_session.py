@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 
-from x402_mask import _flow
-from x402_mask._body import DRAIN_S, Gathered, body_digest, is_replayable, reading_s
-from x402_mask._book import WAIT_S
-from x402_mask._caching import clock_in, uncached
-from x402_mask._drive import Abandoned, AsyncPerformer, Patience, perform
-from x402_mask._effects import (
+from x402_mask._drive.perform import Abandoned, AsyncPerformer, Patience, perform
+from x402_mask._drive.refusals import REFUSAL, hand_back
+from x402_mask._flow import conversation
+from x402_mask._flow.effects import (
     PAYLOAD_BYTES_MAX,
     Ask,
     Content,
@@ -26,9 +24,11 @@ from x402_mask._effects import (
     Record,
     Reply,
 )
-from x402_mask._refusals import REFUSAL, hand_back
-from x402_mask._terms import Call, Verdict, options_of
-from x402_mask._wire import PROOF_HEADERS, REQUIRED_HEADER, SETTLEMENT_HEADERS
+from x402_mask._flow.records import Call, Verdict, options_of
+from x402_mask._ledger.core import WAIT_S
+from x402_mask._wire.bodies import DRAIN_S, Gathered, body_digest, is_replayable, reading_s
+from x402_mask._wire.caching import clock_in, uncached
+from x402_mask._wire.x402 import PROOF_HEADERS, REQUIRED_HEADER, SETTLEMENT_HEADERS
 from x402_mask.errors import PaymentError
 from x402_mask.httpx import _deadline
 from x402_mask.httpx._cookies import carry_cookies, take_cookies
@@ -46,8 +46,8 @@ from x402_mask.httpx._streams import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from x402_mask._carrier import Carrier
-    from x402_mask._effects import Effect
+    from x402_mask._flow.effects import Effect
+    from x402_mask._ledger.carrier import Carrier
     from x402_mask._payer import Payer
     from x402_mask.httpx._layer import Layer
 
@@ -81,7 +81,7 @@ class _Session:
         self.cookies: httpx.Cookies | None = None
         call = self._call()
         self.patience, self.read_s = Patience(call.wait_s), reading_s(call.wait_s)
-        self.flow: Generator[Effect, Any, Verdict] = _flow.converse(self.payer, call)
+        self.flow: Generator[Effect, Any, Verdict] = conversation.converse(self.payer, call)
 
     def _call(self) -> Call:
         key, unpaid = options_of(self.request.extensions.get("x402_mask"))

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from x402_mask._flow.records import Trip
 from x402_mask._services import origin_of
-from x402_mask._terms import Trip
-from x402_mask._wire import PROOF_HEADERS
+from x402_mask._wire.x402 import PROOF_HEADERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from x402_mask._carrier import Carrier
+    from x402_mask._ledger.carrier import Carrier
 
 SLOT = "x402_mask_trip"
 _carried: ContextVar[Slot | None] = ContextVar("x402_mask_carried", default=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import httpx2
 
-from x402_mask._terms import paid_note
+from x402_mask._flow.records import paid_note
 
 
 class PaidError(httpx2.Response):

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import httpx2
 
-from x402_mask._book import WAIT_S
-from x402_mask._carrier import Carrier, carried
-from x402_mask._clients import is_foreign
-from x402_mask._drive import prepare
-from x402_mask._turns import caller
+from x402_mask._ledger.core import WAIT_S
+from x402_mask._ledger.carrier import Carrier, carried
+from x402_mask._drive.clients import is_foreign
+from x402_mask._drive.perform import prepare
+from x402_mask._system.turns import caller
 from x402_mask.httpx2 import _deadline
 from x402_mask.httpx2._layer import Layer, check_payer, straight
 from x402_mask.httpx2._sender import sending_function
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from x402_mask._payer import Payer
-    from x402_mask._refusals import OnRefusal
+    from x402_mask._drive.refusals import OnRefusal
 
 TIMEOUT = httpx2.Timeout(5.0, read=60.0)
 """Default of our clients: settling on a chain takes longer than httpx2's five seconds."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 try:
     import mcp
 except ModuleNotFoundError as exc:
-    from x402_mask._extras import missing
+    from x402_mask._system.extras import missing
 
     raise missing(exc, __name__, "mcp", {"mcp"}) from None
 if not hasattr(mcp, "MCPError"):

@@ -22,9 +22,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from x402_mask import _json
-from x402_mask._market import find_payment
-from x402_mask._wire import CHALLENGE_BYTES_MAX, REQUIRED_HEADER, SETTLEMENT_HEADERS
+from x402_mask._wire import strict_json
+from x402_mask._wire.server402 import find_payment
+from x402_mask._wire.x402 import CHALLENGE_BYTES_MAX, REQUIRED_HEADER, SETTLEMENT_HEADERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -188,8 +188,8 @@ def _object_in(text: str) -> _Said | None:
     if not any(f'"{word}"' in text for word in _WORDS):  # most answers, which are not parsed twice
         return None
     try:
-        document = _json.loads(text)
-    except _json.BadJSON:
+        document = strict_json.loads(text)
+    except strict_json.BadJSON:
         return None
     return _unwrapped(document, text) if isinstance(document, dict) else None
 

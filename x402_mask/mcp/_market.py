@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Final
 
 import httpx
 
-from x402_mask._body import Gathered
-from x402_mask._caching import clock_in, uncached
-from x402_mask._clients import around
-from x402_mask._effects import Fetched
+from x402_mask._drive.clients import around
+from x402_mask._flow.effects import Fetched
+from x402_mask._wire.bodies import Gathered
+from x402_mask._wire.caching import clock_in, uncached
 from x402_mask.errors import TokenFlowError
 
 if TYPE_CHECKING:
-    from x402_mask._effects import Fetch
+    from x402_mask._flow.effects import Fetch
 
 _TIMEOUT: Final = httpx.Timeout(5.0, read=60.0)
 

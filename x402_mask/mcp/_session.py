@@ -15,10 +15,9 @@ from mcp import types
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
-from x402_mask import _flow, _json
-from x402_mask._carrier import Carrier
-from x402_mask._drive import Abandoned, AsyncPerformer, Patience, prepare
-from x402_mask._effects import (
+from x402_mask._drive.perform import Abandoned, AsyncPerformer, Patience, prepare
+from x402_mask._flow import conversation
+from x402_mask._flow.effects import (
     PAYLOAD_BYTES_MAX,
     Ask,
     Content,
@@ -28,10 +27,12 @@ from x402_mask._effects import (
     ReadBody,
     Reply,
 )
+from x402_mask._flow.records import Call, Trip, operation_key
+from x402_mask._ledger.carrier import Carrier
 from x402_mask._models import Receipt
 from x402_mask._services import origin_of, tool_url
-from x402_mask._terms import Call, Trip, operation_key
-from x402_mask._wire import TOKEN_HEADER
+from x402_mask._wire import strict_json
+from x402_mask._wire.x402 import TOKEN_HEADER
 from x402_mask.errors import PaymentError
 from x402_mask.mcp._answers import (
     PAYMENT_META,
@@ -50,9 +51,9 @@ if TYPE_CHECKING:
 
     from mcp.shared.dispatcher import ProgressFnT
 
-    from x402_mask._effects import Effect
+    from x402_mask._flow.effects import Effect
+    from x402_mask._flow.records import Verdict
     from x402_mask._payer import Payer
-    from x402_mask._terms import Verdict
 
 log = logging.getLogger("x402_mask")
 
@@ -258,7 +259,7 @@ def _request(
     if proof is not None and proof[0] == TOKEN_HEADER:
         arguments = {**(arguments or {}), TOKEN_ARGUMENT: proof[1]}
     elif proof is not None:
-        sent[PAYMENT_META] = _without_nulls(_json.loads(base64.b64decode(proof[1])))
+        sent[PAYMENT_META] = _without_nulls(strict_json.loads(base64.b64decode(proof[1])))
     params: dict[str, Any] = {"name": name, "arguments": arguments, **extra}
     if sent or meta is not None:
         params["_meta"] = sent
@@ -290,7 +291,7 @@ class _ToolCall:
         self._tool = tool
         self._arguments = arguments
         self._send = send
-        self._flow = _flow.converse(payer, call)
+        self._flow = conversation.converse(payer, call)
         self._patience = Patience(call.wait_s)
         self._performer = AsyncPerformer(payer.ledger, self._patience)
         self._heard: Heard | None = None

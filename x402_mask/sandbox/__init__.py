@@ -12,7 +12,7 @@ try:
     from x402_mask.sandbox.server import Sandbox, run
     from x402_mask.sandbox.settings import SandboxSettings
 except ModuleNotFoundError as exc:
-    from x402_mask._extras import missing
+    from x402_mask._system.extras import missing
 
     names = {"numpy", "PIL", "starlette", "uvicorn"}
     raise missing(exc, "the sandbox", "sandbox", names) from None

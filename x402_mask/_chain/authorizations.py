@@ -1,0 +1,547 @@
+"""What the chain says about a signed authorization: settled, cancelled, unused, or not known.
+
+The only module that talks to a chain; :mod:`x402_mask._chain.sender` asks and sends through it.  One
+question, :meth:`ChainReader.evidence`, is answered from one confirmed block that every endpoint of
+the network must have and agree on; any fault, delay or contradiction is :class:`Unknown`, so money
+is never freed by doubt.
+
+* **used** and a ``Transfer`` of exactly what was signed in the same transaction: :class:`Settled`;
+* **used** by ``cancelAuthorization``: :class:`Canceled`;
+* **unused** in a confirmed block later than ``validBefore``, and no event to the contrary:
+  :class:`Unused`.  It can never be used again, for both bounds are exclusive and block times do not
+  fall (EIP-3009).  Where the chain's blocks lag behind our clock, the block must be later by as
+  much: a chain that catches up makes in a second what else takes minutes, so that twelve blocks on
+  top say little;
+* everything else: :class:`Unknown`, whose reason is for people.
+
+Every value read here is one 32-byte word that is compared for equality, so no ABI codec is needed.
+The tests hold the words below against web3's codec.  What an endpoint is asked by: see
+:mod:`x402_mask._chain.rpc`.
+
+Sources: EIP-3009 (``authorizationState``, events), EIP-20 (``Transfer``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from x402_mask._chain.rpc import (
+    ADDRESS,
+    HASH,
+    Background,
+    Closed,
+    Fault,
+    Header,
+    Log,
+    Receipt,
+    Refused,
+    View,
+    each,
+    endpoints_of,
+    hex_of,
+    together,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+
+_USED: Final = "0x98de503528ee59b575ef0c0a2576a82497bfc029a5685b209e9ec333479b10a5"
+_CANCELED: Final = "0x1cdd46ff242716cdaa72d159d339a485b3438398348d68f09d7c8c0a59353d81"
+TRANSFER: Final = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef"
+_AUTHORIZATION_STATE: Final = "0xe94a0102"
+
+_EVENTS_MAX: Final = 16  # a nonce is used once; a liar could say a million
+_FAR_SPANS: Final = 32  # how far past validBefore a late cancellation is looked for
+_NEAR_S: Final = 120  # ordinary distance between this machine's clock and block times
+_SKEW_S: Final = 3600  # a clock an hour fast signs "after" it was settled
+_FUTURE_S: Final = 60  # how far a confirmed block may be ahead of a clock that is a little slow
+_LAG_S: Final = 180  # how old a confirmed block may be where nothing lags: 12 blocks of 12 s
+_QUESTION_TIME_OUTS: Final = 6  # one question may take as long as this many calls
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authorization:
+    """What was signed: one EIP-3009 ``TransferWithAuthorization``.
+
+    ``network`` is CAIP-2, ``amount`` atomic units of ``asset``, ``nonce`` 0x and 64 hex digits,
+    times are Unix seconds.  ``signed_at`` bounds the search for events from below.
+    ``transaction`` is a hint, such as a seller's claim: looked at first, never trusted.
+    ``time_out_s`` bounds the whole question about it, in seconds.
+
+    Raises:
+        ValueError: an address, nonce, amount or time that nobody could have signed.
+    """
+
+    network: str
+    asset: str
+    payer: str
+    pay_to: str
+    amount: int
+    nonce: str
+    valid_before: int
+    signed_at: int
+    transaction: str | None = None
+    time_out_s: float | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("asset", "payer", "pay_to"):
+            if not ADDRESS.fullmatch(getattr(self, name)):
+                raise ValueError(f"{name} is not an address")
+        if not HASH.fullmatch(self.nonce):
+            raise ValueError("nonce is not 32 bytes in hex")
+        for name in ("amount", "valid_before", "signed_at"):
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value < 1 << 256:
+                raise ValueError(f"{name} is not an integer from 0 to 2**256 - 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """The nonce was used, and its transaction moved exactly ``amount`` from payer to payee.
+
+    ``past`` is whether ``validBefore`` is past in a confirmed block, as far as that is known.
+    """
+
+    transaction: str
+    block: int
+    amount: int
+    past: bool | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canceled:
+    """The payer cancelled the authorization; it can never move money."""
+
+    transaction: str
+    block: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unused:
+    """Unused in confirmed ``block``, whose time (Unix seconds) is past ``validBefore``."""
+
+    block: int
+    block_time: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unknown:
+    """Nothing is proven; ``reason`` says why, for people.
+
+    ``answered`` is whether the chain was asked, and only proves nothing yet.  ``past`` is whether
+    ``validBefore`` is past in a confirmed block, as far as that is known.
+    """
+
+    reason: str
+    answered: bool = field(default=True, compare=False, repr=False)
+    past: bool | None = field(default=None, compare=False, repr=False)
+
+
+Evidence = Settled | Canceled | Unused | Unknown
+
+
+class ChainReader:
+    """Reads evidence about authorizations from JSON-RPC endpoints.  Safe to share by threads.
+
+    ``endpoints`` maps CAIP-2 networks to one URL or several; several must all agree.
+    ``margin_blocks`` are the blocks that must lie on top of the one that is believed;
+    ``block_span`` is the widest range of one ``eth_getLogs`` (an endpoint that refuses it is asked
+    for less); ``time_out_s`` bounds each call, and six times that one question, unless it says
+    otherwise; ``clock`` gives Unix seconds, against which the times of blocks are judged.  A single
+    endpoint that lies consistently about the past is believed: give two of different operators.
+
+    Proxies are taken from the environment, redirects are never followed, and no message shows more
+    of a URL than scheme, host and port.
+
+    Raises:
+        ValueError: a network that is not ``eip155:<id>``, a URL that is neither https nor http on
+            loopback, no URL at all, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        endpoints: Mapping[str, str | Sequence[str]],
+        *,
+        margin_blocks: int = 12,
+        block_span: int = 2000,
+        time_out_s: float = 10.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if margin_blocks < 0 or block_span < 1 or not time_out_s > 0:
+            raise ValueError("margin_blocks >= 0, block_span >= 1 and time_out_s > 0 are needed")
+        self._endpoints = {
+            network: endpoints_of(network, urls) for network, urls in endpoints.items()
+        }
+        self._margin_blocks = margin_blocks
+        self._block_span = block_span
+        self._time_out_s = time_out_s
+        self._clock = clock
+        self._until: float | None = None
+        self._backgrounds: dict[int, Background] = {}
+
+    def __repr__(self) -> str:
+        return f"ChainReader({ {n: [e.name for e in es] for n, es in self._endpoints.items()} })"
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError("a ChainReader cannot be pickled: its URLs may carry keys")
+
+    @property
+    def networks(self) -> frozenset[str]:
+        """The networks that can be asked about (CAIP-2)."""
+        return frozenset(self._endpoints)
+
+    def until(self, deadline: float) -> ChainReader:
+        """This reader, for questions that end by then at the latest (``time.monotonic``)."""
+        bounded = object.__new__(type(self))
+        bounded.__dict__.update(self.__dict__, _until=deadline)
+        return bounded
+
+    def count(self, network: str) -> int:
+        """How many endpoints *network* has."""
+        return len(self._endpoints.get(network, ()))
+
+    def evidence(self, a: Authorization) -> Evidence:
+        """What the confirmed chain proves about ``a``.  Blocks; never raises for RPC faults."""
+
+        async def ask(views: Sequence[View]) -> Evidence:
+            top = await self._top(views)
+            ahead = self._ahead(views, top)
+            lag_s = max(0, int(self._clock()) - top.time - _LAG_S)
+            answers = await each(views, lambda view: _answer(view, a, top, lag_s))
+            await same_block(views, top.number, top)
+            found = _agreed(views, answers)
+            if ahead is not None:  # it frees nothing; that money has gone needs no clock
+                return found if isinstance(found, Settled) else ahead
+            if isinstance(found, Settled | Unknown):
+                found = replace(found, past=top.time > a.valid_before + lag_s)
+            return found
+
+        bound_s = self._time_out_s * _QUESTION_TIME_OUTS
+        return self._ask(a, ask, bound_s if a.time_out_s is None else min(bound_s, a.time_out_s))
+
+    def seen(self, a: Authorization, *, time_out_s: float = 3.0) -> Settled | Unknown:
+        """Whether the hinted transaction, unconfirmed as it may be, pays ``a``.  Blocks briefly.
+
+        ``time_out_s`` bounds the whole question.  Never raises for RPC faults.
+        """
+        hint = a.transaction
+        if hint is None or not HASH.fullmatch(hint):
+            return Unknown(reason="no transaction is named")
+
+        async def ask(views: Sequence[View]) -> Evidence:
+            return _agreed(views, await each(views, lambda view: _glance(view, a, hint)))
+
+        answer = self._ask(a, ask, time_out_s)
+        return answer if isinstance(answer, Settled | Unknown) else Unknown(reason="not settled")
+
+    def close(self) -> None:
+        """Close connections and end the background thread.  Later questions are Unknown."""
+        self._backgrounds.setdefault(os.getpid(), Background()).close()
+
+    def _ask(
+        self,
+        a: Authorization,
+        ask: Callable[[Sequence[View]], Awaitable[Evidence]],
+        time_out_s: float,
+    ) -> Evidence:
+        try:
+            return self.ask(a.network, ask, time_out_s)
+        except Fault as fault:
+            return Unknown(reason=str(fault), answered=False)
+
+    def ask(
+        self,
+        network: str,
+        question: Callable[[Sequence[View]], Awaitable[_T]],
+        time_out_s: float,
+    ) -> _T:
+        """Put a question to all endpoints of *network*; blocks, for *time_out_s* at most.
+
+        Raises:
+            Fault: there is none, it failed, or there was no answer in time.
+        """
+        if self._until is not None:
+            time_out_s = max(0.0, min(time_out_s, self._until - time.monotonic()))
+        # Keyed by process: after a fork neither thread nor connections are the child's.
+        background = self._backgrounds.setdefault(os.getpid(), Background())
+        views = [
+            View(endpoint, background, self._time_out_s, self._block_span)
+            for endpoint in self._endpoints.get(network, ())
+        ]
+        if not views:
+            raise Fault(f"no RPC endpoint is configured for {network}")
+
+        async def bounded() -> _T:
+            try:
+                async with asyncio.timeout(time_out_s):
+                    return await question(views)
+            except TimeoutError:
+                hosts = ", ".join(view.name for view in views)
+                raise Fault(f"{hosts}: RPC timed out (no answer in {time_out_s:g} s)") from None
+
+        try:
+            return background.run(bounded)
+        except (concurrent.futures.CancelledError, Closed):
+            raise Fault("the chain reader is closed") from None
+
+    async def common_top(self, views: Sequence[View]) -> Header:
+        """The highest block with the margin on top of it at every endpoint, not from the future."""
+        top = await self._top(views)
+        ahead = self._ahead(views, top)
+        if ahead is not None:
+            raise Fault(ahead.reason)
+        return top
+
+    async def _top(self, views: Sequence[View]) -> Header:
+        heads = await each(views, View.head)
+        number = min(heads) - self._margin_blocks
+        if number < 0:
+            raise Fault(
+                f"the chain has {min(heads) + 1} blocks, too few for a margin of "
+                f"{self._margin_blocks}"
+            )
+        return await same_block(views, number, None)
+
+    def _ahead(self, views: Sequence[View], top: Header) -> Unknown | None:
+        """What is said of a block from the future: no chain confirms what has not happened yet."""
+        ahead_s = top.time - self._clock()
+        if ahead_s <= _FUTURE_S:
+            return None
+        return Unknown(
+            reason=f"{views[0].name}: block {top.number} is {ahead_s:.0f} s ahead of this machine's"
+            " clock: the endpoint lies, or the clock is slow",
+            answered=False,
+        )
+
+
+# --- judging --------------------------------------------------------------------------------------
+
+
+async def same_block(views: Sequence[View], number: int, expected: Header | None) -> Header:
+    headers = await each(views, lambda view: view.header(number))
+    first = headers[0] if expected is None else expected
+    for view, header in zip(views, headers, strict=True):
+        if header != first:
+            raise Fault(f"{view.name}: endpoints disagree on block {number}, or it was replaced")
+    return first
+
+
+async def _answer(view: View, a: Authorization, top: Header, lag_s: int) -> Evidence:
+    try:
+        return await _judge(view, a, top, lag_s)
+    except Fault as fault:
+        return Unknown(reason=str(fault), answered=False)
+
+
+def _agreed(views: Sequence[View], answers: Sequence[Evidence]) -> Evidence:
+    first = answers[0]
+    if all(answer == first for answer in answers):
+        return first
+    unknowns = [answer for answer in answers if isinstance(answer, Unknown)]
+    if len(unknowns) == len(answers):
+        return first
+    said = "; ".join(
+        answer.reason if isinstance(answer, Unknown) else f"{view.name}: {answer}"
+        for view, answer in zip(views, answers, strict=True)
+    )
+    return Unknown(reason=f"endpoints disagree: {said}", answered=False)
+
+
+async def _judge(view: View, a: Authorization, top: Header, lag_s: int) -> Evidence:
+    """One endpoint's evidence as of the confirmed block ``top`` of a chain that lags so much."""
+    terms = _Terms.of(a)
+    if await _is_used(view, terms, top):
+        return await _hinted(view, a, terms, top) or await _searched(view, a, terms, top)
+    if top.time <= a.valid_before + lag_s:
+        lags = f" by the {lag_s} s that the chain lags" if lag_s else ""
+        return Unknown(
+            reason=f"{view.name}: not expired yet: unused in confirmed block {top.number}, whose "
+            f"time {top.time} is not past validBefore {a.valid_before}{lags}"
+        )
+    window = await _window(view, a, top)
+    if await _events(view, terms, *window):
+        raise view.fault("contradiction: the nonce is unused by state, used or cancelled by event")
+    return Unused(block=top.number, block_time=top.time)
+
+
+async def _glance(view: View, a: Authorization, hint: str) -> Evidence:
+    """Whether the hinted transaction pays, at whatever depth."""
+    terms = _Terms.of(a)
+    checks: tuple[Coroutine[Any, Any, Any], ...] = (view.check_chain(), view.receipt(hint))
+    try:
+        _, receipt = await together(*checks)
+    except Fault as fault:
+        return Unknown(reason=str(fault), answered=False)
+    if receipt is None:
+        return Unknown(reason=f"{view.name}: transaction {hint} is not on chain yet")
+    if not receipt.ok:
+        return Unknown(reason=f"{view.name}: transaction {hint} failed")
+    if not _used_in(receipt, terms):
+        return Unknown(reason=f"{view.name}: transaction {hint} does not use this authorization")
+    if not _pays(receipt, terms):
+        return Unknown(reason=_mismatch(view, a, receipt))
+    return Settled(transaction=receipt.transaction, block=receipt.block, amount=a.amount)
+
+
+async def _hinted(view: View, a: Authorization, terms: _Terms, top: Header) -> Settled | None:
+    """The settlement, if the hinted transaction is it; else the events are searched."""
+    if a.transaction is None or not HASH.fullmatch(a.transaction):
+        return None
+    receipt = await view.receipt(a.transaction)
+    if receipt is None or receipt.block > top.number or not receipt.ok:
+        return None
+    if not _pays(receipt, terms):
+        return None
+    await view.check_canonical(receipt)
+    return Settled(transaction=receipt.transaction, block=receipt.block, amount=a.amount)
+
+
+async def _window(view: View, a: Authorization, top: Header) -> tuple[int, int]:
+    """First and last block in which ``a`` is used, by clocks that agree within two minutes."""
+    (first, _), (_, last) = await together(
+        view.around(a.signed_at - _NEAR_S, top), view.around(a.valid_before, top)
+    )
+    return first, last
+
+
+async def _searched(view: View, a: Authorization, terms: _Terms, top: Header) -> Evidence:
+    """Find by its events how the nonce was used."""
+    first, last = await _window(view, a, top)
+    events = await _events(view, terms, first, last)
+    if not events:
+        early, _ = await view.around(a.signed_at - _SKEW_S, top)
+        events = await _events(view, terms, early, first - 1)
+    if not events:
+        late = min(top.number, last + _FAR_SPANS * view.block_span)
+        events = await _events(view, terms, last + 1, late)
+    if not events:
+        raise view.fault("the nonce is used, but the event that says how was not found")
+    kinds = {event.topics[0] for event in events}
+    if kinds == {_USED}:
+        return await _settled(view, a, terms, top, events)
+    if kinds == {_CANCELED} and len(events) == 1:
+        return await _canceled(view, top, events[0])
+    raise view.fault("contradiction: more than one event says how the nonce was used")
+
+
+async def _settled(
+    view: View, a: Authorization, terms: _Terms, top: Header, events: Sequence[Log]
+) -> Settled:
+    """The one transaction of these events that moved the money, and none that moved other."""
+    receipts = [
+        await view.confirmed_receipt(event, top)
+        for event in {event.transaction: event for event in events}.values()
+    ]
+    paying = [receipt for receipt in receipts if _pays(receipt, terms)]
+    # A token that lets a used nonce pass without a revert may log the use again: harmless if
+    # that transaction moved nothing of the payer's.
+    others = [r for r in receipts if not _pays(r, terms) and _moved(r, terms)]
+    if len(paying) != 1 or others:
+        raise Fault(_mismatch(view, a, (others or receipts)[0]))
+    return Settled(transaction=paying[0].transaction, block=paying[0].block, amount=a.amount)
+
+
+async def _canceled(view: View, top: Header, event: Log) -> Canceled:
+    receipt = await view.confirmed_receipt(event, top)
+    return Canceled(transaction=receipt.transaction, block=receipt.block)
+
+
+def _mismatch(view: View, a: Authorization, receipt: Receipt) -> str:
+    return (
+        f"{view.name}: PAYMENT MISMATCH: transaction {receipt.transaction} on {a.network} used the "
+        f"authorization of {a.payer}, but did not move exactly {a.amount} of {a.asset} to "
+        f"{a.pay_to}; the money stays held, look at that transaction"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Terms:
+    """The words of one authorization as they appear in calls and logs (lower-case hex)."""
+
+    asset: str
+    call: str
+    payer: str
+    pay_to: str
+    nonce: str
+    amount: str
+
+    @classmethod
+    def of(cls, a: Authorization) -> _Terms:
+        payer, nonce = address_word(a.payer), a.nonce.lower()
+        return cls(
+            asset=a.asset.lower(),
+            call=_AUTHORIZATION_STATE + payer[2:] + nonce[2:],
+            payer=payer,
+            pay_to=address_word(a.pay_to),
+            nonce=nonce,
+            amount=f"0x{a.amount:064x}",
+        )
+
+
+def address_word(address: str) -> str:
+    return "0x" + "0" * 24 + address[2:].lower()
+
+
+def _own(receipt: Receipt, terms: _Terms) -> list[Log]:
+    return [log for log in receipt.logs if log.address == terms.asset]
+
+
+def _used_in(receipt: Receipt, terms: _Terms) -> bool:
+    use = (_USED, terms.payer, terms.nonce)
+    return any(log.topics == use for log in _own(receipt, terms))
+
+
+def _moved(receipt: Receipt, terms: _Terms) -> bool:
+    """Whether anything of the payer's left in this token."""
+    return any(log.topics[:2] == (TRANSFER, terms.payer) for log in _own(receipt, terms))
+
+
+def _pays(receipt: Receipt, terms: _Terms) -> bool:
+    """Whether this transaction used the nonce and moved exactly what was signed.
+
+    A batch may use several authorizations of one payer; there the transfer that belongs to a use
+    is the payer's first one after it, the order of EIP-3009's reference implementation.
+    """
+    if not _used_in(receipt, terms):
+        return False
+    own = _own(receipt, terms)
+    at = [log.topics for log in own].index((_USED, terms.payer, terms.nonce))
+    uses = sum(log.topics[:2] == (_USED, terms.payer) for log in own)
+    moves = [
+        log for log in (own if uses == 1 else own[at:]) if log.topics[:2] == (TRANSFER, terms.payer)
+    ]
+    return any(
+        len(log.topics) == 3 and log.topics[2] == terms.pay_to and log.data == terms.amount
+        for log in (moves if uses == 1 else moves[:1])
+    )
+
+
+# --- one endpoint ---------------------------------------------------------------------------------
+
+
+async def _is_used(view: View, terms: _Terms, block: Header) -> bool:
+    """``authorizationState``: used or cancelled as of ``block``."""
+    call = {"to": terms.asset, "data": terms.call}
+    try:
+        raw = await view.call("eth_call", call, {"blockHash": block.hash, "requireCanonical": True})
+    except Refused:
+        # Not every node knows EIP-1898.  By number is as good: whoever asks compares the
+        # block's hash again at the end.
+        raw = await view.call("eth_call", call, hex(block.number))
+    word = hex_of(raw, HASH, view)
+    if int(word, 16) > 1:
+        raise view.fault("authorizationState answered neither true nor false")
+    return int(word, 16) == 1
+
+
+async def _events(view: View, terms: _Terms, first: int, last: int) -> list[Log]:
+    """Uses and cancellations of the nonce in these blocks, asked for in bounded ranges."""
+    wanted = ((_USED, _CANCELED), (terms.payer,), (terms.nonce,))
+    return await view.logs(terms.asset, wanted, first, last, most=_EVENTS_MAX)

@@ -1,0 +1,515 @@
+"""Paying by an on-chain transfer: prepare, (the ledger stores), carry.
+
+:meth:`Desk.prepare` asks the network what a transfer needs and signs it; nothing leaves.  The
+caller lets the ledger store it (``hold_transfer``), which is the point of no return.
+:meth:`Desk.carry` broadcasts what is stored until a block has it, and replaces it by the same
+transfer with higher fees and the same nonce where it is stuck, each replacement stored first.
+
+Why nobody pays twice: a payment has one nonce for ever, so of all that was ever signed for it one
+transaction at most is mined; what is not stored is not sent; what is stored may be sent by anyone,
+any number of times.  So ``carry`` may be run again, run twice at once, or be abandoned.
+
+Web3 estimates, encodes and sends, through the bounded exchange of :mod:`x402_mask._chain.rpc` in place
+of its own provider, which has no limit of size, follows redirects and logs URLs.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar
+
+from x402_mask._chain.authorizations import Unknown
+from x402_mask._chain.receipts import QUESTION_S, Glance, Paid, Reverted, evidence, glance, mismatch
+from x402_mask._chain.rpc import Fault
+from x402_mask._chain.transaction import TRANSFER_ABI, Fees, Transaction, calldata, checked, sign
+from x402_mask._crypto.eip712 import checksum
+from x402_mask._ledger.transfers import MAY_SEND
+from x402_mask._policy.caps import SECOND
+from x402_mask._wallets.local import Wallet
+from x402_mask.errors import LedgerError, TokenFlowError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from x402_mask._chain.authorizations import ChainReader
+    from x402_mask._chain.receipts import Verdict
+    from x402_mask._ledger.ledger import Ledger
+    from x402_mask._ledger.transfers import (
+        Progress,
+        SignedTransfer,
+        Standing,
+        StoredTransfer,
+        Terms,
+    )
+
+T = TypeVar("T")
+
+MAX_GAS_WEI: Final = 10**15
+"""The most that the gas of one payment may cost by default: 0.001 ETH."""
+
+_CALL_S: Final = 5.0
+_LOOK_S: Final = 10.0
+_PROOF_S: Final = 20.0
+_POLL_S: Final = (0.1, 2.0)  # from the first to the longest pause between two looks
+_SEND_AGAIN_S: Final = 10.0  # a node may have dropped what it took
+_ATTEMPTS_MAX: Final = 24  # each an eighth dearer: sixteen times the first one's fees
+_REORG_BLOCKS: Final = 64
+_GAS_MAX: Final = 30_000_000
+_WEI_MAX: Final = 1 << 96
+_L1_ORACLE: Final = "0x420000000000000000000000000000000000000F"
+"""``GasPriceOracle`` of OP Stack chains, such as Base: what the layer below costs (its specs)."""
+_GET_L1_FEE: Final = "49948e0e"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Carried:
+    """How far a transfer has got.
+
+    ``mined``: a block has it and the money moved; ``failed``, ``displaced``: proven at depth that
+    it did not and never will; ``pending``: not known, ``detail`` says what it waits for.
+    ``transaction`` is the one that counts, or the latest one sent.
+    """
+
+    state: Literal["mined", "pending", "failed", "displaced"]
+    transaction: str | None
+    detail: str
+
+
+class Desk:
+    """Makes transfers and carries them to their end.  Safe to share by threads.
+
+    Args:
+        chain: where the network is asked.
+        ledger: where transfers are stored.
+        signer: the wallet; only a :class:`~x402_mask.Wallet` can sign a transaction.
+        max_gas_wei: the most that one payment's gas may cost, replacements included, wei; ``None``
+            makes no transfer.
+        now_us: Unix microseconds.
+        stuck_s: seconds after which an attempt that no block has is replaced.
+    """
+
+    def __init__(
+        self,
+        chain: Callable[[], ChainReader],
+        ledger: Ledger,
+        *,
+        signer: object,
+        max_gas_wei: int | None,
+        now_us: Callable[[], int],
+        stuck_s: float = 20.0,
+    ) -> None:
+        self._chain = chain
+        self._ledger = ledger
+        self._signer = signer
+        self._max_gas_wei = max_gas_wei
+        self._now_us = now_us
+        self._stuck_s = stuck_s
+
+    def possible(self, network: str) -> str | None:
+        """Why no transfer can be made on *network*, or ``None`` if one can."""
+        if self._max_gas_wei is None:
+            return "max_gas_wei=None allows no on-chain transfer"
+        if not isinstance(self._signer, Wallet):
+            return "the wallet cannot sign transactions; an on-chain transfer needs a Wallet"
+        if network not in self._chain().networks:
+            return f"no rpc= is given for {network}"
+        return None
+
+    # --- preparing
+
+    def prepare(self, terms: Terms, wait_s: float = 30.0) -> SignedTransfer:
+        """Sign the transfer with the account's next nonce; nothing is stored, nothing leaves.
+
+        An earlier transfer from the same address is carried to its end first, for *wait_s* seconds
+        at most.  Blocks.
+
+        Raises:
+            TokenFlowError: it cannot be made now, and why; never ``at_risk``.
+            LedgerError: the ledger cannot be read.
+        """
+        deadline = time.monotonic() + wait_s
+        reason = self.possible(terms.network)
+        if reason is not None:
+            _refuse(reason)
+        try:
+            return self._prepared(terms, deadline)
+        except (Fault, ValueError) as fault:
+            _refuse(str(fault))
+
+    def _prepared(self, terms: Terms, deadline: float) -> SignedTransfer:
+        if not isinstance(self._signer, Wallet) or self._max_gas_wei is None:
+            raise ValueError("no wallet")  # `possible` told more
+        if self._signer.address.lower() != terms.payer.lower():
+            raise ValueError(f"this wallet is not {terms.payer}")
+        nodes = self._nodes(terms.network)
+        nonce, first_block = self._next_nonce(nodes, terms, deadline)
+        made = Transaction(
+            chain_id=terms.chain_id, nonce=nonce, fees=_market(nodes), gas=_gas(nodes, terms),
+            to=bytes.fromhex(terms.asset[2:]), value=0, data=calldata(terms),
+        )  # fmt: skip
+        besides = _l1_fee(nodes, made)
+        self._check_cost(nodes, terms, made.max_gas_wei + besides)
+        return sign(self._signer, terms, made, besides_wei=besides, first_block=first_block)
+
+    def _check_cost(self, nodes: Sequence[_Node], terms: Terms, cost: int) -> None:
+        assert self._max_gas_wei is not None
+        if cost > self._max_gas_wei:
+            raise ValueError(
+                f"gas may cost {cost} wei, more than max_gas_wei={self._max_gas_wei}; raise it to"
+                " allow this transfer, or wait for lower fees"
+            )
+        owned = min(node.number("balance", lambda e: e.get_balance(checksum(terms.payer)))
+                    for node in nodes)  # fmt: skip
+        if owned < cost:
+            raise ValueError(
+                f"{terms.payer} has {owned} wei on {terms.network} and gas may cost {cost}: send it"
+                " some of the chain's own coin"
+            )
+
+    def _next_nonce(self, nodes: Sequence[_Node], terms: Terms, deadline: float) -> tuple[int, int]:
+        """The account's next nonce, when nothing of it waits anywhere; and a block before now."""
+        pause = _POLL_S[0]
+        while True:
+            standing = self._ledger.standing(terms.network, terms.payer)
+            if standing.waiting is None:
+                nonce, reason = _agreed_nonce(nodes, terms.payer)
+                if reason is None and nonce > standing.nonce:
+                    blocks = [node.number("block", lambda e: e.block_number) for node in nodes]
+                    return nonce, max(0, min(blocks) - _REORG_BLOCKS)
+                reason = reason or self._used_before(standing, nonce)
+            else:
+                reason = self._finished(standing.waiting, deadline)
+            if reason is not None:
+                if time.monotonic() + pause > deadline:
+                    raise ValueError(f"{terms.payer} cannot send on {terms.network}: {reason}")
+                time.sleep(pause)
+                pause = min(pause * 2, _POLL_S[1])
+
+    def _finished(self, earlier: str, deadline: float) -> str | None:
+        """One transfer at a time: carry the earlier one to its end, or say why it has none."""
+        carried = self.carry(earlier, max(0.0, deadline - time.monotonic()))
+        if carried.state != "pending":
+            return None
+        return f"the transfer of payment {earlier} is still under way ({carried.detail})"
+
+    def _used_before(self, standing: Standing, nonce: int) -> str:
+        """The endpoint lags; or the last transfer's block was replaced, and it is sent again."""
+        if standing.last is not None:
+            self.carry(standing.last, 0)
+        return f"the RPC says nonce {nonce}, but {standing.nonce} was used already"
+
+    # --- carrying
+
+    def carry(self, payment_id: str, wait_s: float) -> Carried:
+        """Bring the stored transfer into a block, and tell how that went; *wait_s* seconds at most.
+
+        With 0 it looks once and sends once.  Blocks.  Sends nothing that is not stored.
+
+        Raises:
+            LedgerError: nothing is stored, what is stored is not what was reserved, or the ledger
+                cannot be read or written.
+        """
+        deadline, pause = time.monotonic() + wait_s, _POLL_S[0]
+        sent_at, failures = float("-inf"), ""
+        while True:
+            stored = self._stored(payment_id)
+            carried = self._looked(stored)
+            if carried.state != "pending":
+                return carried
+            if stored.payment not in MAY_SEND:
+                return _waiting(
+                    stored, carried, f"the payment is {stored.payment}: nothing is sent"
+                )
+            if carried.transaction is None and time.monotonic() - sent_at >= _SEND_AGAIN_S:
+                failures, sent_at = self._push(stored), time.monotonic()
+            elif carried.transaction is None and self._is_stuck(stored):
+                failures = self._replaced(stored)
+            if time.monotonic() + pause > deadline:
+                return _waiting(stored, carried, failures)
+            time.sleep(pause)
+            pause = min(pause * 1.5, _POLL_S[1])
+
+    def evidence(self, stored: StoredTransfer, *, time_out_s: float = QUESTION_S) -> Verdict:
+        """What the confirmed chain proves of a stored transfer.  Blocks, *time_out_s* at most."""
+        return evidence(self._chain(), stored, time_out_s=time_out_s)
+
+    def close(self, stored: StoredTransfer, verdict: Verdict) -> Carried:
+        """Write down what was proven, so that the address is free for its next transfer."""
+        if isinstance(verdict, Unknown):
+            return Carried(state="pending", transaction=None, detail=verdict.reason)
+        at = f"as of block {verdict.block}"
+        if isinstance(verdict, Paid):
+            return self._closed(stored, "mined", verdict.transaction, f"paid {at}")
+        if isinstance(verdict, Reverted):
+            return self._closed(stored, "failed", verdict.transaction, f"reverted {at}")
+        told = f"another transaction of {stored.terms.payer} used nonce {stored.nonce}, {at}"
+        return self._closed(stored, "displaced", None, told)
+
+    def _closed(
+        self,
+        stored: StoredTransfer,
+        state: Literal["mined", "failed", "displaced"],
+        transaction: str | None,
+        detail: str,
+    ) -> Carried:
+        self._mark(stored, state, transaction)
+        return Carried(state=state, transaction=transaction, detail=detail)
+
+    def _mark(self, stored: StoredTransfer, state: Progress, transaction: str | None) -> None:
+        if stored.state != state:
+            payment_id = stored.terms.payment_id
+            self._ledger.close_transfer(payment_id, state, transaction, now_us=self._now_us())
+
+    def _stored(self, payment_id: str) -> StoredTransfer:
+        stored = self._ledger.transfer_of(payment_id)
+        if stored is None:
+            raise LedgerError(f"payment {payment_id} has no stored transfer")
+        return stored
+
+    def _looked(self, stored: StoredTransfer) -> Carried:
+        """How far it is.  Pending without a transaction: nothing speaks against sending it."""
+        if stored.state in ("failed", "displaced"):
+            return Carried(state=stored.state, transaction=None, detail="as proven before")
+        seen = glance(self._chain(), stored, time_out_s=_LOOK_S)
+        if not isinstance(seen, Glance):
+            return Carried(state="pending", transaction=None, detail=seen)
+        if seen.pays:
+            return self._closed(stored, "mined", seen.transaction, "a block has it")
+        if seen.ok:
+            self._mark(stored, "mined", seen.transaction)
+            told = mismatch(stored, seen.transaction)
+            return Carried(state="pending", transaction=seen.transaction, detail=told)
+        if seen.used:
+            return self._ended(stored, seen)
+        self._mark(stored, "open", None)  # also where the block that had it was replaced
+        return Carried(state="pending", transaction=None, detail="no block has it yet")
+
+    def _ended(self, stored: StoredTransfer, seen: Glance) -> Carried:
+        """The nonce is used, and nothing was paid: true only once it is proven at depth."""
+        found = self.close(stored, self.evidence(stored, time_out_s=_PROOF_S))
+        if found.state != "pending":
+            return found
+        told = "it was reverted" if seen.transaction else "another transaction used its nonce"
+        last = seen.transaction or stored.last.hash
+        return Carried(
+            state="pending", transaction=last, detail=f"{told}, not proven yet: {found.detail}"
+        )
+
+    def _push(self, stored: StoredTransfer) -> str:
+        """Send the latest attempt, or a replacement where that has waited long enough."""
+        return self._replaced(stored) if self._is_stuck(stored) else self._send(stored.last)
+
+    def _is_stuck(self, stored: StoredTransfer) -> bool:
+        return self._now_us() - stored.last_at > self._stuck_s * SECOND
+
+    def _replaced(self, stored: StoredTransfer) -> str:
+        """Sign the same with higher fees, store it, send it; where that may not be, send again."""
+        try:
+            signed = self._replacement(stored)
+        except (Fault, ValueError) as fault:
+            return f"{fault}; {self._send(stored.last)}".removesuffix("; ")
+        attempt = len(stored.attempts)
+        if not self._ledger.add_attempt(signed, attempt, now_us=self._now_us()):
+            return ""  # another process was first, or it has ended: look again
+        return self._send(signed)
+
+    def _replacement(self, stored: StoredTransfer) -> SignedTransfer:
+        terms, nodes = stored.terms, self._nodes(stored.terms.network)
+        wallet, limit = self._signer, self._max_gas_wei
+        if not isinstance(wallet, Wallet) or wallet.address.lower() != terms.payer.lower():
+            raise ValueError("it is stuck, and the wallet that could replace it is not here")
+        if len(stored.attempts) >= _ATTEMPTS_MAX:
+            raise ValueError(f"it is stuck after {_ATTEMPTS_MAX} attempts")
+        old = _own(stored.last)
+        made = Transaction(
+            chain_id=old.chain_id, nonce=old.nonce, gas=old.gas, to=old.to, value=old.value,
+            data=old.data, fees=old.fees.bumped(_market(nodes)),
+        )  # fmt: skip
+        besides = _l1_fee(nodes, made)
+        if limit is None or made.max_gas_wei + besides > limit:
+            raise ValueError(
+                f"it is stuck, and a replacement may cost {made.max_gas_wei + besides} wei, more"
+                f" than max_gas_wei={limit}; raise that, or use nonce {stored.nonce} for another"
+                " transaction of this wallet to give it up"
+            )
+        return sign(wallet, terms, made, besides_wei=besides, first_block=stored.last.first_block)
+
+    def _send(self, signed: SignedTransfer) -> str:
+        """Hand the stored bytes to every endpoint; what they answer proves nothing either way."""
+        _own(signed)
+        failures = []
+        for node in self._nodes(signed.terms.network):
+            try:
+                node.check_chain()
+                node.ask("hash", lambda e: e.send_raw_transaction(signed.raw))
+            except Fault as fault:
+                failures.append(str(fault))
+        return "; ".join(failures)
+
+    def _nodes(self, network: str) -> list[_Node]:
+        chain = self._chain()
+        return [_Node(chain, network, number) for number in range(chain.count(network))]
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise TokenFlowError(
+        f"no on-chain transfer was made: {reason}; nothing was sent", at_risk=False
+    ) from None
+
+
+def _own(signed: SignedTransfer) -> Transaction:
+    """The fields of what was stored.
+
+    Raises:
+        LedgerError: it does something else than its payment was reserved for.
+    """
+    try:
+        return checked(signed)
+    except ValueError as fault:
+        raise LedgerError(
+            f"the stored transfer of payment {signed.terms.payment_id} is not sent: {fault}"
+        ) from None
+
+
+def _waiting(stored: StoredTransfer, carried: Carried, failures: str) -> Carried:
+    told = f"{carried.detail} ({failures})" if failures else carried.detail
+    last = carried.transaction or stored.last.hash
+    return Carried(state="pending", transaction=last, detail=told)
+
+
+# --- what the network says, by web3 ---------------------------------------------------------------
+
+
+class _Node:
+    """Web3 on one endpoint, through the bounded exchange."""
+
+    def __init__(self, chain: ChainReader, network: str, number: int) -> None:
+        self._chain, self._network, self._number = chain, network, number
+        self.web3 = _web3_on()(self._call)
+
+    def ask(self, what: str, question: Callable[[Any], T]) -> T:
+        """Put *question* to ``web3.eth``.
+
+        Raises:
+            Fault: the endpoint refused, failed, or answered what web3 cannot read.
+        """
+        try:
+            return question(self.web3.eth)
+        except Fault:
+            raise
+        except Exception as error:  # noqa: BLE001  # web3 meets garbage with errors of any kind
+            raise Fault(f"the RPC's {what} cannot be read ({type(error).__name__})") from None
+
+    def number(self, what: str, question: Callable[[Any], object]) -> int:
+        """The answer to *question*, an amount of wei, gas, blocks or transactions."""
+        found = self.ask(what, question)
+        if type(found) is not int or not 0 <= found < _WEI_MAX:
+            raise Fault(f"the RPC's {what} is out of range")
+        return found
+
+    def nonce(self, payer: str, block: str) -> int:
+        """How many transactions *payer* has sent."""
+        return self.number("nonce", lambda e: e.get_transaction_count(checksum(payer), block))
+
+    def base_fee(self) -> int | None:
+        """Wei for one unit of gas, burnt; ``None`` on a chain without (EIP-1559)."""
+        block = self.ask("block", lambda e: dict(e.get_block("latest")))
+        found = block.get("baseFeePerGas")
+        return None if found is None else self.number("base fee", lambda _: found)
+
+    def check_chain(self) -> None:
+        """Refuse an endpoint of another network."""
+        wanted = int(self._network.partition(":")[2])
+        found = self.number("chain id", lambda e: e.chain_id)
+        if found != wanted:
+            raise Fault(f"an RPC endpoint of {self._network} serves chain {found}")
+
+    def _call(self, method: str, params: Sequence[Any]) -> Any:
+        return self._chain.ask(
+            self._network, lambda views: views[self._number].call(method, *params), _CALL_S
+        )
+
+
+@lru_cache(maxsize=1)
+def _web3_on() -> Callable[[Callable[[str, Sequence[Any]], Any]], Any]:
+    """A maker of web3 objects that call by the given function.  Web3 takes a second to import."""
+    from web3 import Web3  # noqa: PLC0415
+    from web3.providers.base import BaseProvider  # noqa: PLC0415
+
+    class Bounded(BaseProvider):  # type: ignore[misc]  # web3 has no stubs that are read here
+        def __init__(self, call: Callable[[str, Sequence[Any]], Any]) -> None:
+            super().__init__()
+            self._call = call
+
+        def make_request(self, method: str, params: Any) -> Any:
+            return {"jsonrpc": "2.0", "id": 1, "result": self._call(method, params)}
+
+    return lambda call: Web3(Bounded(call), middleware=[])
+
+
+def _agreed_nonce(nodes: Sequence[_Node], payer: str) -> tuple[int, str | None]:
+    """The next nonce, and why it may not be used yet."""
+    found = set()
+    for node in nodes:
+        node.check_chain()
+        found |= {node.nonce(payer, "latest"), node.nonce(payer, "pending")}
+    if len(found) == 1:
+        return found.pop(), None
+    return min(found), (
+        f"nonces {min(found)} to {max(found)} are under way, sent by another program, or the RPC"
+        " endpoints disagree; give this payer a wallet of its own"
+    )
+
+
+def _market(nodes: Sequence[_Node]) -> Fees:
+    """What a block takes now: twice the base fee, for it may rise, and the tip."""
+    bases = [node.base_fee() for node in nodes]
+    if None in bases:
+        price = max(node.number("gas price", lambda e: e.gas_price) for node in nodes)
+        return Fees(max_fee=price + price // 4, tip=None)
+    base = max(base for base in bases if base is not None)
+    tip = max(1, min(_tip(node, base) for node in nodes))
+    return Fees(max_fee=2 * base + tip, tip=tip)
+
+
+def _tip(node: _Node, base: int) -> int:
+    try:
+        return node.number("tip", lambda e: e.max_priority_fee)
+    except Fault:  # not every node knows the method
+        return base // 8
+
+
+def _gas(nodes: Sequence[_Node], terms: Terms) -> int:
+    """Units of gas, with a quarter to spare.
+
+    Raises:
+        Fault: the transfer would fail: the wallet has too little of the token, or may not send.
+    """
+    data = _encoded(nodes[0], terms)
+    call = {"from": checksum(terms.payer), "to": checksum(terms.asset), "data": data}
+    found = max(node.number("gas estimate", lambda e: e.estimate_gas(call)) for node in nodes)
+    if found > _GAS_MAX:
+        raise Fault(f"the RPC estimates {found} gas for a transfer")
+    return found + found // 4
+
+
+def _encoded(node: _Node, terms: Terms) -> str:
+    contract = node.web3.eth.contract(address=checksum(terms.asset), abi=TRANSFER_ABI)
+    return str(contract.encode_abi("transfer", args=[checksum(terms.pay_to), terms.amount]))
+
+
+def _l1_fee(nodes: Sequence[_Node], made: Transaction) -> int:
+    """Wei that the layer below may cost besides gas: twice what it costs now, or 0 without one.
+
+    It is asked with bytes that nobody signed: what is not stored yet may not leave.
+    """
+    stand_in = made.stand_in()
+    padded = stand_in.ljust(-(-len(stand_in) // 32) * 32, b"\0")
+    data = f"0x{_GET_L1_FEE}{32:064x}{len(stand_in):064x}{padded.hex()}"
+    call = {"to": _L1_ORACLE, "data": data}
+    found = [node.ask("layer 1 fee", lambda e: bytes(e.call(call))) for node in nodes]
+    if any(len(word) not in (0, 32) for word in found):
+        raise Fault("the RPC's layer 1 fee is out of range")
+    return 2 * max(int.from_bytes(word, "big") for word in found)

@@ -1,0 +1,1 @@
+"""Hashes, typed data and signatures: arithmetic alone."""

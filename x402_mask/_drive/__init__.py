@@ -1,0 +1,1 @@
+"""Performs what the conversation wants done, sync and async, for any HTTP library."""

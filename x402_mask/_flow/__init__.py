@@ -1,0 +1,1 @@
+"""The conversation with a seller: no I/O, no clock, no library."""

@@ -1,0 +1,80 @@
+"""Asking the owner whether a payment may be made.
+
+Part of the conversation (:mod:`x402_mask._flow.conversation`): no I/O, effects only.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from x402_mask._flow.effects import AsyncNeeded, consult, record
+from x402_mask._policy.caps import SECOND
+from x402_mask.errors import ApprovalDenied, LedgerError, PaymentError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from x402_mask._flow.effects import Effect
+    from x402_mask._models import Quote
+    from x402_mask._payer import Payer
+
+log = logging.getLogger("x402_mask")
+
+
+def ask_owner(payer: Payer, operation: str, quote: Quote) -> Generator[Effect, Any, None]:
+    """Return where the owner approves: only ``True`` does, and what fails has not.
+
+    A spoken no holds for a minute, in every process on the ledger: whatever repeats the call is
+    refused without another question.  A question that fails denies this call only.
+
+    Raises:
+        ApprovalDenied: it is not approved.
+        PaymentError: ``approve`` refused in its own words.
+    """
+    assert payer.approve is not None
+    denied = yield from denied_before(payer, operation, quote)
+    if denied is not None:
+        denied.quote = quote
+        raise denied
+    try:
+        approved = (yield from consult(payer.approve, quote)) is True
+    except ApprovalDenied:
+        yield from _remember(payer, operation)
+        raise
+    except (PaymentError, AsyncNeeded):
+        raise  # the owner's own words; a mistake that says what to do
+    except Exception as exc:
+        message = f"approve() failed: {type(exc).__name__}"
+        raise ApprovalDenied(message, quote=quote) from exc
+    if not approved:
+        yield from _remember(payer, operation)
+        payee = "" if quote.pay_to is None else f" to {quote.pay_to}"
+        raise ApprovalDenied(
+            f"approve() did not approve ${quote.usd} for {quote.service}{payee}", quote=quote
+        )
+
+
+def denied_before(
+    payer: Payer, operation: str, quote: Quote
+) -> Generator[Effect, Any, ApprovalDenied | None]:
+    """The refusal of what the owner said no to less than a minute ago, if it is such a call."""
+    now_us = payer.now_us()
+    left = yield from record(
+        lambda wait_s: payer.ledger.denied_for(operation, now_us=now_us, wait_s=wait_s)
+    )
+    if not left:
+        return None
+    return ApprovalDenied(
+        f"${quote.usd} for {quote.service} was denied less than a minute ago; whoever approves"
+        f" is asked again in {-(-left // SECOND)} s"
+    )
+
+
+def _remember(payer: Payer, operation: str) -> Generator[Effect, Any, None]:
+    """Write a no down; where that fails it holds for this call, and the next one asks."""
+    now_us = payer.now_us()
+    try:
+        yield from record(lambda wait_s: payer.ledger.deny(operation, now_us=now_us, wait_s=wait_s))
+    except LedgerError as exc:
+        log.warning("that a payment was denied could not be recorded: %s", exc)

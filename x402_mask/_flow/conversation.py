@@ -1,0 +1,744 @@
+"""The conversation: request, challenge, choice, reservation, proof, retry, settlement.
+
+This is the whole story of a paid call, told once.  It does no I/O: it yields effects
+(:mod:`x402_mask._flow.effects`) that a sync or an async driver performs::
+
+    ask ─ not 402 ──────────────────────────────► hand back, unread
+     │ 402
+     ├─ not a challenge ────────────────────────► hand back
+     ├─ refused by policy ──────────────────────► raise, nothing signed
+     ├─ the operation is open already ─► claim ─┐
+     └─ reserve ─► sign ─► hold (durable) ──────┤   (one transaction, if the wallet is here)
+                                                ▼
+                                        ask with proof     ← the point of no return
+                                                │
+                                     finish: settled / unknown / rejected
+
+Before the point of no return every failure releases the reservation; after it none does.
+Buying a payment token from a marketplace is told in :mod:`x402_mask._flow.tokens.buying`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from x402_mask._flow import lapsed as _lapse
+from x402_mask._flow.asking import ask_owner
+from x402_mask._flow.cap_names import warn_once
+from x402_mask._flow.effects import (
+    Reply,
+    ask,
+    checkpoint,
+    consult,
+    fingerprint,
+    payload,
+    read_body,
+    record,
+    sleep,
+)
+from x402_mask._flow.inputs import is_light, judged
+from x402_mask._flow.lapsed import Doubts
+from x402_mask._flow.preemption import Place
+from x402_mask._flow.records import Call, Plan, Purchase, Verdict, quote_of, receipt_for, row_of
+from x402_mask._flow.steps import (
+    conclude,
+    finish,
+    prove,
+    prove_here,
+    release,
+    seen,
+    settlement_fault,
+    warn_of_error,
+    why_refused,
+)
+from x402_mask._ledger.records import Proof, Reservation, Result, Row, Twin, new_payment_id, paused
+from x402_mask._money import usd
+from x402_mask._policy.caps import SECOND, applying
+from x402_mask._policy.catalog_cache import Asked
+from x402_mask._policy.offers import FOREIGN, Choice, choose
+from x402_mask._schemes.exact_eip3009 import seller_clock
+from x402_mask._services import origin_of, path_of, tool_of
+from x402_mask._wallets.local import Wallet
+from x402_mask._wire.x402 import (
+    REQUIRED_HEADER,
+    nested_in,
+    read_challenge,
+    read_settlement,
+    shown,
+)
+from x402_mask.errors import (
+    ApprovalDenied,
+    BodyNotReplayable,
+    CapExceeded,
+    InputRefused,
+    LedgerError,
+    OfferRefused,
+    OriginRefused,
+    PaymentError,
+    PaymentRefused,
+    TokenFlowError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping, Sequence
+    from decimal import Decimal
+
+    from x402_mask._flow.effects import Effect
+    from x402_mask._ledger.records import Reserved, View
+    from x402_mask._models import Quote, Route, Spend
+    from x402_mask._payer import Payer
+    from x402_mask._policy.caps import Limit
+    from x402_mask._wire.x402 import Challenge
+
+log = logging.getLogger("x402_mask")
+
+_POLL_S: Final = 0.05
+_NOTHING_HELD: Final = "prefer= allows tokens that are held only, and none is held here"
+
+
+def converse(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict]:
+    """Make one call, paying if it must be and may be.
+
+    Raises:
+        PaymentError: a 402 that may not be paid, or could not be.
+        BaseException: whatever the transport raised, unchanged.
+    """
+    if call.trip.paid:
+        return (yield from _after_redirect(payer, call))
+    reply = None
+    if not call.has_proof and call.may_begin:
+        first = yield from _send_first(payer, call)
+        if isinstance(first, Verdict):
+            return first
+        reply = first
+    if reply is None:
+        reply = yield from ask()
+    if reply.status != 402 or call.has_proof:
+        return Verdict(receipt=call.trip.receipt)
+    try:
+        return (yield from _pay(payer, call, reply))
+    except PaymentRefused as refusal:
+        yield from _note_refusal(payer, call, reply, refusal)
+        if call.returns(payer):
+            return Verdict(refusal=refusal)
+        raise
+    except PaymentError as error:
+        if call.returns(payer) and not error.at_risk:
+            return Verdict(refusal=error)
+        raise
+
+
+def _after_redirect(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict]:
+    """What a paid answer led to: never paid for again, and the delivery if it is a 2xx."""
+    row, receipt = call.trip.row, call.trip.receipt
+    try:
+        reply = yield from ask()
+    except BaseException as failure:
+        if row is not None:
+            failure.add_note(f"x402_mask: payment {row.id} was sent, and what it led to is lost")
+        raise
+    if row is None or receipt is None or not reply.delivered:
+        return Verdict(receipt=receipt)
+    result = Result(
+        outcome=receipt.outcome, delivered=True, transaction=receipt.transaction,
+        note=f"HTTP {reply.status} after a redirect",
+    )  # fmt: skip
+    return (yield from conclude(payer, call, row, result, told=True))
+
+
+def _pay(payer: Payer, call: Call, reply: Reply) -> Generator[Effect, Any, Verdict]:
+    challenge = yield from challenge_of(payer, call, reply)
+    if challenge is None:
+        return Verdict()
+    purchase = purchase_of(payer, call, reply, challenge)
+    payer.emit("challenge", purchase, detail={"form": challenge.form})
+    purchase = yield from identified(call, purchase)
+    asked_at = payer.now()
+    yield from warn_once(payer, purchase)
+    verdict = yield from _open(payer, call, purchase)
+    if payer.preempt and verdict.delivered:
+        payer.memory.keep(purchase.place, challenge, asked_at)
+    return verdict
+
+
+def challenge_of(
+    payer: Payer, call: Call, reply: Reply
+) -> Generator[Effect, Any, Challenge | None]:
+    """What the 402 asks for; a marketplace may name a payment in place of offers."""
+    header = reply.headers.get(REQUIRED_HEADER, ())
+    body = yield from read_body(wanted=not header)
+    found = read_challenge(header, body)
+    if found is not None or call.trip.origin not in payer.origins:
+        return found
+    if tool_of(call.trip.url) is not None:
+        from x402_mask._wire.server402 import challenge_in  # noqa: PLC0415  # few sellers ask so
+
+        found = challenge_in(body)
+    below = nested_in(body) if found is None else None
+    if below is not None:
+        log.warning(
+            "%s answered 402 with a challenge under %r, where none is read: not paid, handed back",
+            call.trip.origin, shown(below, 40),
+        )  # fmt: skip
+    return found
+
+
+def _send_first(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | Reply | None]:
+    """Pay with the first request: by a token that is held, or by a proof for a known price.
+
+    ``None`` to ask first; a 402 that did not take the token is the answer to asking.
+    """
+    if payer.tokens.possible and payer.prefer[0] == "held-token":
+        held = yield from _held_first(payer, call)
+        if held is not None:
+            return held
+    return (yield from _preempt(payer, call)) if payer.preempt else None
+
+
+def _held_first(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | Reply | None]:
+    service = tool_of(call.url)
+    origin = call.trip.origin
+    if service is None or origin not in payer.origins or origin_of(call.url) != origin:
+        return None
+    known = payer.tokens.known
+    if known is None:
+        now_us = payer.now_us()
+        try:
+            found = yield from record(
+                lambda wait_s: payer.ledger.held_tokens(now_us=now_us, wait_s=wait_s)
+            )
+        except LedgerError as exc:  # said again, and louder, if the seller asks for money
+            log.warning("held tokens cannot be read: %s", exc)
+            return None
+        known = payer.tokens.known = set(found)
+    if (origin, service) not in known:
+        return None
+    try:
+        also = payer.services.also(call.url)
+        yield from check_input(payer, Asked(call.method, origin, service, also=also))
+    except InputRefused:
+        return None  # said when the seller asks for money; until then it costs no token
+    from x402_mask._flow.tokens.using import spend_held  # noqa: PLC0415  # most payers hold none
+
+    return (yield from spend_held(payer, call, origin, service, call.url))
+
+
+def _preempt(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | None]:
+    """Pay a price that is known already with the first request; ``None`` to ask first after all."""
+    service, path = payer.services.name(call.url), path_of(call.url)
+    place = Place(call.method, origin_of(call.url), service, path)
+    challenge = payer.memory.recall(place, payer.now())
+    if challenge is None:
+        return None
+    try:
+        known = Reply(status=402, url=call.url, headers={})
+        purchase = replace(purchase_of(payer, call, known, challenge), is_remembered=True)
+        purchase = yield from identified(call, purchase)
+        verdict = yield from _open(payer, call, purchase)
+    except PaymentRefused:
+        return None  # the refusal is said, and recorded, when the seller really asks
+    except TokenFlowError as error:
+        if not _is_impossible(error):
+            raise
+        return None  # as above
+    if verdict.receipt is not None and verdict.receipt.outcome == "rejected":
+        payer.memory.rejected(place, payer.now())
+    return verdict
+
+
+def purchase_of(payer: Payer, call: Call, reply: Reply, challenge: Challenge) -> Purchase:
+    """Who asks, and for what; refuses every origin that the owner and the caller did not name."""
+    origin = origin_asked(reply.url)
+    if origin != call.trip.origin:
+        raise OriginRefused(
+            f"a redirect led from {call.trip.origin} to {origin}, which asks for money",
+            reason="redirected",
+        )
+    if origin not in payer.origins:
+        if origin.startswith("http:") and "https:" + origin[5:] in payer.origins:
+            raise OriginRefused(f"{origin} is not https", reason="not_https")
+        raise OriginRefused(f"{origin} asks for payment and is not in origins=")
+    if not reply.direct:
+        raise OriginRefused(
+            f"{origin} is plain http and was not reached on this machine: a proxy would read the"
+            " proof; name its host in NO_PROXY, or use a Client of this library",
+            reason="not_https",
+        )
+    return Purchase(
+        challenge=challenge,
+        reply=reply,
+        method=call.method,
+        origin=origin,
+        service=payer.services.name(call.trip.url),
+        path=path_of(reply.url),
+        is_tool=tool_of(call.trip.url) is not None,
+        also=payer.services.also(call.trip.url, call.trip.tool),
+        seller_us=None if reply.date is None else int(reply.date * SECOND),
+    )
+
+
+def identified(call: Call, purchase: Purchase) -> Generator[Effect, Any, Purchase]:
+    """The purchase with its operation: the caller's key, or a digest of what is asked."""
+    body = yield from fingerprint()
+    if body is None:
+        raise BodyNotReplayable(
+            "the request body is a one-shot stream, which a paid retry could not send again:"
+            " pass bytes, or read it first"
+        )
+    url = purchase.reply.url.partition("#")[0]
+    asked = ("key", call.key) if call.key is not None else (purchase.method, url, body)
+    parts = (purchase.origin, purchase.service, *asked)
+    operation = hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()
+    return replace(purchase, operation=operation)
+
+
+def _open(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any, Verdict]:
+    """Find the operation's open proof and present it again, or reserve and sign a new one."""
+    waited, doubts = 0.0, Doubts()
+    tried: dict[Route, PaymentError] = {}
+    while True:
+        view = yield from look(payer, call, purchase)
+        if view.paused:
+            raise paused()
+        if (yield from _lapse.ask(payer, call, view, doubts)):
+            purchase = doubts.clocks(purchase, view)
+            continue
+        twin = doubts.twin(view)
+        if twin is not None and not twin.busy:
+            try:
+                verdict = yield from _represent(payer, call, purchase, twin)
+            except TokenFlowError as error:
+                if not _is_impossible(error) or tried:
+                    raise
+                tried["token"], verdict = error, None  # given back: the other routes are left
+            if verdict is not None:
+                return verdict
+            doubts.dismiss(twin)
+            continue
+        if twin is not None and call.key is not None:
+            yield from _wait(call, waited, twin)
+            waited += _POLL_S
+            continue
+        purchase = yield from _lapse.check(payer, call, purchase, view)
+        yield from check_input(payer, purchase.asked)
+        verdict = yield from _by_route(payer, call, purchase, view, tried)
+        if verdict is not None:
+            return verdict
+
+
+def look(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any, View]:
+    """What the ledger knows of the operation, and of what is on the way to paying for it."""
+    now_us, shop = payer.now_us(), purchase.origin if purchase.is_tool else None
+    return (yield from record(
+        lambda wait_s: payer.ledger.look(
+            purchase.operation,
+            purchase.service,
+            shop,
+            origin=purchase.origin if payer.policy.pin else None,
+            also=purchase.also,
+            keyed=call.key is not None,
+            now_us=now_us,
+            seller_us=purchase.seller_us,
+            wait_s=wait_s,
+        )
+    ))  # fmt: skip
+
+
+def _wait(call: Call, waited: float, twin: Twin) -> Generator[Effect, Any, None]:
+    """Let the call that carries the same key finish, within this caller's own time-out."""
+    if call.wait_s is not None and waited >= call.wait_s:
+        raise PaymentRefused(
+            f"another call with the same operation key is in flight ({twin.row.id})",
+            reason="in_flight",
+            payment_id=twin.row.id,
+        )
+    yield from sleep(_POLL_S)
+
+
+# --- deciding -------------------------------------------------------------------------------------
+
+
+def check_input(payer: Payer, asked: Asked) -> Generator[Effect, Any, None]:
+    """Refuse a body that the service will refuse once it is paid, as far as schemas tell."""
+    stated = payer.input_schemas(asked)
+    content = (yield from payload()) if stated is not None else None
+    if stated is None or content is None:
+        return
+    texts = payer.schemas(asked, stated, content)
+    if is_light(payer.catalog, texts, content):
+        reason, ignored = judged(payer.catalog, texts, content)
+    else:
+        reason, ignored = yield from consult(judged, payer.catalog, texts, content)
+    for parts in ignored:
+        payer.schema_ignored(asked, parts)
+    if reason is not None:
+        raise InputRefused(
+            f"{asked.name} would refuse this request: {reason}; validate_input=False"
+            " pays for it all the same"
+        )
+
+
+def check_price(payer: Payer, purchase: Purchase, plan: Plan) -> None:
+    """Refuse an offer that is dearer than the price that the seller's own catalog names."""
+    listed = payer.listed_price(purchase)
+    if listed is not None and plan.micro > listed:
+        raise OfferRefused(
+            f"${usd(plan.micro)} is asked, the catalog's price is ${usd(listed)};"
+            " allow_above_catalog=True pays it",
+            reason="catalog_price",
+        )
+
+
+def _by_route(
+    payer: Payer, call: Call, purchase: Purchase, view: View, tried: Mapping[Route, PaymentError]
+) -> Generator[Effect, Any, Verdict | None]:
+    """Pay by the first route that is possible; ``None`` to look again.
+
+    A refusal by policy ends the call.  If no route is possible, the error of one that was tried is
+    raised, else that of the first.
+    """
+    failed = dict(tried)
+    for route in payer.prefer:
+        if route in failed:
+            continue
+        if route == "held-token":
+            held = (yield from _held_now(payer, call, purchase)) if view.token else None
+            if isinstance(held, Verdict):
+                return held
+            if held is not None:  # another 402, which did not take it
+                return (yield from _pay(payer, call, held))
+            continue
+        plan = plan_by(payer, purchase, view, route, failed)
+        if isinstance(plan, PaymentError):
+            failed[route] = plan
+            continue
+        try:
+            yield from _decide(payer, call, purchase, plan)
+            return (yield from _reserve_and_buy(payer, call, purchase, plan))
+        except TokenFlowError as error:
+            if not _is_impossible(error):
+                raise
+            failed[route] = error
+    raise why_none(failed)
+
+
+def _is_impossible(error: TokenFlowError) -> bool:
+    """Whether no money moved and no rule forbids it: a route that turned out not to be one."""
+    return not error.at_risk and not isinstance(error, PaymentRefused)
+
+
+def why_none(failed: Mapping[Route, PaymentError]) -> PaymentError:
+    """The error to raise where no route is possible: of one that was tried, else of the first."""
+    tried = [error for error in failed.values() if isinstance(error, TokenFlowError)]
+    return next(iter([*tried, *failed.values()]), PaymentRefused(_NOTHING_HELD, reason="no_offer"))
+
+
+def _held_now(
+    payer: Payer, call: Call, purchase: Purchase
+) -> Generator[Effect, Any, Verdict | Reply | None]:
+    """A token that another process bought, perhaps: this one asked before it knew."""
+    from x402_mask._flow.tokens.using import spend_held  # noqa: PLC0415
+
+    url = purchase.reply.url
+    return (yield from spend_held(payer, call, purchase.origin, purchase.service, url))
+
+
+def plan_by(
+    payer: Payer,
+    purchase: Purchase,
+    view: View,
+    route: str,
+    failed: Mapping[Route, PaymentError],
+) -> Plan | PaymentError:
+    """How to pay by *route*, or why that is not possible.
+
+    Raises:
+        PaymentRefused: it is possible, and policy forbids it.
+    """
+    skipped = tuple(f"{name}: {shown(error, 200)}" for name, error in failed.items())
+    if route == "token":
+        from x402_mask._flow.tokens import buying  # noqa: PLC0415
+
+        why = buying.not_sold(payer, purchase)
+        return why or replace(buying.plan(payer, purchase, view), skipped=skipped)
+    if payer.signer is None:
+        return PaymentRefused(
+            f"{purchase.service} wants an x402 signature and this payer has no wallet",
+            reason="no_wallet",
+        )
+    seller_clock(payer.now(), purchase.reply.date, strict=payer.strict_clock)
+    try:
+        choice = choose(payer.policy, purchase.challenge, view.payees)
+    except OfferRefused as refusal:
+        if refusal.reason in FOREIGN:  # no signature of ours is asked for
+            return refusal
+        raise
+    return Plan.of("x402", choice, skipped)
+
+
+def _decide(
+    payer: Payer, call: Call, purchase: Purchase, plan: Plan
+) -> Generator[Effect, Any, None]:
+    """Ask the owner, before anything is reserved."""
+    check_price(payer, purchase, plan)
+    if payer.preempt and plan.choice is not None:
+        payer.memory.learn(purchase.place, plan.choice)
+    if payer.approve is None:
+        return
+    quote = yield from full_quote(payer, call, purchase, plan)
+    if quote.refusal is not None:
+        quote.refusal.quote = quote
+        raise quote.refusal
+    terms = (plan.route, plan.amount, plan.asset, plan.network, plan.pay_to)
+    before, call.trip.denied = call.trip.denied, terms  # unless they are approved now
+    if terms == before:
+        message = f"${quote.usd} for {quote.service} was denied in this call"
+        raise ApprovalDenied(message, quote=quote)
+    yield from ask_owner(payer, purchase.operation, quote)
+    call.trip.denied = before
+
+
+def full_quote(
+    payer: Payer, call: Call, purchase: Purchase, plan: Plan
+) -> Generator[Effect, Any, Quote]:
+    """What *plan* would cost, and whether the ledger would reserve it now."""
+    refusal, want = None, _reservation(payer, call, purchase, plan)
+    if plan.route != "held-token":  # which reserves nothing
+        refusal = yield from record(
+            lambda wait_s: payer.ledger.foresee(want, payer.breaker, wait_s=wait_s)
+        )
+    caps = yield from room(payer, applying(want.limits, want.service, want.also))
+    return quote_of(payer, purchase, plan, caps, refusal)
+
+
+def room(payer: Payer, limits: Sequence[Limit]) -> Generator[Effect, Any, tuple[Spend, ...]]:
+    """How far these limits are used."""
+    now_us = payer.now_us()
+    caps = yield from record(lambda wait_s: payer.ledger.room(limits, now_us=now_us, wait_s=wait_s))
+    return tuple(caps)
+
+
+def _reserve_and_buy(
+    payer: Payer, call: Call, purchase: Purchase, plan: Plan
+) -> Generator[Effect, Any, Verdict | None]:
+    """Reserve, sign, present; ``None`` if the operation was opened by another call meanwhile."""
+    want = _reservation(payer, call, purchase, plan)
+    try:
+        reserved = yield from _reserve(payer, call, purchase, plan, want)
+        if reserved is None:
+            return None
+        row, proof = row_of(want), reserved.proof
+        if plan.route == "token" or plan.choice is None:
+            from x402_mask._flow.tokens.buying import buy  # noqa: PLC0415
+
+            return (yield from buy(payer, call, purchase, plan, row))
+        if proof is None:
+            proof = yield from _sign_and_hold(payer, purchase, plan.choice, row)
+        else:
+            yield from _may_go(payer, row)
+        payer.emit("sent", purchase, payment_id=row.id, usd=usd(row.micro))
+        return (yield from _present(payer, call, row, proof))
+    except PaymentRefused as refusal:
+        refusal.quote = quote_of(payer, purchase, plan, (), refusal)
+        if refusal.reason == "cap":
+            with suppress(LedgerError):  # the refusal stands, with or without the whole picture
+                caps = yield from room(payer, applying(want.limits, want.service, want.also))
+                refusal.quote = replace(refusal.quote, caps=caps)
+        raise
+    finally:  # whatever interrupts this, at whichever line: nobody carries the payment any more
+        payer.ledger.put_down(want.id, call.by, now_us=want.at)
+
+
+def _reservation(payer: Payer, call: Call, purchase: Purchase, plan: Plan) -> Reservation:
+    now_us, asset = payer.now_us(), plan.asset
+    return Reservation(
+        id=new_payment_id(now_us), at=now_us, service=purchase.service,
+        origin=purchase.origin, operation=purchase.operation, keyed=call.key is not None,
+        route=plan.route, micro=plan.micro, amount=plan.amount,
+        asset=asset.address if asset is not None else None, network=plan.network,
+        payer=payer.address, pay_to=plan.pay_to, limits=payer.limits, lapsed=purchase.lapsed,
+        pin_payee=payer.policy.pin, also=purchase.also, seller_us=purchase.seller_us,
+        detail={
+            "method": purchase.method, "path": purchase.path, "form": purchase.challenge.form,
+            "skipped": list(plan.reasons), "approved": payer.approve is not None,
+        },
+    )  # fmt: skip
+
+
+def _reserve(
+    payer: Payer, call: Call, purchase: Purchase, plan: Plan, want: Reservation
+) -> Generator[Effect, Any, Reserved | None]:
+    """Reserve against every cap at once; ``None`` if the operation was opened meanwhile.
+
+    A wallet in this process signs within the reservation, so that one commit is enough.  What signs
+    elsewhere may take long, and outlive this host: its reservation is durable before it is asked.
+    """
+    make = None
+    if plan.route == "x402" and plan.choice is not None and isinstance(payer.signer, Wallet):
+        make = partial(prove_here, payer, purchase, plan.choice, want.id)
+    answer = yield from record(
+        lambda wait_s: payer.ledger.reserve(
+            want,
+            payer.breaker,
+            durable=plan.route == "x402",
+            prove=make,
+            carrier=call.by,
+            wait_s=wait_s,
+        )
+    )
+    if isinstance(answer, Twin):
+        return None
+    payer.emit(
+        "reserved", purchase, payment_id=want.id, usd=usd(want.micro),
+        detail={"route": want.route, "skipped": want.detail["skipped"]},
+    )  # fmt: skip
+    if answer.new_payee:
+        payer.emit("payee_changed", purchase, payment_id=want.id, detail={"pay_to": want.pay_to})
+    return answer
+
+
+# --- proving --------------------------------------------------------------------------------------
+
+
+def _sign_and_hold(
+    payer: Payer, purchase: Purchase, choice: Choice, row: Row
+) -> Generator[Effect, Any, Proof]:
+    """Have it signed, and store the proof; until then every failure gives the money back."""
+    try:
+        proof = yield from prove(payer, purchase, choice, row.id)
+        now_us = payer.now_us()
+        yield from record(
+            lambda wait_s: payer.ledger.hold(row.id, proof, now_us=now_us, wait_s=wait_s)
+        )
+    except BaseException as failure:
+        yield from release(payer, row.id, failure)
+        raise
+    return proof
+
+
+def _may_go(payer: Payer, row: Row) -> Generator[Effect, Any, None]:
+    """The last moment before the proof leaves: a cancellation gives the money back."""
+    try:
+        yield from checkpoint()
+    except BaseException as failure:
+        yield from release(payer, row.id, failure, unsent=True)
+        raise
+
+
+def _represent(
+    payer: Payer, call: Call, purchase: Purchase, twin: Twin
+) -> Generator[Effect, Any, Verdict | None]:
+    """Present the same bytes again; ``None`` if another call took them first."""
+    if twin.row.route == "token":
+        from x402_mask._flow.tokens.buying import resume  # noqa: PLC0415
+
+        return (yield from resume(payer, call, purchase, twin))
+    _lapse.check_twin(twin)
+    row, now_us = twin.row, payer.now_us()
+    try:
+        proof = yield from record(
+            lambda wait_s: payer.ledger.claim(
+                row.id,
+                call.by,
+                now_us=now_us,
+                seller_us=purchase.seller_us,
+                by_chain=twin.by == "chain",
+                wait_s=wait_s,
+            )
+        )
+        if proof is None:
+            return None
+        payer.emit("represented", row, payment_id=row.id, usd=usd(row.micro))
+        return (yield from _present(payer, call, row, proof))
+    finally:
+        payer.ledger.put_down(row.id, call.by, now_us=now_us)
+
+
+# --- after the point of no return -----------------------------------------------------------------
+
+
+def _present(payer: Payer, call: Call, row: Row, proof: Proof) -> Generator[Effect, Any, Verdict]:
+    """Send the proof, and write down how it ended, however it ended."""
+    call.trip.paid, call.trip.row = True, row
+    call.trip.receipt = receipt_for(row, "unknown", None)
+    try:
+        reply = yield from ask((proof.header, proof.value))
+        result = yield from _judge(payer, call, row, proof, reply)
+    except BaseException as failure:
+        note = f"no answer: {type(failure).__name__}"
+        yield from finish(payer, row, Result(outcome="unknown", delivered=False, note=note))
+        failure.add_note(f"x402_mask: payment {row.id} was sent and its outcome is not known")
+        raise
+    warn_of_error(row, reply)
+    return (yield from conclude(payer, call, row, result))
+
+
+def _judge(
+    payer: Payer, call: Call, row: Row, proof: Proof, reply: Reply
+) -> Generator[Effect, Any, Result]:
+    """What the answer says of the money; with an RPC, ``settled`` only if the chain agrees."""
+    settlement = read_settlement(reply.headers)
+    fault = settlement_fault(row, settlement)
+    told = settlement.transaction if settlement is not None else None
+    note = f"HTTP {reply.status}; {fault}" if fault else f"HTTP {reply.status}"
+    agreed = fault is None and reply.status != 402  # a seller that asks again is not believed
+    if fault is None and payer.chain_knows(row.network):
+        agreed = yield from seen(payer, call, row, proof, told)
+        note = note if agreed else f"{note}; the settlement is not seen on chain yet"
+    if agreed:
+        return Result(outcome="settled", delivered=reply.delivered, transaction=told, note=note)
+    rejected = reply.status == 402
+    return Result(
+        outcome="rejected" if rejected else "unknown", delivered=reply.delivered, note=note,
+        reason=(yield from why_refused(row, reply)),
+    )  # fmt: skip
+
+
+def origin_asked(url: str) -> str:
+    try:
+        return origin_of(url)
+    except ValueError:
+        raise OriginRefused(f"{shown(url)} is not an http(s) URL", reason="not_https") from None
+
+
+def _note_refusal(
+    payer: Payer, call: Call, reply: Reply, refusal: PaymentRefused
+) -> Generator[Effect, Any, None]:
+    """Put the refusal in the history; a ledger that cannot take it does not hide the reason."""
+    try:
+        origin = origin_of(reply.url)
+    except ValueError:  # an auth flow may lead anywhere
+        origin = shown(reply.url)
+    service = payer.services.name(call.trip.url)
+    detail = {
+        "reason": refusal.reason,
+        "message": shown(refusal, 300),
+        "origin": origin,
+        "method": call.method,
+        "path": path_of(reply.url)[:200],
+    }
+    payer.emit(
+        "refused", Asked(call.method, origin, service), payment_id=refusal.payment_id,
+        usd=_asked_usd(refusal), detail=detail,
+    )  # fmt: skip
+    now_us, payee = payer.now_us(), None
+    if isinstance(refusal, OfferRefused) and refusal.pay_to is not None:
+        payee = (call.trip.origin, service, refusal.pay_to)
+    try:
+        yield from record(
+            lambda wait_s: payer.ledger.note_refusal(detail, payee, now_us=now_us, wait_s=wait_s)
+        )
+    except LedgerError as exc:
+        log.warning("a refusal could not be recorded: %s", exc)
+
+
+def _asked_usd(refusal: PaymentRefused) -> Decimal | None:
+    """What was asked, where that much was known."""
+    if isinstance(refusal, CapExceeded):
+        return refusal.wanted
+    return None if refusal.quote is None else refusal.quote.usd

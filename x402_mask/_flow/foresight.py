@@ -1,0 +1,167 @@
+"""What a call would do, told without doing it.
+
+Part of the conversation (:mod:`x402_mask._flow.conversation`): no I/O, effects only.  It goes the way of a call,
+by the same steps and in the same order, up to where a call would reserve; what would refuse it
+first is what a quote says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from x402_mask._flow import lapsed
+from x402_mask._flow.asking import denied_before
+from x402_mask._flow.conversation import (
+    challenge_of,
+    check_input,
+    check_price,
+    full_quote,
+    identified,
+    look,
+    origin_asked,
+    plan_by,
+    purchase_of,
+    room,
+    why_none,
+)
+from x402_mask._flow.lapsed import Doubts
+from x402_mask._flow.records import Plan
+from x402_mask._ledger.records import paused
+from x402_mask._models import Quote
+from x402_mask._money import usd
+from x402_mask._policy.caps import applying
+from x402_mask._policy.offers import choose
+from x402_mask.errors import PaymentError, PaymentRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from x402_mask._flow.effects import Effect, Reply
+    from x402_mask._flow.records import Call, Purchase
+    from x402_mask._ledger.records import Twin, View
+    from x402_mask._models import Route
+    from x402_mask._payer import Payer
+
+
+def quote(
+    payer: Payer, call: Call, reply: Reply, *, asks: bool = False
+) -> Generator[Effect, Any, Quote | None]:
+    """What this 402 would cost.  Signs nothing, reserves nothing; ``None`` if it asks for nothing.
+
+    *asks*: the chain may be asked about earlier proofs of the operation, as a call would.
+
+    Raises:
+        ChallengeError: it claims to be a challenge and cannot be read.
+    """
+    if reply.status != 402:
+        return None
+    challenge = yield from challenge_of(payer, call, reply)
+    if challenge is None:
+        return None
+    try:
+        purchase = purchase_of(payer, call, reply, challenge)
+    except PaymentRefused as refusal:
+        return _refused(payer, call, reply, refusal)
+    bar: PaymentRefused | None = None
+    try:
+        purchase = yield from identified(call, purchase)
+    except PaymentRefused as refusal:
+        bar = refusal
+    purchase, view, twin, found = yield from _known(payer, call, purchase, asks=asks)
+    if view.token and payer.prefer[0] == "held-token":
+        bar, found = (paused() if view.paused else None), None  # it goes with the first request
+    elif twin is not None and found is None and bar is None:
+        return (yield from _again(payer, purchase, twin))
+    bar = bar or found
+    try:
+        yield from check_input(payer, purchase.asked)
+    except PaymentRefused as refusal:
+        bar = bar or refusal
+    try:
+        plan, found = _first_plan(payer, purchase, view)
+    except PaymentRefused as refusal:
+        return _refused(payer, call, reply, bar or refusal)
+    return (yield from _priced(payer, call, purchase, plan, bar or found))
+
+
+def _known(
+    payer: Payer, call: Call, purchase: Purchase, *, asks: bool
+) -> Generator[Effect, Any, tuple[Purchase, View, Twin | None, PaymentRefused | None]]:
+    """What the ledger knows, the proof that would be presented again, and what refuses either.
+
+    The purchase knows then of the proofs that have expired, as a call's does before it reserves.
+    """
+    doubts = Doubts()
+    view = yield from look(payer, call, purchase)
+    if view.paused:
+        return purchase, view, None, paused()
+    if asks and (yield from lapsed.ask(payer, call, view, doubts)):
+        purchase = doubts.clocks(purchase, view)
+        view = yield from look(payer, call, purchase)
+    twin = doubts.twin(view)
+    try:
+        if twin is not None and not twin.busy:
+            lapsed.check_twin(twin)
+            return purchase, view, twin, None
+        purchase = lapsed.foresee(payer, call, purchase, view)
+    except PaymentRefused as refusal:
+        return purchase, view, None, refusal
+    return purchase, view, None, None
+
+
+def _again(payer: Payer, purchase: Purchase, twin: Twin) -> Generator[Effect, Any, Quote]:
+    """The operation is open: a call shows what was signed for it, and nothing more is counted."""
+    row, limits = twin.row, applying(payer.limits, purchase.service, purchase.also)
+    caps = yield from room(payer, limits)
+    told = f"payment {row.id} of this operation is open: a call goes on with it, and counts no more"
+    return Quote(
+        service=row.service, origin=row.origin, method=purchase.method, url=purchase.reply.url,
+        route=row.route, usd=usd(row.micro), amount=int(row.amount),
+        asset=payer.policy.assets.get((row.network or "", (row.asset or "").lower())),
+        network=row.network, pay_to=row.pay_to, payer=row.payer, skipped=(told,), caps=caps,
+    )  # fmt: skip
+
+
+def _priced(
+    payer: Payer, call: Call, purchase: Purchase, plan: Plan, bar: PaymentRefused | None
+) -> Generator[Effect, Any, Quote]:
+    """The quote of a plan, with what would refuse it first."""
+    held = plan.route == "held-token"
+    if bar is None and not held:
+        try:
+            check_price(payer, purchase, plan)
+        except PaymentRefused as refusal:
+            bar = refusal
+    found = yield from full_quote(payer, call, purchase, plan)
+    bar = bar or found.refusal
+    if bar is None and payer.approve is not None and not held:
+        bar = yield from denied_before(payer, purchase.operation, found)
+    return replace(found, refusal=bar)
+
+
+def _first_plan(payer: Payer, purchase: Purchase, view: View) -> tuple[Plan, PaymentRefused | None]:
+    """The plan that a call would begin with, and what would keep it from being carried out."""
+    failed: dict[Route, PaymentError] = {}
+    try:
+        for route in payer.prefer:
+            if route != "held-token":
+                plan = plan_by(payer, purchase, view, route, failed)
+                if isinstance(plan, Plan):
+                    return plan, None
+                failed[route] = plan
+            elif view.token:
+                return Plan(route="held-token", micro=0, amount=0), None
+        raise why_none(failed)
+    except PaymentRefused as bar:
+        if bar.reason not in ("no_wallet", "clock"):  # the price is known all the same
+            raise
+        return Plan.of("x402", choose(payer.policy, purchase.challenge, view.payees)), bar
+
+
+def _refused(payer: Payer, call: Call, reply: Reply, refusal: PaymentRefused) -> Quote:
+    return Quote(
+        service=payer.services.name(call.trip.url), origin=origin_asked(reply.url),
+        method=call.method, url=reply.url, route=None, usd=None, amount=None, asset=None,
+        network=None, pay_to=None, payer=payer.address, refusal=refusal,
+    )  # fmt: skip

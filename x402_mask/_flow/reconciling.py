@@ -1,0 +1,181 @@
+"""What the chain knows about payments that the ledger does not know the end of."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from x402_mask._ledger.core import WAIT_S
+from x402_mask._models import Resolved
+from x402_mask._policy.caps import SECOND
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from x402_mask._chain.authorizations import Authorization, Evidence
+    from x402_mask._ledger.records import Proof, Row
+    from x402_mask._models import State
+    from x402_mask._payer import Payer
+
+_AT_ONCE: Final = 16  # questions; an operation has seldom more than one proof
+_WRITE_S: Final = 0.5
+"""How long a ledger may take, at most, to take what a chain said with its caller's last moment."""
+
+_NO_TIME: Final = "there was no time left to ask the chain"
+_GLANCE_S: Final = 3.0  # the answer to a paid call waits for this
+
+
+class Said(NamedTuple):
+    """What the chain said about one payment, and what became of it.
+
+    ``is_paid``: it is proven settled, and the ledger says so.  ``is_past``: whether its proof is
+    dead by the chain's own time; ``None`` where that is not known.
+    """
+
+    resolved: Resolved
+    is_paid: bool = False
+    is_past: bool | None = None
+
+
+def reconcile(payer: Payer) -> list[Resolved]:
+    """Resolve every payment that the chain can tell the end of; say of the others why not."""
+    done = [
+        Resolved(payment_id=found, state="released", transaction=None,
+                 detail="its process ended before a proof was stored")
+        for found in payer.ledger.sweep(now_us=payer.now_us())
+    ]  # fmt: skip
+    for row in payer.ledger.unresolved(payer.chains):
+        if payer.chain_knows(row.network):
+            done += [said.resolved for said in resolve(payer, [row])]
+        elif row.state == "held":
+            done.append(_unresolved(row, "no rpc for its network", answered=False).resolved)
+    return done
+
+
+def resolve(payer: Payer, rows: Sequence[Row], wait_s: float | None = None) -> list[Said]:
+    """Ask the chain about these together; only proof frees money, and only proof settles it.
+
+    *wait_s* bounds the questions, in seconds: by default each as long as the reader allows.
+    """
+    deadline = None if wait_s is None else time.monotonic() + wait_s
+    if len(rows) == 1:
+        answers = [_asked(payer, rows[0], deadline)]
+    else:
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="x402-mask-asking") as pool:
+            answers = list(pool.map(lambda row: _asked(payer, row, deadline), rows))
+    return [_written(payer, row, a, deadline) for row, a in zip(rows, answers, strict=True)]
+
+
+def _asked(payer: Payer, row: Row, deadline: float | None) -> Evidence | None:
+    """What the chain says of a signature; ``None`` where there is none."""
+    from x402_mask._chain.authorizations import Unknown  # noqa: PLC0415
+
+    signed = _authorization(row, row.nonce, row.valid_before, row.trans, _left(deadline))
+    if signed is None:
+        return None
+    if signed.time_out_s == 0:
+        return Unknown(reason=_NO_TIME, answered=False)
+    return payer.chain().evidence(signed)
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def _written(payer: Payer, row: Row, evidence: Evidence | None, deadline: float | None) -> Said:
+    from x402_mask._chain.authorizations import Canceled, Settled, Unused  # noqa: PLC0415
+
+    if row.valid_before is None:
+        return _transferred(payer, row, deadline)
+    if evidence is None:
+        return _unresolved(row, "it was not paid by a signature")
+    if isinstance(evidence, Settled):
+        said = _write(payer, row, "settled", evidence.transaction, "seen on chain", deadline)
+        return said._replace(is_past=evidence.past)
+    if isinstance(evidence, Canceled):
+        return _write(payer, row, "void", evidence.transaction, "cancelled on chain", deadline)
+    if isinstance(evidence, Unused):
+        return _write(payer, row, "void", None, f"unused at block {evidence.block}", deadline)
+    return _unresolved(row, evidence.reason, answered=evidence.answered, is_past=evidence.past)
+
+
+def _transferred(payer: Payer, row: Row, deadline: float | None) -> Said:
+    """What became of a payment by on-chain transfer; nothing is sent."""
+    from x402_mask._chain.authorizations import Unknown  # noqa: PLC0415
+
+    stored = payer.ledger.transfer_of(row.id)
+    if stored is None:
+        return _unresolved(row, "it was not paid by a signature")
+    desk = payer.desk(_left(deadline))
+    verdict = desk.evidence(stored)
+    ended = desk.close(stored, verdict)
+    if ended.state == "mined":
+        return _write(payer, row, "settled", ended.transaction, "seen on chain", deadline)
+    if ended.state != "pending":
+        return _write(payer, row, "void", ended.transaction, ended.detail, deadline)
+    answered = not isinstance(verdict, Unknown) or verdict.answered
+    return _unresolved(row, ended.detail, answered=answered)
+
+
+def seen(
+    payer: Payer, row: Row, proof: Proof, transaction: str, wait_s: float | None = None
+) -> bool:
+    """Whether *transaction* is on chain and moved exactly what was signed."""
+    from x402_mask._chain.authorizations import Settled  # noqa: PLC0415
+
+    signed = _authorization(row, proof.nonce, proof.valid_before, transaction)
+    bound = {} if wait_s is None else {"time_out_s": min(_GLANCE_S, wait_s)}
+    return signed is not None and isinstance(payer.chain().seen(signed, **bound), Settled)
+
+
+def _authorization(
+    row: Row,
+    nonce: str | None,
+    valid_before: int | None,
+    transaction: str | None,
+    time_out_s: float | None = None,
+) -> Authorization | None:
+    from x402_mask._chain.authorizations import Authorization  # noqa: PLC0415
+
+    if nonce is None or valid_before is None or row.network is None or row.asset is None:
+        return None
+    if row.payer is None or row.pay_to is None:
+        return None
+    return Authorization(
+        network=row.network, asset=row.asset, payer=row.payer, pay_to=row.pay_to,
+        amount=int(row.amount), nonce=nonce, valid_before=valid_before,
+        signed_at=row.at // SECOND, transaction=transaction, time_out_s=time_out_s,
+    )  # fmt: skip
+
+
+def _write(
+    payer: Payer, row: Row, state: State, transaction: str | None, note: str, until: float | None
+) -> Said:
+    """Write down what is proven.  That nothing was moved counts only once our clock agrees.
+
+    An endpoint could say so of a proof that is alive, and what it says cannot be checked.
+    """
+    now_us = payer.now_us()
+    if state == "void" and row.valid_before is not None and not row.expired(now_us):
+        return _unresolved(row, f"{note}, but it has not expired by this machine's clock")
+    left = _left(until)
+    wait_s = WAIT_S if left is None else min(WAIT_S, max(_WRITE_S, left))
+    changed = payer.ledger.resolve(
+        row.id, state, transaction=transaction, note=note, now_us=now_us, wait_s=wait_s
+    )
+    if not changed and state == "void":
+        return _unresolved(row, f"{note}, but the ledger does not have it expired, or moved on")
+    if changed:
+        payer.emit("reconciled", row, payment_id=row.id, detail={"state": state, "note": note})
+    found = Resolved(payment_id=row.id, state=state, transaction=transaction, detail=note)
+    return Said(found, is_paid=state == "settled", is_past=True)
+
+
+def _unresolved(
+    row: Row, reason: str, *, answered: bool = True, is_past: bool | None = None
+) -> Said:
+    found = Resolved(
+        payment_id=row.id, state=row.state, transaction=row.trans, detail=reason, answered=answered
+    )
+    return Said(found, is_past=is_past)

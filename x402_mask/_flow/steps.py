@@ -1,0 +1,247 @@
+"""Steps that every way of paying shares: sign, store, give back, judge, write down.
+
+Part of the conversation (:mod:`x402_mask._flow.conversation`): no I/O, effects only.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from typing import TYPE_CHECKING, Any, Final
+
+from x402_mask._flow import reasons
+from x402_mask._flow.effects import checkpoint, consult, read_body, record
+from x402_mask._flow.journal import service_at
+from x402_mask._flow.records import Verdict, receipt_for
+from x402_mask._ledger.records import Proof, Result, Row
+from x402_mask._money import usd
+from x402_mask._schemes.exact_eip3009 import authorize, seller_clock
+from x402_mask._wallets.local import Wallet, checked_signature
+from x402_mask._wire.x402 import proof_header, shown
+from x402_mask.errors import (
+    LedgerError,
+    OfferRefused,
+    PaymentError,
+    PaymentRefused,
+    SignerError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from x402_mask._flow.effects import Effect, Reply
+    from x402_mask._flow.records import Call, Purchase
+    from x402_mask._payer import Payer
+    from x402_mask._policy.offers import Choice
+    from x402_mask._schemes.exact_eip3009 import Authorization
+    from x402_mask._wire.x402 import Settlement
+
+log = logging.getLogger("x402_mask")
+
+_LEFT_MIN_S: Final = 6
+"""Seconds that must be left when a proof leaves: what facilitators want when they verify."""
+
+_HASH: Final = re.compile("0x[0-9a-fA-F]{1,64}")
+
+
+# --- before the point of no return ----------------------------------------------------------------
+
+
+def prove_here(payer: Payer, purchase: Purchase, choice: Choice, payment_id: str) -> Proof:
+    """The proof by a wallet in this process."""
+    authorization = _authorization(payer, purchase, choice, payer.now())
+    assert isinstance(payer.signer, Wallet)
+    signature = payer.signer.sign_checked(authorization.digest)
+    return _proof(purchase, choice, authorization, signature, payment_id)
+
+
+def prove(
+    payer: Payer, purchase: Purchase, choice: Choice, payment_id: str
+) -> Generator[Effect, Any, Proof]:
+    """The proof, whoever signs."""
+    if isinstance(payer.signer, Wallet):
+        return prove_here(payer, purchase, choice, payment_id)
+    now = payer.now()
+    authorization = _authorization(payer, purchase, choice, now)
+    signature = yield from _sign(payer, authorization)
+    waited = payer.now() - now
+    if waited > choice.validity_s - _LEFT_MIN_S:
+        raise OfferRefused(f"signing took {waited:.0f} s, the offer ran out", reason="wait")
+    return _proof(purchase, choice, authorization, signature, payment_id)
+
+
+def _authorization(payer: Payer, purchase: Purchase, choice: Choice, now: float) -> Authorization:
+    assert payer.address is not None
+    return authorize(
+        choice,
+        payer=payer.address,
+        now=now,
+        seller_now=seller_clock(now, purchase.reply.date, strict=payer.strict_clock),
+        cap_s=payer.policy.max_validity_s,
+        nonce=secrets.token_bytes(32),
+        backdate=purchase.challenge.form_of(choice.offer) == "v1",
+    )
+
+
+def _proof(
+    purchase: Purchase,
+    choice: Choice,
+    authorization: Authorization,
+    signature: bytes,
+    payment_id: str,
+) -> Proof:
+    header, value = proof_header(
+        purchase.challenge, choice.offer, authorization.payload(signature), payment_id
+    )
+    return Proof(
+        header=header, value=value, nonce="0x" + authorization.nonce.hex(),
+        valid_before=authorization.valid_before,
+    )  # fmt: skip
+
+
+def _sign(payer: Payer, authorization: Authorization) -> Generator[Effect, Any, bytes]:
+    signer, digest = payer.signer, authorization.digest
+    assert signer is not None
+    try:
+        returned = yield from consult(signer.sign_typed_data, *authorization.typed_data())
+    except Exception as exc:
+        raise SignerError(f"the wallet failed: {type(exc).__name__}") from exc
+    return checked_signature(returned, digest, signer.address)
+
+
+def release(
+    payer: Payer, payment_id: str, failure: BaseException, *, unsent: bool = False
+) -> Generator[Effect, Any, None]:
+    """Give the reservation back; if even that fails it stays reserved, which counts."""
+    note = f"never sent: {type(failure).__name__}"
+    if isinstance(failure, PaymentError):
+        failure.payment_id = payment_id
+    now_us = payer.now_us()
+    try:
+        yield from record(
+            lambda wait_s: payer.ledger.release(
+                payment_id, note, unsent=unsent, now_us=now_us, wait_s=wait_s
+            )
+        )
+    except LedgerError as exc:
+        log.exception("payment %s could not be released and stays reserved", payment_id)
+        payer.emit("ledger_failed", payment_id=payment_id, detail={"error": str(exc)})
+    else:
+        payer.emit("released", payment_id=payment_id, detail={"note": note})
+
+
+def check_resign(payer: Payer, row: Row) -> None:
+    """Whether an expired proof may be followed by a new one.
+
+    Raises:
+        PaymentRefused: ``resign="never"``.
+    """
+    if payer.resign == "never":
+        raise PaymentRefused(
+            f"the proof of this operation has expired ({row.id}) and resign='never'",
+            reason="resign", payment_id=row.id,
+        )  # fmt: skip
+
+
+# --- after the point of no return -----------------------------------------------------------------
+
+
+def conclude(
+    payer: Payer, call: Call, row: Row, result: Result, *, told: bool = False
+) -> Generator[Effect, Any, Verdict]:
+    """Write down how a call with a proof was answered, and hand the answer back.
+
+    *told*: observers know how it ended, and hear nothing new.
+    """
+    call.trip.receipt = receipt_for(row, result.outcome, result.transaction, result.reason)
+    try:
+        yield from finish(payer, row, result, told=told, carrier=call.by)
+        yield from checkpoint()  # the last moment for a cancellation
+    except BaseException:
+        if result.delivered:  # but it never reached the caller
+            yield from record(lambda wait_s: payer.reopen(row.id, wait_s))
+        raise
+    return Verdict(receipt=call.trip.receipt, delivered=result.delivered)
+
+
+def warn_of_error(row: Row, reply: Reply) -> None:
+    """Name the payment where the answer to it is an error, unless it asks to be paid again."""
+    if reply.status >= 400 and reply.status != 402:
+        log.warning(
+            "HTTP %d answers payment %s ($%s for %s)",
+            *(reply.status, row.id, usd(row.micro), service_at(row.service, row.origin)),
+        )
+
+
+def why_refused(row: Row, reply: Reply) -> Generator[Effect, Any, str | None]:
+    """Why the seller refused the proof; it may be in the body of another 402, which stays readable.
+
+    Other errors are the service's own affair, unless a header speaks of the payment; and a body
+    that may be long, or is still being made, is the caller's to read.
+    """
+    if reply.delivered:
+        return None
+    said = reasons.in_headers(reply.headers)
+    short = reply.length is not None and reply.length <= reasons.BODY_BYTES_MAX
+    if said is None and reply.status == 402 and short:
+        said = reasons.in_body((yield from read_body(wanted=False)))
+    return None if said is None else reasons.explained(said, row)
+
+
+def seen(
+    payer: Payer, call: Call, row: Row, proof: Proof, told: str | None
+) -> Generator[Effect, Any, bool]:
+    """Whether the chain shows the transaction; a reader that fails costs nobody the answer."""
+    try:
+        return bool((yield from consult(payer.seen_on_chain, row, proof, told, call.wait_s)))
+    except Exception:
+        log.exception("the chain could not be asked about payment %s", row.id)
+        return False
+
+
+def settlement_fault(row: Row, settlement: Settlement | None) -> str | None:
+    """Why the settlement does not prove that exactly this was paid; ``None`` if it agrees."""
+    if settlement is None:
+        return "no settlement reported"
+    if settlement.garbled:
+        return "the settlement header cannot be read"
+    if not settlement.success:
+        return f"settlement failed: {settlement.error or 'no reason given'}"
+    if settlement.network not in (None, row.network):
+        return "the settlement names another network"
+    if settlement.payer is not None and settlement.payer.lower() != (row.payer or "").lower():
+        return "the settlement names another payer"
+    if settlement.amount is not None and settlement.amount != int(row.amount):
+        return "the settlement names another amount"
+    if not _is_hash(settlement.transaction):
+        return f"the settlement names no transaction ({shown(settlement.transaction, 20)})"
+    return None
+
+
+def _is_hash(text: str | None) -> bool:
+    return text is not None and _HASH.fullmatch(text) is not None
+
+
+def finish(
+    payer: Payer, row: Row, result: Result, *, told: bool = False, carrier: object = None
+) -> Generator[Effect, Any, None]:
+    """Write down the end.  A ledger that fails now costs nobody the answer: money stays held."""
+    now_us = payer.now_us()
+    try:
+        opened = yield from record(
+            lambda wait_s: payer.ledger.finish(
+                row.id, result, payer.breaker, carrier=carrier, now_us=now_us, wait_s=wait_s
+            )
+        )
+    except LedgerError as exc:
+        log.exception("the end of payment %s is not recorded, it stays held", row.id)
+        payer.emit("ledger_failed", payment_id=row.id, detail={"error": str(exc)})
+        return
+    if told:
+        return
+    kind = {"unknown": "held"}.get(result.outcome, result.outcome)
+    detail = {"note": result.note, **({"reason": result.reason} if result.reason else {})}
+    payer.emit(kind, row, payment_id=row.id, usd=usd(row.micro), detail=detail)
+    if opened:
+        payer.emit("breaker_open", row, payment_id=row.id)

@@ -1,0 +1,1 @@
+"""Buying a marketplace's payment token, and paying with it."""

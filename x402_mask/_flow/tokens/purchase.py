@@ -1,0 +1,271 @@
+"""A purchase of a payment token on its way: how far it has come, and the steps that its ways share.
+
+Part of the conversation (:mod:`x402_mask._flow.tokens.buying`): no I/O, effects only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from x402_mask._flow.effects import Fetch, consult, fetch, record, sleep
+from x402_mask._flow.lapsed import refuse
+from x402_mask._flow.steps import finish
+from x402_mask._ledger.purchases import TERMS
+from x402_mask._ledger.records import Proof, Result, Row
+from x402_mask._money import usd
+from x402_mask._policy.caps import SECOND
+from x402_mask._policy.clocks import Clocks
+from x402_mask._wire import strict_json
+from x402_mask._wire.bodies import date_of
+from x402_mask._wire.server402 import (
+    PAYMENTS_PATH,
+    MarketPayment,
+    Unreadable,
+    payment_in,
+    read_payment,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from x402_mask._flow.effects import Effect, Fetched
+    from x402_mask._flow.records import Call, Plan, Purchase
+    from x402_mask._ledger.purchases import Purse, Way
+    from x402_mask._models import Outcome
+    from x402_mask._payer import Payer
+    from x402_mask._policy.offers import Choice
+
+_FIRST_DELAY_S: Final = 0.25
+_GROWTH: Final = 1.6
+_DELAY_MAX_S: Final = 5.0
+SKEW_US: Final = 30 * SECOND
+"""How far past ``expiresAt`` a payment is still tried: two clocks differ."""
+
+
+@dataclass(slots=True)
+class Deal:
+    """One purchase on its way: what is bought, and how far it has come."""
+
+    payer: Payer
+    call: Call
+    purchase: Purchase
+    row: Row
+    terms: Plan
+    remote: str | None = None
+    until: int | None = None
+    held: bool = False
+    """Whether money may have moved."""
+    unsent: bool = False
+    """Whether nothing has left for the payment that is asked for."""
+    creating: bool = False
+    """Whether it is being asked for."""
+    purse: Purse | None = None
+    """Whose balance may pay it because it is asked for."""
+    heard: bool = True
+    """Whether the last answer about it could be read."""
+    stale: bool = False
+    """Whether what was reserved is no longer what the seller offers."""
+    settled: bool = False
+    transaction: str | None = None
+    note: str = ""
+    paid_on_chain: bool | None = None
+    """Whether the chain proved it settled; ``None`` while it was not asked."""
+    behind_us: int = 0
+    """How far the clock of the ledger's database is behind ours, in microseconds."""
+
+    @property
+    def live_payee(self) -> str | None:
+        """Whom the live 402 names: its offer, or the payment that is there in place of one."""
+        if self.terms.choice is not None:
+            return self.terms.pay_to
+        named = payment_in(self.purchase.challenge.document)
+        return named.pay_to if named is not None else None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether its proof is dead by every clock: expired, or as old as its payer's may be."""
+        if self.row.valid_before is not None:
+            return self._clocks.alive_by(self.row.valid_before) is None
+        return self.is_old(self.row.at)
+
+    def is_old(self, at_us: int) -> bool:
+        """Whether a proof of that time, in microseconds, would be dead by now."""
+        until = -(-at_us // SECOND) + self.payer.policy.max_validity_s
+        return self._clocks.alive_by(until) is None
+
+    @property
+    def _clocks(self) -> Clocks:
+        now_us = self.payer.now_us()
+        return Clocks(now_us, self.purchase.seller_us, lambda: now_us - self.behind_us)
+
+    def is_over(self, payment: MarketPayment) -> bool:
+        """Whether nothing can come of an unpaid payment: it says so, or its time is past."""
+        past = payment.until is not None and self.is_past(payment.until)
+        return payment.is_over or (past and not payment.is_paid)
+
+    def is_past(self, until: int) -> bool:
+        """Whether the time that a payment names, in microseconds, is past by any clock."""
+        return until + SKEW_US <= self.payer.now_us()
+
+
+# --- written down ---------------------------------------------------------------------------------
+
+
+def note_id(
+    deal: Deal, payment: MarketPayment, way: Way | None = None
+) -> Generator[Effect, Any, None]:
+    """Write down what the marketplace calls the payment; *way* is how it wants to be paid."""
+    payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
+    if way is None and (deal.remote, deal.until) == (payment.id, payment.until):
+        return
+    deal.remote, deal.until = payment.id, payment.until
+    yield from record(
+        lambda wait_s: payer.ledger.note_created(
+            row.id, payment.id, payment.until, way=way, now_us=now_us, wait_s=wait_s
+        )
+    )
+
+
+def hold(
+    deal: Deal, way: Way, proof: Proof | None, choice: Choice | None = None
+) -> Generator[Effect, Any, None]:
+    """Write down, durably, that money may move from here on, and on which terms."""
+    payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
+    if choice is not None:
+        row = row._replace(
+            network=choice.offer.network, asset=choice.asset.address,
+            amount=str(choice.offer.amount), pay_to=choice.offer.pay_to,
+        )  # fmt: skip
+    terms = {} if choice is None else {name: getattr(row, name) for name in TERMS}
+    yield from record(
+        lambda wait_s: payer.ledger.hold_purchase(
+            row.id, way, proof, terms, now_us=now_us, wait_s=wait_s
+        )
+    )
+    deal.row = row
+    mark_held(deal, way)
+
+
+def mark_held(deal: Deal, way: str) -> None:
+    """The ledger has it: money may move from here on."""
+    deal.held = True
+    deal.row = deal.row._replace(state="held")
+    deal.payer.emit(
+        "sent", deal.purchase, payment_id=deal.row.id, usd=usd(deal.row.micro),
+        detail={"way": way},
+    )  # fmt: skip
+
+
+def end(
+    deal: Deal, outcome: Outcome, note: str, reason: str | None = None
+) -> Generator[Effect, Any, None]:
+    """Write down how this call left the payment: without an answer to hand back."""
+    result = Result(
+        outcome=outcome, delivered=False, transaction=deal.transaction, note=note, reason=reason
+    )
+    yield from finish(deal.payer, deal.row, result)
+
+
+def is_alive_on_chain(deal: Deal) -> Generator[Effect, Any, bool]:
+    """Whether the chain says that the proof is not past its end, by its own time."""
+    if not deal.payer.chain_knows(deal.row.network) or deal.payer.resign == "never":
+        return False
+    (said,) = yield from consult(deal.payer.resolve, [deal.row], deal.call.wait_s)
+    deal.paid_on_chain = said.is_paid
+    return said.is_past is False and not said.is_paid
+
+
+def give_up(deal: Deal, note: str) -> Generator[Effect, Any, None]:
+    """Write down that nothing more can come of it: an identical call buys anew.
+
+    Raises:
+        PaymentRefused: its money is proven gone, and that is not paid for again by itself.
+    """
+    payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
+    if not row.seen and deal.paid_on_chain is None:
+        yield from is_alive_on_chain(deal)
+    if deal.paid_on_chain and not row.seen:
+        row = row._replace(state="settled", seen=1)
+    clocks = Clocks(now_us, None, lambda: now_us - deal.behind_us)
+    if row.refuses_again(clocks, keyed=deal.call.key is not None):
+        yield from refuse(payer, deal.call, [row])
+    yield from record(
+        lambda wait_s: payer.ledger.give_up(row.id, note, now_us=now_us, wait_s=wait_s)
+    )
+
+
+def write_off(deal: Deal, payment: MarketPayment) -> Generator[Effect, Any, None]:
+    """A balance paid while nobody looked, and its token is gone: it counts; look again."""
+    yield from hold(deal, "balance", None)
+    yield from end(deal, "settled", f"paid by a balance, and then {payment.status}")
+    yield from give_up(deal, f"the marketplace says {payment.status}")
+
+
+# --- asked ----------------------------------------------------------------------------------------
+
+
+def order(deal: Deal, proof: tuple[str, str] | None = None) -> Fetch:
+    """The request that creates a payment, the same with a proof as without."""
+    wanted = {"serviceId": deal.purchase.service}
+    if deal.payer.provider_id is not None:
+        wanted["providerId"] = deal.payer.provider_id
+    return Fetch(
+        method="POST", path=PAYMENTS_PATH, headers=deal.payer.marketplace_headers,
+        content=strict_json.dumps(wanted).encode(), proof=proof,
+    )  # fmt: skip
+
+
+def poll(
+    deal: Deal, payment: MarketPayment | None, bound_s: float, *, want_token: bool = False
+) -> Generator[Effect, Any, MarketPayment | None]:
+    """Ask for the payment until it is paid or over, in growing intervals; the last answer."""
+    payer, started = deal.payer, deal.payer.now()
+    bound_s, waited, delay, retry_s = deal.call.within(bound_s), 0.0, _FIRST_DELAY_S, 0.0
+    while True:
+        if payment is not None:
+            done = payment.is_paid and (payment.token is not None or not want_token)
+            if done or payment.is_over:
+                return payment
+        left = bound_s - max(waited, payer.now() - started)
+        if deal.until is not None:
+            left = min(left, deal.until / SECOND - payer.now())
+        if left <= 0 or deal.remote is None:
+            return payment
+        pause = min(max(delay, retry_s), left)
+        yield from sleep(pause)
+        waited, delay = waited + pause, min(delay * _GROWTH, _DELAY_MAX_S)
+        fresh, answer = yield from read(deal)
+        payment, retry_s = fresh or payment, _retry_after(answer, payer.now())
+
+
+def read(deal: Deal) -> Generator[Effect, Any, tuple[MarketPayment | None, Fetched]]:
+    """Ask for the payment once; ``None`` where the answer is not about it."""
+    assert deal.remote is not None
+    answer = yield from fetch(
+        Fetch(
+            method="GET", path=f"{PAYMENTS_PATH}/{deal.remote}",
+            headers=deal.payer.marketplace_headers,
+        )
+    )  # fmt: skip
+    try:
+        payment = read_payment(answer.body, deal.remote)
+    except Unreadable:
+        payment = None
+    payment = payment if payment is not None and payment.id == deal.remote else None
+    deal.heard = payment is not None
+    return payment, answer
+
+
+def is_gone(answer: Fetched) -> bool:
+    """Whether the marketplace says that there is no such payment."""
+    return answer.status in (404, 410)
+
+
+def _retry_after(answer: Fetched, now: float) -> float:
+    """Seconds that ``Retry-After`` asks for (RFC 9110, 10.2.3); 0 where it says nothing."""
+    text = next(iter(answer.headers.get("retry-after", ())), "").strip()
+    if text.isascii() and text.isdigit() and len(text) < 9:
+        return float(text)
+    date = date_of(text)
+    return 0.0 if date is None else max(0.0, date - now)

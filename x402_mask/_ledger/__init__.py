@@ -1,0 +1,1 @@
+"""What was promised, sent and settled; the only SQL."""

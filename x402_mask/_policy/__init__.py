@@ -1,0 +1,1 @@
+"""May this be paid?  Pure; it can only say no."""

@@ -1,0 +1,1 @@
+"""The owner's words to Python values: files, variables, keywords."""

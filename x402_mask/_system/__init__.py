@@ -1,0 +1,1 @@
+"""What this machine and Python do under us: threads, typed text, missing packages."""

@@ -1,0 +1,1 @@
+"""What sellers write: bytes to records and back; pure, bounded."""

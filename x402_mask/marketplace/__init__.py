@@ -1,0 +1,1 @@
+"""A marketplace's documents, and its services with types."""
