@@ -7,6 +7,10 @@ from functools import lru_cache
 from typing import Final
 
 MICRO: Final = 1_000_000
+SECOND: Final = 1_000_000
+"""Microseconds."""
+UNLIMITED: Final = -1
+"""Calls of a payment token that are not counted."""
 MICRO_MAX: Final = 2**63 - 1
 """The most micro-USD a ledger row can hold (a signed 64-bit integer)."""
 

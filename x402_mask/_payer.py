@@ -13,7 +13,8 @@ from x402_mask._flow.journal import is_told, tell
 from x402_mask._flow.preemption import HeldTokens, Memory
 from x402_mask._ledger.records import Breaker
 from x402_mask._models import Asset, Cap, Event, State
-from x402_mask._policy.caps import SECOND, akin, compile_caps
+from x402_mask._money import SECOND
+from x402_mask._policy.caps import akin, compile_caps
 from x402_mask._policy.catalog_cache import Shelf
 from x402_mask._policy.offers import Policy
 from x402_mask._policy.schemas import has_body, schemas_of

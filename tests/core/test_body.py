@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from x402_mask._drive.gathered import Gathered
 from x402_mask._wire import bodies
-from x402_mask._wire.bodies import Gathered, body_digest, date_of, is_replayable
+from x402_mask._wire.bodies import body_digest, date_of, is_replayable
 from x402_mask._wire.codings import decode
 from x402_mask._wire.x402 import CHALLENGE_BYTES_MAX
 

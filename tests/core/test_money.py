@@ -12,15 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from x402_mask import Asset, Cap
-from x402_mask._money import MICRO_MAX, micro_usd, parse_usd, usd
-from x402_mask._policy.caps import (
-    SECOND,
-    Used,
-    applying,
-    as_datetime,
-    bucket,
-    compile_caps,
-)
+from x402_mask._money import MICRO_MAX, SECOND, micro_usd, parse_usd, usd
+from x402_mask._policy.caps import Used, applying, as_datetime, bucket, compile_caps
 
 micros = st.integers(-MICRO_MAX, MICRO_MAX)
 GOOD: list[tuple[Any, int]] = [

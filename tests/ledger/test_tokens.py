@@ -13,8 +13,9 @@ from tests.ledger.kit import NOW, ORIGIN, SECOND, SERVICE, WIDE, Store, end, pro
 from x402_mask import LedgerError, MemoryLedger, SQLiteLedger
 from x402_mask._ledger.audit import verify
 from x402_mask._ledger.ledger import Ledger
-from x402_mask._ledger.purchases import UNLIMITED, Asked, Bought
+from x402_mask._ledger.purchases import Asked, Bought
 from x402_mask._ledger.records import Twin
+from x402_mask._money import UNLIMITED
 
 TOKEN = "tok_secret_0123456789"
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from x402_mask._ledger.purchases import UNLIMITED
+from x402_mask._money import UNLIMITED
 from x402_mask._wire import strict_json
 from x402_mask._wire.server402 import (
     MarketPayment,

@@ -1,6 +1,6 @@
 """What the chain says about a signed authorization: settled, cancelled, unused, or not known.
 
-The only module that talks to a chain; :mod:`x402_mask._chain.sender` asks and sends through it.  One
+The only module that talks to a chain; ``_chain.sender`` asks and sends through it.  One
 question, :meth:`ChainReader.evidence`, is answered from one confirmed block that every endpoint of
 the network must have and agree on; any fault, delay or contradiction is :class:`Unknown`, so money
 is never freed by doubt.
@@ -16,7 +16,7 @@ is never freed by doubt.
 
 Every value read here is one 32-byte word that is compared for equality, so no ABI codec is needed.
 The tests hold the words below against web3's codec.  What an endpoint is asked by: see
-:mod:`x402_mask._chain.rpc`.
+``_chain.rpc``.
 
 Sources: EIP-3009 (``authorizationState``, events), EIP-20 (``Transfer``).
 """

@@ -9,7 +9,7 @@ Why nobody pays twice: a payment has one nonce for ever, so of all that was ever
 transaction at most is mined; what is not stored is not sent; what is stored may be sent by anyone,
 any number of times.  So ``carry`` may be run again, run twice at once, or be abandoned.
 
-Web3 estimates, encodes and sends, through the bounded exchange of :mod:`x402_mask._chain.rpc` in place
+Web3 estimates, encodes and sends, through the bounded exchange of ``_chain.rpc`` in place
 of its own provider, which has no limit of size, follows redirects and logs URLs.
 """
 
@@ -26,7 +26,7 @@ from x402_mask._chain.rpc import Fault
 from x402_mask._chain.transaction import TRANSFER_ABI, Fees, Transaction, calldata, checked, sign
 from x402_mask._crypto.eip712 import checksum
 from x402_mask._ledger.transfers import MAY_SEND
-from x402_mask._policy.caps import SECOND
+from x402_mask._money import SECOND
 from x402_mask._wallets.local import Wallet
 from x402_mask.errors import LedgerError, TokenFlowError
 

@@ -1,6 +1,6 @@
 """Asking the owner whether a payment may be made.
 
-Part of the conversation (:mod:`x402_mask._flow.conversation`): no I/O, effects only.
+Part of the conversation (``_flow.conversation``): no I/O, effects only.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from x402_mask._flow.effects import AsyncNeeded, consult, record
-from x402_mask._policy.caps import SECOND
+from x402_mask._money import SECOND
 from x402_mask.errors import ApprovalDenied, LedgerError, PaymentError
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """The conversation: request, challenge, choice, reservation, proof, retry, settlement.
 
 This is the whole story of a paid call, told once.  It does no I/O: it yields effects
-(:mod:`x402_mask._flow.effects`) that a sync or an async driver performs::
+(``_flow.effects``) that a sync or an async driver performs::
 
     ask ─ not 402 ──────────────────────────────► hand back, unread
      │ 402
@@ -15,7 +15,7 @@ This is the whole story of a paid call, told once.  It does no I/O: it yields ef
                                      finish: settled / unknown / rejected
 
 Before the point of no return every failure releases the reservation; after it none does.
-Buying a payment token from a marketplace is told in :mod:`x402_mask._flow.tokens.buying`.
+Buying a payment token from a marketplace is told in ``_flow.tokens.buying``.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ from x402_mask._flow.steps import (
     why_refused,
 )
 from x402_mask._ledger.records import Proof, Reservation, Result, Row, Twin, new_payment_id, paused
-from x402_mask._money import usd
-from x402_mask._policy.caps import SECOND, applying
+from x402_mask._money import SECOND, usd
+from x402_mask._policy.caps import applying
 from x402_mask._policy.catalog_cache import Asked
 from x402_mask._policy.offers import FOREIGN, Choice, choose
 from x402_mask._schemes.exact_eip3009 import seller_clock

@@ -1,6 +1,6 @@
 """What a call would do, told without doing it.
 
-Part of the conversation (:mod:`x402_mask._flow.conversation`): no I/O, effects only.  It goes the way of a call,
+Part of the conversation (``_flow.conversation``): no I/O, effects only.  It goes the way of a call,
 by the same steps and in the same order, up to where a call would reserve; what would refuse it
 first is what a quote says.
 """

@@ -1,8 +1,8 @@
 """What is asked before an expired proof is followed by a new one.
 
-Part of the conversation (:mod:`x402_mask._flow.conversation`): no I/O, effects only.
+Part of the conversation (``_flow.conversation``): no I/O, effects only.
 
-A proof that has expired by our clock may be alive by another (:mod:`x402_mask._policy.clocks`): then the
+A proof that has expired by our clock may be alive by another (``_policy.clocks``): then the
 same bytes are presented again.  With an ``rpc`` the chain is asked about all that have expired,
 together: it may prove them settled, which is not paid for again, or unused; it ends what a seller's
 clock delays; and where its own blocks are not past ``validBefore``, the proof is alive.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from x402_mask._ledger.core import WAIT_S
 from x402_mask._models import Resolved
-from x402_mask._policy.caps import SECOND
+from x402_mask._money import SECOND
+from x402_mask._system.deadlines import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +58,7 @@ def resolve(payer: Payer, rows: Sequence[Row], wait_s: float | None = None) -> l
 
     *wait_s* bounds the questions, in seconds: by default each as long as the reader allows.
     """
-    deadline = None if wait_s is None else time.monotonic() + wait_s
+    deadline = Deadline(wait_s)
     if len(rows) == 1:
         answers = [_asked(payer, rows[0], deadline)]
     else:
@@ -67,11 +67,11 @@ def resolve(payer: Payer, rows: Sequence[Row], wait_s: float | None = None) -> l
     return [_written(payer, row, a, deadline) for row, a in zip(rows, answers, strict=True)]
 
 
-def _asked(payer: Payer, row: Row, deadline: float | None) -> Evidence | None:
+def _asked(payer: Payer, row: Row, deadline: Deadline) -> Evidence | None:
     """What the chain says of a signature; ``None`` where there is none."""
     from x402_mask._chain.authorizations import Unknown  # noqa: PLC0415
 
-    signed = _authorization(row, row.nonce, row.valid_before, row.trans, _left(deadline))
+    signed = _authorization(row, row.nonce, row.valid_before, row.trans, deadline.left())
     if signed is None:
         return None
     if signed.time_out_s == 0:
@@ -79,11 +79,7 @@ def _asked(payer: Payer, row: Row, deadline: float | None) -> Evidence | None:
     return payer.chain().evidence(signed)
 
 
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
-
-
-def _written(payer: Payer, row: Row, evidence: Evidence | None, deadline: float | None) -> Said:
+def _written(payer: Payer, row: Row, evidence: Evidence | None, deadline: Deadline) -> Said:
     from x402_mask._chain.authorizations import Canceled, Settled, Unused  # noqa: PLC0415
 
     if row.valid_before is None:
@@ -100,14 +96,14 @@ def _written(payer: Payer, row: Row, evidence: Evidence | None, deadline: float 
     return _unresolved(row, evidence.reason, answered=evidence.answered, is_past=evidence.past)
 
 
-def _transferred(payer: Payer, row: Row, deadline: float | None) -> Said:
+def _transferred(payer: Payer, row: Row, deadline: Deadline) -> Said:
     """What became of a payment by on-chain transfer; nothing is sent."""
     from x402_mask._chain.authorizations import Unknown  # noqa: PLC0415
 
     stored = payer.ledger.transfer_of(row.id)
     if stored is None:
         return _unresolved(row, "it was not paid by a signature")
-    desk = payer.desk(_left(deadline))
+    desk = payer.desk(deadline.left())
     verdict = desk.evidence(stored)
     ended = desk.close(stored, verdict)
     if ended.state == "mined":
@@ -150,7 +146,7 @@ def _authorization(
 
 
 def _write(
-    payer: Payer, row: Row, state: State, transaction: str | None, note: str, until: float | None
+    payer: Payer, row: Row, state: State, transaction: str | None, note: str, until: Deadline
 ) -> Said:
     """Write down what is proven.  That nothing was moved counts only once our clock agrees.
 
@@ -159,7 +155,7 @@ def _write(
     now_us = payer.now_us()
     if state == "void" and row.valid_before is not None and not row.expired(now_us):
         return _unresolved(row, f"{note}, but it has not expired by this machine's clock")
-    left = _left(until)
+    left = until.left()
     wait_s = WAIT_S if left is None else min(WAIT_S, max(_WRITE_S, left))
     changed = payer.ledger.resolve(
         row.id, state, transaction=transaction, note=note, now_us=now_us, wait_s=wait_s

@@ -1,6 +1,6 @@
 """Steps that every way of paying shares: sign, store, give back, judge, write down.
 
-Part of the conversation (:mod:`x402_mask._flow.conversation`): no I/O, effects only.
+Part of the conversation (``_flow.conversation``): no I/O, effects only.
 """
 
 from __future__ import annotations

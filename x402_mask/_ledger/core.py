@@ -1,8 +1,8 @@
 """What every part of a ledger builds on: transactions, payments that move, the history.
 
-A ledger is put together of parts, each with tables of its own: payments (:mod:`x402_mask._ledger.ledger`),
-marketplace purchases and tokens (:mod:`x402_mask._ledger.purchases`), transfers on chain
-(:mod:`x402_mask._ledger.transfers`).
+A ledger is put together of parts, each with tables of its own: payments (``_ledger.ledger``),
+marketplace purchases and tokens (``_ledger.purchases``), transfers on chain
+(``_ledger.transfers``).
 """
 
 from __future__ import annotations

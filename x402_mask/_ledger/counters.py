@@ -1,7 +1,7 @@
 """The counters of a ledger: what each cap's window holds, kept as payments change state.
 
 A *meter* is a scope (a service, or ``*``) and a unit of time; it has a counter for each bucket of
-time that money fell into (:mod:`x402_mask._policy.caps`).  Every function works inside a transaction.
+time that money fell into (``_policy.caps``).  Every function works inside a transaction.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from x402_mask._ledger.damage import damaged
-from x402_mask._money import MICRO_MAX, usd
-from x402_mask._policy.caps import NOTHING, SECOND, Used, applying, bucket, named
+from x402_mask._money import MICRO_MAX, SECOND, usd
+from x402_mask._policy.caps import NOTHING, Used, applying, bucket, named
 from x402_mask._wire import strict_json
 from x402_mask.errors import CapExceeded, LedgerError, PaymentRefused
 
@@ -66,7 +66,7 @@ def units(limits: Iterable[Limit]) -> set[tuple[str, str]]:
 def meters(db: Db, keys: frozenset[str]) -> list[tuple[str, str, bool]]:
     """Scope and unit of every counter that counts a payment for these services.
 
-    And whether it is part of the sum over the counters (:mod:`x402_mask._ledger.sums`).
+    And whether it is part of the sum over the counters (``_ledger.sums``).
     """
     found = db.all(_meters_of(len(keys)), *sorted(keys))
     return [(scope, unit, bool(summed)) for scope, unit, summed in found]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from x402_mask._ledger.core import WAIT_S, Book
-from x402_mask._policy.caps import SECOND
+from x402_mask._money import SECOND
 
 DENIED_US: Final = 60 * SECOND
 """How long a no lasts.  What repeats a refused call by itself does so within seconds."""

@@ -45,8 +45,8 @@ from x402_mask._ledger.records import (
 from x402_mask._ledger.schema import meta, set_meta
 from x402_mask._ledger.transfers import TransferBook
 from x402_mask._models import Payment
-from x402_mask._money import usd
-from x402_mask._policy.caps import SECOND, applying, as_datetime, keys_of
+from x402_mask._money import SECOND, usd
+from x402_mask._policy.caps import applying, as_datetime, keys_of
 from x402_mask._policy.clocks import Clocks
 from x402_mask._wire import strict_json
 from x402_mask.errors import LedgerError, PaymentRefused

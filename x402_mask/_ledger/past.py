@@ -2,7 +2,7 @@
 
 An older copy put back, a log file deleted after a kill, another file at the same path: each would
 give caps room that was used up.  What is known comes from the head file and from what this very
-object saw; an owner may accept a loss (:mod:`x402_mask._ledger.restore`), for all hosts and processes.
+object saw; an owner may accept a loss (``_ledger.restore``), for all hosts and processes.
 """
 
 from __future__ import annotations

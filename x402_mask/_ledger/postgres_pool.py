@@ -5,7 +5,7 @@ it to somebody else, so nothing of a session is used: no prepared statement (the
 another client's), no setting and no lock that outlives its transaction, no pipeline.  Each
 statement is one round trip.
 
-The only module that imports psycopg; :mod:`x402_mask._ledger.postgres` loads it when a ledger is made.
+The only module that imports psycopg; ``_ledger.postgres`` loads it when a ledger is made.
 """
 
 from __future__ import annotations

@@ -35,7 +35,6 @@ the request or the owner names, or which has paid at the origin before; ``balanc
 is, since nothing here can pay in any other way."""
 Way = Purse | Literal["x402", "transfer", "settle"]
 
-UNLIMITED: Final = -1
 
 TERMS: Final = ("network", "asset", "amount", "pay_to")
 """What is signed of a payment, as its columns are called."""

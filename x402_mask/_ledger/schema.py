@@ -23,7 +23,7 @@ NULL where every cap is full), and two more columns of ``payments``: ``also``, s
 besides its own that a payment counts for (a JSON list), and ``again``, when a repeat of an
 operation that is proven settled was first refused (microseconds); ``reason``, the seller's
 words for its last refusal; and the sum over the counters,
-in each row of history, and which counters it holds (:mod:`x402_mask._ledger.sums`)."""
+in each row of history, and which counters it holds (``_ledger.sums``)."""
 
 TABLES: Final = (
     """

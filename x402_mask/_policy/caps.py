@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from x402_mask._models import Spend
-from x402_mask._money import usd
+from x402_mask._money import SECOND, usd
 from x402_mask._services import service_key
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from x402_mask._models import Cap
 
-SECOND: Final = 1_000_000
 _HOUR: Final = 3600 * SECOND
 _DAY: Final = 24 * _HOUR
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)

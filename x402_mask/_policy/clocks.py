@@ -3,7 +3,7 @@
 An operation is open until each of them is past ``validBefore`` and a margin: ours, that of the
 ledger's database, and the seller's, as its 402 names it.  So a clock that is wrong, or lies, can
 only keep an operation open for longer, never make two proofs of it; the seller, who may say what it
-likes, for a day at most.  With an ``rpc`` the chain is asked as well: :mod:`x402_mask._flow.lapsed`.
+likes, for a day at most.  With an ``rpc`` the chain is asked as well: ``_flow.lapsed``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, Literal
 
-from x402_mask._policy.caps import SECOND
+from x402_mask._money import SECOND
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,8 +14,7 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any, Final
 
-from x402_mask._ledger.purchases import UNLIMITED
-from x402_mask._policy.caps import SECOND
+from x402_mask._money import SECOND, UNLIMITED
 from x402_mask._wire import strict_json
 from x402_mask._wire.x402 import Challenge, shown
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 
+from x402_mask._drive.gathered import DRAIN_S, Gathered, reading_s
 from x402_mask._drive.perform import Abandoned, AsyncPerformer, Patience, perform
 from x402_mask._drive.refusals import REFUSAL, hand_back
 from x402_mask._flow import conversation
@@ -26,7 +27,7 @@ from x402_mask._flow.effects import (
 )
 from x402_mask._flow.records import Call, Verdict, options_of
 from x402_mask._ledger.core import WAIT_S
-from x402_mask._wire.bodies import DRAIN_S, Gathered, body_digest, is_replayable, reading_s
+from x402_mask._wire.bodies import body_digest, is_replayable
 from x402_mask._wire.caching import clock_in, uncached
 from x402_mask._wire.x402 import PROOF_HEADERS, REQUIRED_HEADER, SETTLEMENT_HEADERS
 from x402_mask.errors import PaymentError

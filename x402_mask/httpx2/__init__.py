@@ -12,8 +12,8 @@ except ModuleNotFoundError as exc:
 
     raise missing(exc, __name__, "httpx2", {"httpx2"}) from None
 
-from x402_mask._models import Receipt
 from x402_mask._drive.refusals import refusal_of
+from x402_mask._models import Receipt
 from x402_mask.httpx2._auth import PaymentAuth, attach
 from x402_mask.httpx2._transport import (
     AsyncClient,

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx2
 
-from x402_mask._ledger.core import WAIT_S
-from x402_mask._ledger.carrier import Carrier, yes
-from x402_mask._payer import payer_of
 from x402_mask._drive.perform import prepare
 from x402_mask._drive.refusals import returns
+from x402_mask._ledger.carrier import Carrier, yes
+from x402_mask._ledger.core import WAIT_S
+from x402_mask._payer import payer_of
 from x402_mask._wire.x402 import PROOF_HEADERS
 from x402_mask.httpx2._layer import Layer, check_payer
 from x402_mask.httpx2._session import AsyncSession, SyncSession
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from types import AsyncGeneratorType
 
-    from x402_mask._payer import Payer
     from x402_mask._drive.refusals import OnRefusal
+    from x402_mask._payer import Payer
 
 _AnyClient = TypeVar("_AnyClient", httpx2.Client, httpx2.AsyncClient)
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx2
 
-from x402_mask._payer import Payer
 from x402_mask._drive.refusals import returns
+from x402_mask._payer import Payer
 from x402_mask.httpx2._slot import origin_at
 
 if TYPE_CHECKING:

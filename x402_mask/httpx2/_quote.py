@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import httpx2
 
-from x402_mask._flow import foresight
 from x402_mask._drive.clients import around
 from x402_mask._drive.perform import perform
+from x402_mask._flow import foresight
 from x402_mask._flow.effects import Fingerprint, Payload, ReadBody
 from x402_mask._flow.records import Call, Trip, operation_key
 from x402_mask._wire.x402 import CHALLENGE_BYTES_MAX

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import httpx2
 
-from x402_mask._flow import conversation
-from x402_mask._wire.bodies import DRAIN_S, Gathered, body_digest, is_replayable, reading_s
-from x402_mask._ledger.core import WAIT_S
-from x402_mask._wire.caching import clock_in, uncached
+from x402_mask._drive.gathered import DRAIN_S, Gathered, reading_s
 from x402_mask._drive.perform import Abandoned, AsyncPerformer, Patience, perform
+from x402_mask._drive.refusals import REFUSAL, hand_back
+from x402_mask._flow import conversation
 from x402_mask._flow.effects import (
     PAYLOAD_BYTES_MAX,
     Ask,
@@ -26,8 +25,10 @@ from x402_mask._flow.effects import (
     Record,
     Reply,
 )
-from x402_mask._drive.refusals import REFUSAL, hand_back
 from x402_mask._flow.records import Call, Verdict, options_of
+from x402_mask._ledger.core import WAIT_S
+from x402_mask._wire.bodies import body_digest, is_replayable
+from x402_mask._wire.caching import clock_in, uncached
 from x402_mask._wire.x402 import PROOF_HEADERS, REQUIRED_HEADER, SETTLEMENT_HEADERS
 from x402_mask.errors import PaymentError
 from x402_mask.httpx2 import _deadline
@@ -46,8 +47,8 @@ from x402_mask.httpx2._streams import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from x402_mask._ledger.carrier import Carrier
     from x402_mask._flow.effects import Effect
+    from x402_mask._ledger.carrier import Carrier
     from x402_mask._payer import Payer
     from x402_mask.httpx2._layer import Layer
 

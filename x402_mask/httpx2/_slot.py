@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 
-from x402_mask._services import origin_of
 from x402_mask._flow.records import Trip
+from x402_mask._services import origin_of
 from x402_mask._wire.x402 import PROOF_HEADERS
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import httpx2
 
-from x402_mask._ledger.core import WAIT_S
-from x402_mask._ledger.carrier import Carrier, carried
 from x402_mask._drive.clients import is_foreign
 from x402_mask._drive.perform import prepare
+from x402_mask._ledger.carrier import Carrier, carried
+from x402_mask._ledger.core import WAIT_S
 from x402_mask._system.turns import caller
 from x402_mask.httpx2 import _deadline
 from x402_mask.httpx2._layer import Layer, check_payer, straight
@@ -21,8 +21,8 @@ from x402_mask.httpx2._streams import until_read
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from x402_mask._payer import Payer
     from x402_mask._drive.refusals import OnRefusal
+    from x402_mask._payer import Payer
 
 TIMEOUT = httpx2.Timeout(5.0, read=60.0)
 """Default of our clients: settling on a chain takes longer than httpx2's five seconds."""

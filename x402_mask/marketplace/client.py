@@ -1,7 +1,7 @@
 """Reading a marketplace's documents: what is on sale, at what price, with which input.
 
 Everything read here is seller text.  It is bounded, cleaned for display, and decides nothing by
-itself: see :mod:`x402_mask._policy.catalog_cache` for what a payer does with it.
+itself: see ``_policy.catalog_cache`` for what a payer does with it.
 
 Sources: the public documents of Server402 (discovery, catalog search, OpenAPI and service pages of
 June 2026), which differ among themselves; so default paths stand in for what is missing.
@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
 from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit
 
 from x402_mask._drive.clients import AsyncClient, SyncClient, is_async
+from x402_mask._drive.gathered import Gathered
 from x402_mask._payer import payer_of
 from x402_mask._policy.catalog_cache import Terms
 from x402_mask._policy.schemas import SCHEMA_BYTES_MAX, text_of
 from x402_mask._services import ALIASES, origin_of, parse_origins, service_id, tool_of
 from x402_mask._wire import strict_json
-from x402_mask._wire.bodies import Gathered
 from x402_mask._wire.x402 import PROOF_HEADERS, shown
 from x402_mask.errors import OriginRefused
 

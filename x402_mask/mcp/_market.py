@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 import httpx
 
 from x402_mask._drive.clients import around
+from x402_mask._drive.gathered import Gathered
 from x402_mask._flow.effects import Fetched
-from x402_mask._wire.bodies import Gathered
 from x402_mask._wire.caching import clock_in, uncached
 from x402_mask.errors import TokenFlowError
 

@@ -12,10 +12,15 @@ try:
     from x402_mask.sandbox.server import Sandbox, run
     from x402_mask.sandbox.settings import SandboxSettings
 except ModuleNotFoundError as exc:
-    from x402_mask._system.extras import missing
-
-    names = {"numpy", "PIL", "starlette", "uvicorn"}
-    raise missing(exc, "the sandbox", "sandbox", names) from None
+    if exc.name is None or exc.name.partition(".")[0] not in {
+        "numpy",
+        "PIL",
+        "starlette",
+        "uvicorn",
+    }:
+        raise
+    said = f"the sandbox needs {exc.name.partition('.')[0]}: pip install 'x402-mask[sandbox]'"
+    raise ModuleNotFoundError(said, name=exc.name) from None
 
 __all__ = [
     "FAULTS",

@@ -1,6 +1,6 @@
 """Buying a payment token from a marketplace, and paying calls with it.
 
-The second half of :mod:`x402_mask._flow.conversation`, for sellers of the Server402 kind::
+The second half of ``_flow.conversation``, for sellers of the Server402 kind::
 
     reserve ─► ask for a payment ─► pay it ─► poll until paid ─► call with X-Payment-Token
                      │                 │

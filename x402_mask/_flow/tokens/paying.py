@@ -4,7 +4,7 @@ In this order, the first that applies: it is paid already; an x402 signature, wh
 endpoint asks for one; a transfer on chain; the owner's ``settle_payment``; or a balance, which may
 pay while it is polled.
 
-Part of the conversation (:mod:`x402_mask._flow.tokens.buying`): no I/O, effects only.
+Part of the conversation (``_flow.tokens.buying``): no I/O, effects only.
 """
 
 from __future__ import annotations

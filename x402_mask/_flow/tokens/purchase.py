@@ -1,6 +1,6 @@
 """A purchase of a payment token on its way: how far it has come, and the steps that its ways share.
 
-Part of the conversation (:mod:`x402_mask._flow.tokens.buying`): no I/O, effects only.
+Part of the conversation (``_flow.tokens.buying``): no I/O, effects only.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from x402_mask._flow.lapsed import refuse
 from x402_mask._flow.steps import finish
 from x402_mask._ledger.purchases import TERMS
 from x402_mask._ledger.records import Proof, Result, Row
-from x402_mask._money import usd
-from x402_mask._policy.caps import SECOND
+from x402_mask._money import SECOND, usd
 from x402_mask._policy.clocks import Clocks
 from x402_mask._wire import strict_json
 from x402_mask._wire.bodies import date_of

@@ -1,6 +1,6 @@
 """Calls that are paid with a token: one that is held already, or one that was just bought.
 
-Part of the conversation (:mod:`x402_mask._flow.conversation`): no I/O, effects only.
+Part of the conversation (``_flow.conversation``): no I/O, effects only.
 """
 
 from __future__ import annotations
