@@ -14,6 +14,7 @@ import pytest
 from eth_account import Account
 
 from x402_mask import Asset, Cap, Payer, SQLiteLedger, Wallet
+from x402_mask._payer import buyer_of
 from x402_mask._settings.sources import (
     _READERS,
     Settings,
@@ -167,7 +168,7 @@ def test_several_endpoints_of_a_network_must_agree() -> None:
         "eip155:84532": ["https://three"],
     }
     with Payer(None, **_payer(from_env({**ENV, "X402_MASK_RPC": text}))) as payer:
-        assert payer.chain_knows("eip155:84532")
+        assert buyer_of(payer).chain_knows("eip155:84532")
 
 
 @pytest.mark.parametrize(
@@ -238,7 +239,7 @@ def test_what_may_hold_a_password_is_never_a_path(file: Path) -> None:
 def test_without_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     from x402_mask._ledger import postgres as _postgres
 
-    monkeypatch.setattr(_postgres, "_pg", None)
+    monkeypatch.setattr(_postgres, "postgres_pool", None)
     with pytest.raises(ValueError, match=r"pip install 'x402-mask\[postgres\]'"):
         open_ledger("postgresql://h/db")
 
@@ -415,16 +416,16 @@ def test_a_payer_from_a_file_and_from_the_environment(
     write(file, FULL)
     with Payer.from_config(file) as payer:
         assert payer.address == ADDRESS
-        assert payer.returns_refusals
-        assert str(payer.limits[1].cap) == "$5.00/day on mask-refinement"
+        assert buyer_of(payer).settings.returns_refusals
+        assert str(buyer_of(payer).limits[1].cap) == "$5.00/day on mask-refinement"
     for name in list(os.environ):
         if name.startswith("X402_MASK_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("X402_MASK_CONFIG", str(file))
     monkeypatch.setenv("X402_MASK_CAPS", "7/total")
     with Payer.from_env(preempt=False) as payer:
-        assert payer.preempt is False
-        assert [limit.cap.limit for limit in payer.limits] == [Decimal("7.00")]
+        assert buyer_of(payer).settings.preempt is False
+        assert [limit.cap.limit for limit in buyer_of(payer).limits] == [Decimal("7.00")]
         assert [spend.left for spend in payer.spend()] == [Decimal("7.00")]
 
 

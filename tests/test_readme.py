@@ -12,6 +12,7 @@ import pytest
 from eth_account import Account
 
 from x402_mask import Payer, Wallet
+from x402_mask._payer import buyer_of
 from x402_mask._settings.sources import from_config
 from x402_mask.sandbox import Sandbox
 
@@ -59,9 +60,11 @@ def test_the_example_of_a_file_is_read(tmp_path: Path) -> None:
     }
     with Payer.from_env(environ) as payer:
         assert payer.address == Wallet.from_key(KEY).address
-        assert [str(limit.cap) for limit in payer.limits] == ["$7.00/total on all services"]
-        assert payer.policy.pin
-        assert payer.chain_knows("eip155:8453")
+        assert [str(limit.cap) for limit in buyer_of(payer).limits] == [
+            "$7.00/total on all services"
+        ]
+        assert buyer_of(payer).settings.policy.pin
+        assert buyer_of(payer).chain_knows("eip155:8453")
     found = from_config(tmp_path / "settings.toml", environ)
     assert len(found["caps"]) == 3
     assert found["ledger"].path == tmp_path / "ledger.db"

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from x402_mask import Payer
+from x402_mask._payer import buyer_of
 from x402_mask._settings.sources import _READERS, VARIABLES, from_config, read
 
 HEX = "4c0883a69102937d6231471b5dbb6204fe5129617082792ae468d01a3f362318"
@@ -256,8 +257,9 @@ def test_nothing_of_a_payer_shows_a_secret(tmp_path: Path, source: str) -> None:
     else:
         more = {"rpc": {"eip155:8453": [rpc]}, "marketplace_headers": {"Authorization": token}}
     with Payer.from_env(env, **more) as payer:
-        payer.chain()
-        assert payer.marketplace_headers["Authorization"] == token
-        for part in (payer, *vars(payer).values(), *vars(payer.ledger).values()):
+        buyer_of(payer).chain()
+        assert buyer_of(payer).settings.marketplace_headers["Authorization"] == token
+        buyer = buyer_of(payer)
+        for part in (payer, buyer, *vars(buyer).values(), *vars(payer.ledger).values()):
             for text in _shown(part):
                 assert "sesame" not in text and HEX not in text, type(part)

@@ -25,6 +25,7 @@ from tests.catalog.kit import (
 )
 from tests.support.seller import Reply, offer, v2_header
 from x402_mask import CatalogError, Marketplace, OriginRefused, UnknownService
+from x402_mask._payer import buyer_of
 from x402_mask.sandbox import Sandbox
 
 
@@ -360,7 +361,7 @@ def test_a_catalog_is_never_paid_for(shop: Shop, make_payer: MakePayer, mode: st
         shop.seller.sells(path=path)
     with pytest.raises(CatalogError, match="asks for payment"):
         market(shop, payer, mode).search()
-    assert payer.payments() == [] and payer.signer.calls == 0  # type: ignore[union-attr]
+    assert payer.payments() == [] and buyer_of(payer).settings.signer.calls == 0  # type: ignore[union-attr]
     assert shop.seller.proofs() == []
 
 

@@ -19,6 +19,7 @@ from x402_mask import (
     Wallet,
     receipt_of,
 )
+from x402_mask._payer import buyer_of
 from x402_mask.sandbox import Sandbox
 
 SCHEMA = {"type": "object", "required": ["a"], "properties": {"a": {"type": "string"}}}
@@ -45,7 +46,7 @@ STATED = {
 
 def nothing_paid(payer: Payer, shop: Shop) -> bool:
     """No signature was asked for, no row was written, no proof left."""
-    signer: Any = payer.signer
+    signer: Any = buyer_of(payer).settings.signer
     return signer.calls == 0 and payer.payments() == [] and shop.seller.proofs() == []
 
 
@@ -126,8 +127,11 @@ def test_an_origin_that_is_not_the_payers_teaches_it_nothing(
     payer = make_payer(origins=["https://elsewhere.example"])
     shop.lists(entry(inputSchema=SCHEMA, legacyEndpoint="/api/tools/old"))
     market(shop, payer).search()
-    assert payer.catalog.recall(shop.origin, "mask-refinement", payer.now()) is None
-    assert payer.catalog.groups == ()
+    assert (
+        buyer_of(payer).catalog.recall(shop.origin, "mask-refinement", buyer_of(payer).now())
+        is None
+    )
+    assert buyer_of(payer).catalog.groups == ()
 
 
 def test_what_cannot_be_judged_is_paid(shop: Shop, make_payer: MakePayer) -> None:
@@ -223,7 +227,7 @@ def test_a_giant_schema_of_the_catalog_is_ignored_and_not_kept(
     payer = make_payer(on_event=events.append)
     shop.lists(entry(inputSchema={**SCHEMA, "description": "x" * 500_000}))
     market(shop, payer).service("mask-refinement")
-    terms = payer.catalog.recall(shop.origin, "mask-refinement", payer.now())
+    terms = buyer_of(payer).catalog.recall(shop.origin, "mask-refinement", buyer_of(payer).now())
     assert terms is not None and len(terms.schema) < 70_000
     url = shop.sells()
     assert using("client", payer, lambda c: c.post(url, json={})).status_code == 200

@@ -19,6 +19,7 @@ from x402_mask import (
     Payer,
     PaymentRefused,
 )
+from x402_mask._payer import buyer_of
 from x402_mask._policy.catalog_cache import Shelf, Terms
 from x402_mask.sandbox import Sandbox
 
@@ -162,7 +163,7 @@ def test_a_name_that_is_learned_while_a_call_is_weighed(
 
     def meanwhile(*args: Any, **kwargs: Any) -> Any:
         found = room(*args, **kwargs)
-        payer.learn(shop.origin, terms("foo", "bar", at=payer.now()))
+        buyer_of(payer).learn(shop.origin, terms("foo", "bar", at=buyer_of(payer).now()))
         return found
 
     monkeypatch.setattr(payer.ledger, "room", meanwhile)
@@ -174,7 +175,7 @@ def test_words_to_search_by_are_not_names(shop: Shop, make_payer: MakePayer) -> 
     shop.lists(entry("bar", discovery={"aliases": ["timestamp"]}, keywords=["timestamp"]))
     payer = make_payer()
     market(shop, payer).service("bar")
-    assert payer.catalog.groups == ()
+    assert buyer_of(payer).catalog.groups == ()
 
 
 def test_a_services_own_entry_goes_before_a_claim_to_its_name(
@@ -230,9 +231,13 @@ def test_a_token_is_not_bought_above_the_catalogs_price() -> None:
         with Payer(None, ledger=MemoryLedger(), **options) as payer:
             using("client", payer, lambda c: Marketplace(real.url, c).service("timestamp"))
             cheap = Terms(
-                service="timestamp", micro=29_999, schema="", names=frozenset(), at=payer.now()
+                service="timestamp",
+                micro=29_999,
+                schema="",
+                names=frozenset(),
+                at=buyer_of(payer).now(),
             )
-            payer.learn(real.url, cheap)
+            buyer_of(payer).learn(real.url, cheap)
             with pytest.raises(OfferRefused, match="the catalog's price"):
                 using("client", payer, lambda c: c.get(real.url + "/api/tools/timestamp"))
             assert payer.payments() == []

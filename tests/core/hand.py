@@ -24,6 +24,7 @@ from x402_mask._flow.effects import (
     Sleep,
 )
 from x402_mask._flow.records import Call, Trip, Verdict
+from x402_mask._payer import buyer_of
 
 KEY = "11" * 32
 SHOP = "https://shop.example"
@@ -148,7 +149,7 @@ class Hand:
     @property
     def signer(self) -> Any:
         """The wallet of the payer."""
-        return self.payer.signer
+        return buyer_of(self.payer).settings.signer
 
     def call(self, cut: Cut | None = None, **changes: Any) -> Verdict:
         """Make a call; its transcript is kept."""
@@ -156,7 +157,7 @@ class Hand:
         call = Call(
             method="GET", url=URL, trip=Trip(origin=SHOP, url=URL), key=self.key, wait_s=self.wait_s
         )  # fmt: skip
-        return self.drive(converse(self.payer, dataclasses.replace(call, **changes)), cut)
+        return self.drive(converse(buyer_of(self.payer), dataclasses.replace(call, **changes)), cut)
 
     def drive(self, flow: Generator[Effect, Any, Any], cut: Cut | None = None) -> Any:
         """Perform every effect of a flow."""

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from x402_mask._drive import gathered as _gathered
 from x402_mask._drive.gathered import Gathered
-from x402_mask._wire import bodies
 from x402_mask._wire.bodies import body_digest, date_of, is_replayable
 from x402_mask._wire.codings import decode
 from x402_mask._wire.x402 import CHALLENGE_BYTES_MAX
@@ -90,7 +90,7 @@ def test_gathering_stops_at_the_limit() -> None:
 def test_gathering_stops_after_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A seller that trickles is not waited for."""
     now = [0.0]
-    monkeypatch.setattr(bodies.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(_gathered.time, "monotonic", lambda: now[0])
     gathered = Gathered()
     assert gathered.add(b"x")
     now[0] = 9.9

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from tests.support.seller import challenge, encode, offer, offer_server402, offer_v1
 from x402_mask import Cap, ChallengeError, MemoryLedger, OfferRefused, Payer, Wallet
+from x402_mask._payer import buyer_of
 from x402_mask._policy.offers import Choice, choose
 from x402_mask._wire import strict_json
 from x402_mask._wire.assets import NETWORK_NAMES
@@ -192,7 +193,7 @@ def test_corpus(name: str, payer: Payer) -> None:
 def judged(payer: Payer, found: Challenge) -> Choice | str:
     """The choice, or the reason of the refusal."""
     try:
-        return choose(payer.policy, found, {})
+        return choose(buyer_of(payer).settings.policy, found, {})
     except OfferRefused as refusal:
         return refusal.reason
 

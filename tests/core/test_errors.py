@@ -66,8 +66,10 @@ def listed() -> set[str]:
 def used() -> set[str]:
     """Codes in the source: ``reason="..."``, defaults, and the codes of skipped offers."""
     found: set[str] = set()
-    evidence = {SOURCE / "_chain.py", SOURCE / "_mined.py"}  # it has reasons too
-    for path in set(SOURCE.rglob("*.py")) - evidence:
+    others = {"_chain", "cli", "sandbox"}  # which have reasons of another sort
+    for path in SOURCE.rglob("*.py"):
+        if path.relative_to(SOURCE).parts[0] in others:
+            continue
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.keyword) and node.arg == "reason":
                 found |= constants(node.value)

@@ -17,6 +17,7 @@ from tests.support.seller import PAYEE, USDC, offer
 from x402_mask import Asset, Cap, LedgerError, MemoryLedger, OfferRefused, Payer, Wallet
 from x402_mask._drive.perform import Patience, perform
 from x402_mask._flow.effects import Consult, Record, Sleep
+from x402_mask._payer import buyer_of
 
 WALLET = Wallet.from_key("11" * 32)
 USDC_ASSET = Asset(USDC.network, USDC.address, 6, USDC.name, USDC.version)
@@ -104,19 +105,19 @@ def test_unknown_options_are_refused() -> None:
 
 def test_one_cap_needs_no_list() -> None:
     """It is what was meant."""
-    assert len(made(caps=Cap(1, per="day")).limits) == 1
+    assert len(buyer_of(made(caps=Cap(1, per="day"))).limits) == 1
 
 
 def test_networks_by_name() -> None:
     """Version 1 names are taken; a disputed one must be named by name."""
-    assert made(networks=["base"]).policy.networks == {"eip155:8453"}
+    assert buyer_of(made(networks=["base"])).settings.policy.networks == {"eip155:8453"}
     story = Asset("eip155:1514", "0x" + "ab" * 20, 6, "USDC", "2")
-    by_name = made(networks=["story"], assets=[story]).policy
-    by_chain = made(networks=["eip155:1514"], assets=[story]).policy
+    by_name = buyer_of(made(networks=["story"], assets=[story])).settings.policy
+    by_chain = buyer_of(made(networks=["eip155:1514"], assets=[story])).settings.policy
     assert "story" in by_name.names and "story" not in by_chain.names
-    hand = Hand(first=asked(offer(network="story", asset="0x" + "ab" * 20, extra=None)))
-    for policy, paid in ((by_name, True), (by_chain, False)):
-        hand.payer.policy = policy
+    first = asked(offer(network="story", asset="0x" + "ab" * 20, extra=None))
+    for name, paid in (("story", True), ("eip155:1514", False)):
+        hand = Hand(first=first, options={"networks": [name], "assets": [story]})
         if paid:
             assert hand.call().receipt is not None
         else:
@@ -312,5 +313,5 @@ def test_a_coroutine_function_is_refused_where_nobody_awaits_it(name: str, funct
 
 def test_what_turns_out_to_be_one_is_said(caplog: pytest.LogCaptureFixture) -> None:
     """And leaves no warning of a coroutine that was never awaited."""
-    made(on_event=lambda event: (event, _seen(event))[1]).emit("challenge")
+    buyer_of(made(on_event=lambda event: (event, _seen(event))[1])).emit("challenge")
     assert "on_event failed at challenge" in caplog.text and "awaitable" in caplog.text

@@ -15,6 +15,7 @@ from tests.support.seller import OTHER_PAYEE, PAYEE, USDC, USDC_CELO, USDC_SEPOL
 from x402_mask import Asset, Cap, MemoryLedger, OfferRefused, Payer, Wallet
 from x402_mask._models import Offer
 from x402_mask._money import MICRO_MAX
+from x402_mask._payer import buyer_of
 from x402_mask._policy.offers import VALIDITY_MIN_S, Choice, Policy, choose, payee_fault
 from x402_mask._schemes.exact_eip3009 import SKEW_MAX_S, authorize, seller_clock
 from x402_mask._wire.x402 import Challenge, read_challenge
@@ -27,7 +28,7 @@ def policy_of(**options: Any) -> Policy:
     """The policy of a payer with these options."""
     options.setdefault("caps", [Cap(1, per="day")])
     options.setdefault("origins", ["https://shop.example"])
-    return Payer(WALLET, ledger=MemoryLedger(), **options).policy
+    return buyer_of(Payer(WALLET, ledger=MemoryLedger(), **options)).settings.policy
 
 
 USDC_ASSET = Asset(USDC.network, USDC.address, 6, USDC.name, USDC.version)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.test_preempt import Seller, World
 from x402_mask import Cap, MemoryLedger, OfferRefused, Payer, Wallet
+from x402_mask._payer import buyer_of
 
 
 class Brief(Seller):
@@ -27,7 +28,7 @@ def test_ten_seconds_are_enough(seconds: int, paid: bool) -> None:
     world.seller = seller = Brief()
     seller.seconds = seconds
     ticks = iter(range(10_000))
-    world.payer._clock = lambda: 1_700_000_000 + next(ticks) / 1000
+    buyer_of(world.payer)._clock = lambda: 1_700_000_000 + next(ticks) / 1000
     world.client._transport.inner = httpx.MockTransport(seller)  # type: ignore[attr-defined]
     if paid:
         assert world.call("a").status_code == 200

@@ -32,6 +32,7 @@ from x402_mask._drive.perform import Abandoned
 from x402_mask._flow.effects import Reply
 from x402_mask._flow.reconciling import Said
 from x402_mask._models import Resolved
+from x402_mask._payer import buyer_of
 
 HEAD = ["ask", "read", "fingerprint", "look"]
 TAIL = ["ask+proof", "finish", "checkpoint"]
@@ -245,8 +246,7 @@ def test_refused_and_returned(name: str) -> None:
     """``on_refusal="return"``: the same, as a verdict."""
     make, kind, reason, transcript = REFUSALS[name]
     hand = make()
-    hand.payer.returns_refusals = True
-    verdict = hand.call()
+    verdict = hand.call(returns_refusals=True)
     assert isinstance(verdict.refusal, kind) and verdict.refusal.reason == reason
     assert hand.transcript == [*transcript, "note_refusal"] and verdict.receipt is None
 
@@ -270,8 +270,7 @@ def test_malformed() -> None:
     with pytest.raises(ChallengeError):
         hand.call()
     assert hand.transcript == ["ask", "read"]
-    hand.payer.returns_refusals = True
-    verdict = hand.call()
+    verdict = hand.call(returns_refusals=True)
     assert isinstance(verdict.refusal, ChallengeError)
 
 
@@ -361,7 +360,7 @@ def test_with_an_rpc_only_the_chain_settles() -> None:
             return bool(answer)
 
         chain.__name__ = "seen_on_chain"
-        hand.payer.seen_on_chain = chain  # type: ignore[method-assign]
+        buyer_of(hand.payer).seen_on_chain = chain  # type: ignore[method-assign]
         verdict = hand.call()
         assert hand.transcript == [*BOUGHT[:-2], "chain", "finish", "checkpoint"]
         assert verdict.receipt is not None and verdict.receipt.outcome == outcome
@@ -412,8 +411,8 @@ def test_the_chain_is_asked_before_a_second_signature() -> None:
         unknown = Resolved(payment_id="", state="held", transaction=None, detail="", answered=False)
         return [Said(unknown)]
 
-    hand.payer.resolve = resolve  # type: ignore[method-assign, assignment]
-    hand.payer.seen_on_chain = lambda *args: True  # type: ignore[method-assign]
+    buyer_of(hand.payer).resolve = resolve  # type: ignore[method-assign, assignment]
+    buyer_of(hand.payer).seen_on_chain = lambda *args: True  # type: ignore[method-assign]
     hand.clock += 100
     hand.paid = answered()
     hand.call()
@@ -646,7 +645,7 @@ def quoted(hand: Hand) -> Any:
 
     hand.transcript = []
     call = Call(method="GET", url=URL, trip=a_trip())
-    return hand.drive(quote(hand.payer, call, hand.first))
+    return hand.drive(quote(buyer_of(hand.payer), call, hand.first))
 
 
 def test_a_quote_tells_what_paying_would_say() -> None:
@@ -701,7 +700,7 @@ def _opened() -> Hand:
 def set_scene(name: str) -> Hand:
     """A fresh scene."""
     hand = SCENES[name]()
-    hand.payer.seen_on_chain = seen_on_chain  # type: ignore[method-assign]
+    buyer_of(hand.payer).seen_on_chain = seen_on_chain  # type: ignore[method-assign]
     return hand
 
 
@@ -799,7 +798,7 @@ def expect_rows(hand: Hand, at: str, rest: list[str], after: bool, before: int) 
 
 def expect_repair(hand: Hand, name: str) -> None:
     """The same call made again is delivered; an open proof is shown, never replaced."""
-    hand.payer.ledger.sweep(now_us=hand.payer.now_us())
+    hand.payer.ledger.sweep(now_us=buyer_of(hand.payer).now_us())
     assert "reserved" not in [row.state for row in hand.payer.payments()]
     still_open = [row.payment_id for row in hand.payer.payments() if row.open]
     shown = set(hand.proofs)
@@ -826,7 +825,7 @@ def test_closed_like_a_generator(name: str) -> None:
     from x402_mask._flow.records import Call
 
     call = Call(method="GET", url=URL, trip=a_trip(), key=hand.key)
-    flow = converse(hand.payer, call)
+    flow = converse(buyer_of(hand.payer), call)
     assert next(flow).__class__.__name__ == "Ask"
     flow.close()  # nothing was begun: closing is harmless here
     assert len(hand.payer.payments()) == (1 if name == "open" else 0)
@@ -854,7 +853,7 @@ def test_a_ledger_that_fails_twice_keeps_the_reservation() -> None:
     assert [row.state for row in hand.payer.payments()] == ["reserved"] and hand.proofs == []
     assert "ledger_failed" in hand.kinds() and hand.payer.spend()[0].held > 0
     ledger.broken = False
-    ledger.sweep(now_us=hand.payer.now_us())
+    ledger.sweep(now_us=buyer_of(hand.payer).now_us())
     assert hand.rows()[0][0] == "released" and hand.payer.spend()[0].held == 0
 
 

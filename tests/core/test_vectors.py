@@ -22,6 +22,7 @@ from x402_mask._crypto.eip712 import (
     transfer_digest,
     typed_data_digest,
 )
+from x402_mask._payer import buyer_of
 from x402_mask._policy.offers import Choice, choose
 from x402_mask._schemes.exact_eip3009 import Authorization, authorize
 from x402_mask._wallets.local import checked_signature
@@ -73,7 +74,7 @@ def test_exact_payloads_from_the_challenge_on(vector: Any, signer: Any) -> None:
         wallet, caps=[Cap(1, per="day")], origins=["https://api.example.com"],
         ledger=MemoryLedger(), networks=["eip155:8453", "eip155:84532"],
     )  # fmt: skip
-    choice = choose(payer.policy, challenge, {})
+    choice = choose(buyer_of(payer).settings.policy, challenge, {})
     made = authorize(
         choice, payer=wallet.address, now=CLOCK, seller_now=CLOCK, cap_s=300,
         nonce=raw(inputs["nonce"]), backdate=challenge.form == "v1",

@@ -30,6 +30,7 @@ from tests.support.seller import (
     v2_header,
 )
 from x402_mask import Cap, PaymentRefused
+from x402_mask._payer import buyer_of
 
 if TYPE_CHECKING:
     from x402_mask import Payer
@@ -92,7 +93,7 @@ def test_what_is_proven_settled(world: World, kind: Kind, key: str | None) -> No
     kw = {} if key is None else {"extensions": {"x402_mask": {"operation": key}}}
     assert world.buyer(kind, payer).post(url, **kw).status_code == 500
     (payment,) = payer.payments()
-    now = payer.now_us()
+    now = buyer_of(payer).now_us()
     payer.ledger.resolve(id_of(payment), "settled", transaction="0x1", note="seen", now_us=now)
     clock.ahead = 400
     first = quoted(kind, payer, "POST", url, **kw)

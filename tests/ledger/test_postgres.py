@@ -610,7 +610,7 @@ def test_the_names_of_the_head_files_do_not_depend_on_the_password() -> None:
 
 
 def test_without_psycopg_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("x402_mask._ledger.postgres._pg", None)
+    monkeypatch.setattr("x402_mask._ledger.postgres.postgres_pool", None)
     with pytest.raises(ImportError, match=r"x402-mask\[postgres\]"):
         PostgresLedger("dbname=x")
 

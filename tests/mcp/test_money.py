@@ -34,6 +34,7 @@ from tests.mcp.kit import (
 )
 from tests.support.seller import TRANSACTION
 from x402_mask import Cap, CapExceeded, InputRefused, MemoryLedger, PaymentRefused
+from x402_mask._payer import buyer_of
 from x402_mask._policy.catalog_cache import Terms
 from x402_mask.httpx import AsyncPaymentTransport
 from x402_mask.mcp import PaidSession, receipt_of
@@ -515,9 +516,9 @@ def test_arguments_that_the_catalog_says_are_wrong_are_not_paid_for() -> None:
     shop, payer = Shop(asks(document())), payer_of()
     schema = '{"type": "object", "required": ["ImageURL"]}'
     terms = Terms(
-        service="make-thing", micro=None, schema=schema, names=frozenset(), at=payer.now()
+        service="make-thing", micro=None, schema=schema, names=frozenset(), at=buyer_of(payer).now()
     )
-    payer.learn(ORIGIN, terms)
+    buyer_of(payer).learn(ORIGIN, terms)
 
     async def scenario() -> None:
         async with connected(shop) as session:

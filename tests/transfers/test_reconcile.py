@@ -13,6 +13,7 @@ from tests.transfers.test_desk import BLACKLIST, admin, send_other
 from x402_mask import Cap, MemoryLedger, Payer, Resolved, Wallet
 from x402_mask._ledger.audit import verify
 from x402_mask._ledger.records import Result
+from x402_mask._payer import buyer_of
 
 pytestmark = [pytest.mark.chain, pytest.mark.timeout(60, func_only=True)]
 
@@ -119,5 +120,5 @@ def test_a_payer_allows_a_thousandth_of_an_ether() -> None:
     with Payer(
         None, caps=[Cap("5", per="total")], origins=["https://h.example"], ledger=MemoryLedger()
     ) as payer:
-        assert payer.max_gas_wei == 10**15
-        assert payer.desk().possible(NETWORK) is not None
+        assert buyer_of(payer).settings.max_gas_wei == 10**15
+        assert buyer_of(payer).desk().possible(NETWORK) is not None

@@ -13,6 +13,7 @@ from tests.ledger.kit import reserved
 from tests.support.chain import NETWORK, USDC
 from x402_mask import Cap, Payer, SQLiteLedger, TokenFlowError, Wallet
 from x402_mask._ledger.transfers import Terms
+from x402_mask._payer import buyer_of
 
 
 def say(value: Any) -> None:
@@ -32,12 +33,12 @@ def stored(payer: Payer, pay_to: str, amount: int) -> str:
     )  # fmt: skip
     for _ in range(20):
         try:
-            signed = payer.desk().prepare(terms, 20)
+            signed = buyer_of(payer).desk().prepare(terms, 20)
         except TokenFlowError as refused:
             if "cannot send on" in str(refused):  # not its turn yet
                 continue
             raise
-        if payer.ledger.hold_transfer(made.id, signed, now_us=payer.now_us()):
+        if payer.ledger.hold_transfer(made.id, signed, now_us=buyer_of(payer).now_us()):
             return made.id
     raise AssertionError("never its turn")
 
@@ -54,7 +55,7 @@ def main(spec: dict[str, Any], job: str) -> None:
         if job == "hold":
             say(payment_id)
             sys.stdin.readline()
-        say([payment_id, payer.desk().carry(payment_id, 20).state])
+        say([payment_id, buyer_of(payer).desk().carry(payment_id, 20).state])
 
 
 if __name__ == "__main__":

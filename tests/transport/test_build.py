@@ -21,6 +21,7 @@ import x402_mask
 import x402_mask.httpx2
 from tests.transport.kit import LIBS, NO_TLS, SHOP, URL, Kind, Rig, kinds
 from x402_mask import Cap, MemoryLedger, Payer, Wallet
+from x402_mask._payer import buyer_of
 
 
 def payer_for(**options: Any) -> Payer:
@@ -81,7 +82,7 @@ def test_a_class_is_what_it_is_whatever_an_sdk_calls_it(
     monkeypatch.setattr(LocalAccount, "__module__", "some_sdk")
     mask, own, other = mask_of(lib), FAMILY[lib], OTHER_FAMILY[lib]
     payer = payer_for(wallet=Account.from_key("11" * 32))
-    assert isinstance(payer.signer, Wallet)
+    assert isinstance(buyer_of(payer).settings.signer, Wallet)
     for make in (mask.Client, mask.AsyncClient, mask.PaymentTransport, mask.AsyncPaymentTransport):
         make(payer)
     mask.PaymentTransport(payer, own.MockTransport(lambda request: None))

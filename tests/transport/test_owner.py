@@ -16,6 +16,7 @@ from tests.support.seller import offer
 from tests.transport.kit import KEY, SHOP, URL, Rig, kinds
 from x402_mask import ApprovalDenied, Cap, CapExceeded, MemoryLedger, SignerError, receipt_of
 from x402_mask._ledger.records import Busy
+from x402_mask._payer import buyer_of
 
 ONE_PLUG = ("client", "attach")
 ASYNC = ("asyncio", "trio")
@@ -89,7 +90,7 @@ async def test_an_async_signer_pays(rig: Rig, signer: type[Signer]) -> None:
     rig.payer = rig.make_payer(wallet=signer())
     rig.sells()
     rig.paid(await rig.get())
-    assert set(rig.payer.signer.threads) <= {threading.get_ident()}  # type: ignore[union-attr]
+    assert set(buyer_of(rig.payer).settings.signer.threads) <= {threading.get_ident()}  # type: ignore[union-attr]
 
 
 @kinds(*ONE_PLUG, colours=["sync"])

@@ -15,14 +15,14 @@ from x402_mask.errors import ApprovalDenied, LedgerError, PaymentError
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Effect
     from x402_mask._models import Quote
-    from x402_mask._payer import Payer
 
 log = logging.getLogger("x402_mask")
 
 
-def ask_owner(payer: Payer, operation: str, quote: Quote) -> Generator[Effect, Any, None]:
+def ask_owner(buyer: Buyer, operation: str, quote: Quote) -> Generator[Effect, Any, None]:
     """Return where the owner approves: only ``True`` does, and what fails has not.
 
     A spoken no holds for a minute, in every process on the ledger: whatever repeats the call is
@@ -32,15 +32,15 @@ def ask_owner(payer: Payer, operation: str, quote: Quote) -> Generator[Effect, A
         ApprovalDenied: it is not approved.
         PaymentError: ``approve`` refused in its own words.
     """
-    assert payer.approve is not None
-    denied = yield from denied_before(payer, operation, quote)
+    assert buyer.settings.approve is not None
+    denied = yield from denied_before(buyer, operation, quote)
     if denied is not None:
         denied.quote = quote
         raise denied
     try:
-        approved = (yield from consult(payer.approve, quote)) is True
+        approved = (yield from consult(buyer.settings.approve, quote)) is True
     except ApprovalDenied:
-        yield from _remember(payer, operation)
+        yield from _remember(buyer, operation)
         raise
     except (PaymentError, AsyncNeeded):
         raise  # the owner's own words; a mistake that says what to do
@@ -48,7 +48,7 @@ def ask_owner(payer: Payer, operation: str, quote: Quote) -> Generator[Effect, A
         message = f"approve() failed: {type(exc).__name__}"
         raise ApprovalDenied(message, quote=quote) from exc
     if not approved:
-        yield from _remember(payer, operation)
+        yield from _remember(buyer, operation)
         payee = "" if quote.pay_to is None else f" to {quote.pay_to}"
         raise ApprovalDenied(
             f"approve() did not approve ${quote.usd} for {quote.service}{payee}", quote=quote
@@ -56,12 +56,12 @@ def ask_owner(payer: Payer, operation: str, quote: Quote) -> Generator[Effect, A
 
 
 def denied_before(
-    payer: Payer, operation: str, quote: Quote
+    buyer: Buyer, operation: str, quote: Quote
 ) -> Generator[Effect, Any, ApprovalDenied | None]:
     """The refusal of what the owner said no to less than a minute ago, if it is such a call."""
-    now_us = payer.now_us()
+    now_us = buyer.now_us()
     left = yield from record(
-        lambda wait_s: payer.ledger.denied_for(operation, now_us=now_us, wait_s=wait_s)
+        lambda wait_s: buyer.ledger.denied_for(operation, now_us=now_us, wait_s=wait_s)
     )
     if not left:
         return None
@@ -71,10 +71,10 @@ def denied_before(
     )
 
 
-def _remember(payer: Payer, operation: str) -> Generator[Effect, Any, None]:
+def _remember(buyer: Buyer, operation: str) -> Generator[Effect, Any, None]:
     """Write a no down; where that fails it holds for this call, and the next one asks."""
-    now_us = payer.now_us()
+    now_us = buyer.now_us()
     try:
-        yield from record(lambda wait_s: payer.ledger.deny(operation, now_us=now_us, wait_s=wait_s))
+        yield from record(lambda wait_s: buyer.ledger.deny(operation, now_us=now_us, wait_s=wait_s))
     except LedgerError as exc:
         log.warning("that a payment was denied could not be recorded: %s", exc)

@@ -14,27 +14,27 @@ from x402_mask.errors import LedgerError
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Effect
     from x402_mask._flow.records import Purchase
-    from x402_mask._payer import Payer
     from x402_mask._policy.caps import Limit
 
 log = logging.getLogger("x402_mask")
 
 
-def warn_once(payer: Payer, purchase: Purchase) -> Generator[Effect, Any, None]:
+def warn_once(buyer: Buyer, purchase: Purchase) -> Generator[Effect, Any, None]:
     """With the first call that a payer is asked to pay for; this call names its own services."""
-    if payer.services.caps_compared:
+    if buyer.settings.services.caps_compared:
         return
-    payer.services.caps_compared = True
+    buyer.settings.services.caps_compared = True
     here = purchase.asked.keys
-    others = [x for x in payer.limits if x.scope != "*" and here.isdisjoint(x.scopes)]
+    others = [x for x in buyer.limits if x.scope != "*" and here.isdisjoint(x.scopes)]
     if not others:
         return
     try:
-        found = yield from record(lambda wait_s: payer.ledger.unnamed(others, wait_s=wait_s))
+        found = yield from record(lambda wait_s: buyer.ledger.unnamed(others, wait_s=wait_s))
     except LedgerError:  # the call is about to say so itself
-        payer.services.caps_compared = False
+        buyer.settings.services.caps_compared = False
         return
     for limit in found:
         log.warning("%s", said(limit))

@@ -88,10 +88,10 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
     from decimal import Decimal
 
+    from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Effect
     from x402_mask._ledger.records import Reserved, View
     from x402_mask._models import Quote, Route, Spend
-    from x402_mask._payer import Payer
     from x402_mask._policy.caps import Limit
     from x402_mask._wire.x402 import Challenge
 
@@ -101,7 +101,7 @@ _POLL_S: Final = 0.05
 _NOTHING_HELD: Final = "prefer= allows tokens that are held only, and none is held here"
 
 
-def converse(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict]:
+def converse(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict]:
     """Make one call, paying if it must be and may be.
 
     Raises:
@@ -109,10 +109,10 @@ def converse(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict]:
         BaseException: whatever the transport raised, unchanged.
     """
     if call.trip.paid:
-        return (yield from _after_redirect(payer, call))
+        return (yield from _after_redirect(buyer, call))
     reply = None
     if not call.has_proof and call.may_begin:
-        first = yield from _send_first(payer, call)
+        first = yield from _send_first(buyer, call)
         if isinstance(first, Verdict):
             return first
         reply = first
@@ -121,19 +121,19 @@ def converse(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict]:
     if reply.status != 402 or call.has_proof:
         return Verdict(receipt=call.trip.receipt)
     try:
-        return (yield from _pay(payer, call, reply))
+        return (yield from _pay(buyer, call, reply))
     except PaymentRefused as refusal:
-        yield from _note_refusal(payer, call, reply, refusal)
-        if call.returns(payer):
+        yield from _note_refusal(buyer, call, reply, refusal)
+        if call.returns(buyer):
             return Verdict(refusal=refusal)
         raise
     except PaymentError as error:
-        if call.returns(payer) and not error.at_risk:
+        if call.returns(buyer) and not error.at_risk:
             return Verdict(refusal=error)
         raise
 
 
-def _after_redirect(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict]:
+def _after_redirect(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict]:
     """What a paid answer led to: never paid for again, and the delivery if it is a 2xx."""
     row, receipt = call.trip.row, call.trip.receipt
     try:
@@ -148,32 +148,32 @@ def _after_redirect(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict]
         outcome=receipt.outcome, delivered=True, transaction=receipt.transaction,
         note=f"HTTP {reply.status} after a redirect",
     )  # fmt: skip
-    return (yield from conclude(payer, call, row, result, told=True))
+    return (yield from conclude(buyer, call, row, result, told=True))
 
 
-def _pay(payer: Payer, call: Call, reply: Reply) -> Generator[Effect, Any, Verdict]:
-    challenge = yield from challenge_of(payer, call, reply)
+def _pay(buyer: Buyer, call: Call, reply: Reply) -> Generator[Effect, Any, Verdict]:
+    challenge = yield from challenge_of(buyer, call, reply)
     if challenge is None:
         return Verdict()
-    purchase = purchase_of(payer, call, reply, challenge)
-    payer.emit("challenge", purchase, detail={"form": challenge.form})
+    purchase = purchase_of(buyer, call, reply, challenge)
+    buyer.emit("challenge", purchase, detail={"form": challenge.form})
     purchase = yield from identified(call, purchase)
-    asked_at = payer.now()
-    yield from warn_once(payer, purchase)
-    verdict = yield from _open(payer, call, purchase)
-    if payer.preempt and verdict.delivered:
-        payer.memory.keep(purchase.place, challenge, asked_at)
+    asked_at = buyer.now()
+    yield from warn_once(buyer, purchase)
+    verdict = yield from _open(buyer, call, purchase)
+    if buyer.settings.preempt and verdict.delivered:
+        buyer.memory.keep(purchase.place, challenge, asked_at)
     return verdict
 
 
 def challenge_of(
-    payer: Payer, call: Call, reply: Reply
+    buyer: Buyer, call: Call, reply: Reply
 ) -> Generator[Effect, Any, Challenge | None]:
     """What the 402 asks for; a marketplace may name a payment in place of offers."""
     header = reply.headers.get(REQUIRED_HEADER, ())
     body = yield from read_body(wanted=not header)
     found = read_challenge(header, body)
-    if found is not None or call.trip.origin not in payer.origins:
+    if found is not None or call.trip.origin not in buyer.settings.origins:
         return found
     if tool_of(call.trip.url) is not None:
         from x402_mask._wire.server402 import challenge_in  # noqa: PLC0415  # few sellers ask so
@@ -188,58 +188,58 @@ def challenge_of(
     return found
 
 
-def _send_first(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | Reply | None]:
+def _send_first(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict | Reply | None]:
     """Pay with the first request: by a token that is held, or by a proof for a known price.
 
     ``None`` to ask first; a 402 that did not take the token is the answer to asking.
     """
-    if payer.tokens.possible and payer.prefer[0] == "held-token":
-        held = yield from _held_first(payer, call)
+    if buyer.tokens.possible and buyer.settings.prefer[0] == "held-token":
+        held = yield from _held_first(buyer, call)
         if held is not None:
             return held
-    return (yield from _preempt(payer, call)) if payer.preempt else None
+    return (yield from _preempt(buyer, call)) if buyer.settings.preempt else None
 
 
-def _held_first(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | Reply | None]:
+def _held_first(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict | Reply | None]:
     service = tool_of(call.url)
     origin = call.trip.origin
-    if service is None or origin not in payer.origins or origin_of(call.url) != origin:
+    if service is None or origin not in buyer.settings.origins or origin_of(call.url) != origin:
         return None
-    known = payer.tokens.known
+    known = buyer.tokens.known
     if known is None:
-        now_us = payer.now_us()
+        now_us = buyer.now_us()
         try:
             found = yield from record(
-                lambda wait_s: payer.ledger.held_tokens(now_us=now_us, wait_s=wait_s)
+                lambda wait_s: buyer.ledger.held_tokens(now_us=now_us, wait_s=wait_s)
             )
         except LedgerError as exc:  # said again, and louder, if the seller asks for money
             log.warning("held tokens cannot be read: %s", exc)
             return None
-        known = payer.tokens.known = set(found)
+        known = buyer.tokens.known = set(found)
     if (origin, service) not in known:
         return None
     try:
-        also = payer.services.also(call.url)
-        yield from check_input(payer, Asked(call.method, origin, service, also=also))
+        also = buyer.settings.services.also(call.url)
+        yield from check_input(buyer, Asked(call.method, origin, service, also=also))
     except InputRefused:
         return None  # said when the seller asks for money; until then it costs no token
     from x402_mask._flow.tokens.using import spend_held  # noqa: PLC0415  # most payers hold none
 
-    return (yield from spend_held(payer, call, origin, service, call.url))
+    return (yield from spend_held(buyer, call, origin, service, call.url))
 
 
-def _preempt(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | None]:
+def _preempt(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict | None]:
     """Pay a price that is known already with the first request; ``None`` to ask first after all."""
-    service, path = payer.services.name(call.url), path_of(call.url)
+    service, path = buyer.settings.services.name(call.url), path_of(call.url)
     place = Place(call.method, origin_of(call.url), service, path)
-    challenge = payer.memory.recall(place, payer.now())
+    challenge = buyer.memory.recall(place, buyer.now())
     if challenge is None:
         return None
     try:
         known = Reply(status=402, url=call.url, headers={})
-        purchase = replace(purchase_of(payer, call, known, challenge), is_remembered=True)
+        purchase = replace(purchase_of(buyer, call, known, challenge), is_remembered=True)
         purchase = yield from identified(call, purchase)
-        verdict = yield from _open(payer, call, purchase)
+        verdict = yield from _open(buyer, call, purchase)
     except PaymentRefused:
         return None  # the refusal is said, and recorded, when the seller really asks
     except TokenFlowError as error:
@@ -247,11 +247,11 @@ def _preempt(payer: Payer, call: Call) -> Generator[Effect, Any, Verdict | None]
             raise
         return None  # as above
     if verdict.receipt is not None and verdict.receipt.outcome == "rejected":
-        payer.memory.rejected(place, payer.now())
+        buyer.memory.rejected(place, buyer.now())
     return verdict
 
 
-def purchase_of(payer: Payer, call: Call, reply: Reply, challenge: Challenge) -> Purchase:
+def purchase_of(buyer: Buyer, call: Call, reply: Reply, challenge: Challenge) -> Purchase:
     """Who asks, and for what; refuses every origin that the owner and the caller did not name."""
     origin = origin_asked(reply.url)
     if origin != call.trip.origin:
@@ -259,8 +259,8 @@ def purchase_of(payer: Payer, call: Call, reply: Reply, challenge: Challenge) ->
             f"a redirect led from {call.trip.origin} to {origin}, which asks for money",
             reason="redirected",
         )
-    if origin not in payer.origins:
-        if origin.startswith("http:") and "https:" + origin[5:] in payer.origins:
+    if origin not in buyer.settings.origins:
+        if origin.startswith("http:") and "https:" + origin[5:] in buyer.settings.origins:
             raise OriginRefused(f"{origin} is not https", reason="not_https")
         raise OriginRefused(f"{origin} asks for payment and is not in origins=")
     if not reply.direct:
@@ -274,10 +274,10 @@ def purchase_of(payer: Payer, call: Call, reply: Reply, challenge: Challenge) ->
         reply=reply,
         method=call.method,
         origin=origin,
-        service=payer.services.name(call.trip.url),
+        service=buyer.settings.services.name(call.trip.url),
         path=path_of(reply.url),
         is_tool=tool_of(call.trip.url) is not None,
-        also=payer.services.also(call.trip.url, call.trip.tool),
+        also=buyer.settings.services.also(call.trip.url, call.trip.tool),
         seller_us=None if reply.date is None else int(reply.date * SECOND),
     )
 
@@ -297,21 +297,21 @@ def identified(call: Call, purchase: Purchase) -> Generator[Effect, Any, Purchas
     return replace(purchase, operation=operation)
 
 
-def _open(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any, Verdict]:
+def _open(buyer: Buyer, call: Call, purchase: Purchase) -> Generator[Effect, Any, Verdict]:
     """Find the operation's open proof and present it again, or reserve and sign a new one."""
     waited, doubts = 0.0, Doubts()
     tried: dict[Route, PaymentError] = {}
     while True:
-        view = yield from look(payer, call, purchase)
+        view = yield from look(buyer, call, purchase)
         if view.paused:
             raise paused()
-        if (yield from _lapse.ask(payer, call, view, doubts)):
+        if (yield from _lapse.ask(buyer, call, view, doubts)):
             purchase = doubts.clocks(purchase, view)
             continue
         twin = doubts.twin(view)
         if twin is not None and not twin.busy:
             try:
-                verdict = yield from _represent(payer, call, purchase, twin)
+                verdict = yield from _represent(buyer, call, purchase, twin)
             except TokenFlowError as error:
                 if not _is_impossible(error) or tried:
                     raise
@@ -324,22 +324,22 @@ def _open(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any
             yield from _wait(call, waited, twin)
             waited += _POLL_S
             continue
-        purchase = yield from _lapse.check(payer, call, purchase, view)
-        yield from check_input(payer, purchase.asked)
-        verdict = yield from _by_route(payer, call, purchase, view, tried)
+        purchase = yield from _lapse.check(buyer, call, purchase, view)
+        yield from check_input(buyer, purchase.asked)
+        verdict = yield from _by_route(buyer, call, purchase, view, tried)
         if verdict is not None:
             return verdict
 
 
-def look(payer: Payer, call: Call, purchase: Purchase) -> Generator[Effect, Any, View]:
+def look(buyer: Buyer, call: Call, purchase: Purchase) -> Generator[Effect, Any, View]:
     """What the ledger knows of the operation, and of what is on the way to paying for it."""
-    now_us, shop = payer.now_us(), purchase.origin if purchase.is_tool else None
+    now_us, shop = buyer.now_us(), purchase.origin if purchase.is_tool else None
     return (yield from record(
-        lambda wait_s: payer.ledger.look(
+        lambda wait_s: buyer.ledger.look(
             purchase.operation,
             purchase.service,
             shop,
-            origin=purchase.origin if payer.policy.pin else None,
+            origin=purchase.origin if buyer.settings.policy.pin else None,
             also=purchase.also,
             keyed=call.key is not None,
             now_us=now_us,
@@ -363,19 +363,19 @@ def _wait(call: Call, waited: float, twin: Twin) -> Generator[Effect, Any, None]
 # --- deciding -------------------------------------------------------------------------------------
 
 
-def check_input(payer: Payer, asked: Asked) -> Generator[Effect, Any, None]:
+def check_input(buyer: Buyer, asked: Asked) -> Generator[Effect, Any, None]:
     """Refuse a body that the service will refuse once it is paid, as far as schemas tell."""
-    stated = payer.input_schemas(asked)
+    stated = buyer.input_schemas(asked)
     content = (yield from payload()) if stated is not None else None
     if stated is None or content is None:
         return
-    texts = payer.schemas(asked, stated, content)
-    if is_light(payer.catalog, texts, content):
-        reason, ignored = judged(payer.catalog, texts, content)
+    texts = buyer.schemas(asked, stated, content)
+    if is_light(buyer.catalog, texts, content):
+        reason, ignored = judged(buyer.catalog, texts, content)
     else:
-        reason, ignored = yield from consult(judged, payer.catalog, texts, content)
+        reason, ignored = yield from consult(judged, buyer.catalog, texts, content)
     for parts in ignored:
-        payer.schema_ignored(asked, parts)
+        buyer.schema_ignored(asked, parts)
     if reason is not None:
         raise InputRefused(
             f"{asked.name} would refuse this request: {reason}; validate_input=False"
@@ -383,9 +383,9 @@ def check_input(payer: Payer, asked: Asked) -> Generator[Effect, Any, None]:
         )
 
 
-def check_price(payer: Payer, purchase: Purchase, plan: Plan) -> None:
+def check_price(buyer: Buyer, purchase: Purchase, plan: Plan) -> None:
     """Refuse an offer that is dearer than the price that the seller's own catalog names."""
-    listed = payer.listed_price(purchase)
+    listed = buyer.listed_price(purchase)
     if listed is not None and plan.micro > listed:
         raise OfferRefused(
             f"${usd(plan.micro)} is asked, the catalog's price is ${usd(listed)};"
@@ -395,7 +395,7 @@ def check_price(payer: Payer, purchase: Purchase, plan: Plan) -> None:
 
 
 def _by_route(
-    payer: Payer, call: Call, purchase: Purchase, view: View, tried: Mapping[Route, PaymentError]
+    buyer: Buyer, call: Call, purchase: Purchase, view: View, tried: Mapping[Route, PaymentError]
 ) -> Generator[Effect, Any, Verdict | None]:
     """Pay by the first route that is possible; ``None`` to look again.
 
@@ -403,23 +403,23 @@ def _by_route(
     raised, else that of the first.
     """
     failed = dict(tried)
-    for route in payer.prefer:
+    for route in buyer.settings.prefer:
         if route in failed:
             continue
         if route == "held-token":
-            held = (yield from _held_now(payer, call, purchase)) if view.token else None
+            held = (yield from _held_now(buyer, call, purchase)) if view.token else None
             if isinstance(held, Verdict):
                 return held
             if held is not None:  # another 402, which did not take it
-                return (yield from _pay(payer, call, held))
+                return (yield from _pay(buyer, call, held))
             continue
-        plan = plan_by(payer, purchase, view, route, failed)
+        plan = plan_by(buyer, purchase, view, route, failed)
         if isinstance(plan, PaymentError):
             failed[route] = plan
             continue
         try:
-            yield from _decide(payer, call, purchase, plan)
-            return (yield from _reserve_and_buy(payer, call, purchase, plan))
+            yield from _decide(buyer, call, purchase, plan)
+            return (yield from _reserve_and_buy(buyer, call, purchase, plan))
         except TokenFlowError as error:
             if not _is_impossible(error):
                 raise
@@ -439,17 +439,17 @@ def why_none(failed: Mapping[Route, PaymentError]) -> PaymentError:
 
 
 def _held_now(
-    payer: Payer, call: Call, purchase: Purchase
+    buyer: Buyer, call: Call, purchase: Purchase
 ) -> Generator[Effect, Any, Verdict | Reply | None]:
     """A token that another process bought, perhaps: this one asked before it knew."""
     from x402_mask._flow.tokens.using import spend_held  # noqa: PLC0415
 
     url = purchase.reply.url
-    return (yield from spend_held(payer, call, purchase.origin, purchase.service, url))
+    return (yield from spend_held(buyer, call, purchase.origin, purchase.service, url))
 
 
 def plan_by(
-    payer: Payer,
+    buyer: Buyer,
     purchase: Purchase,
     view: View,
     route: str,
@@ -464,16 +464,16 @@ def plan_by(
     if route == "token":
         from x402_mask._flow.tokens import buying  # noqa: PLC0415
 
-        why = buying.not_sold(payer, purchase)
-        return why or replace(buying.plan(payer, purchase, view), skipped=skipped)
-    if payer.signer is None:
+        why = buying.not_sold(buyer, purchase)
+        return why or replace(buying.plan(buyer, purchase, view), skipped=skipped)
+    if buyer.settings.signer is None:
         return PaymentRefused(
             f"{purchase.service} wants an x402 signature and this payer has no wallet",
             reason="no_wallet",
         )
-    seller_clock(payer.now(), purchase.reply.date, strict=payer.strict_clock)
+    seller_clock(buyer.now(), purchase.reply.date, strict=buyer.settings.strict_clock)
     try:
-        choice = choose(payer.policy, purchase.challenge, view.payees)
+        choice = choose(buyer.settings.policy, purchase.challenge, view.payees)
     except OfferRefused as refusal:
         if refusal.reason in FOREIGN:  # no signature of ours is asked for
             return refusal
@@ -482,15 +482,15 @@ def plan_by(
 
 
 def _decide(
-    payer: Payer, call: Call, purchase: Purchase, plan: Plan
+    buyer: Buyer, call: Call, purchase: Purchase, plan: Plan
 ) -> Generator[Effect, Any, None]:
     """Ask the owner, before anything is reserved."""
-    check_price(payer, purchase, plan)
-    if payer.preempt and plan.choice is not None:
-        payer.memory.learn(purchase.place, plan.choice)
-    if payer.approve is None:
+    check_price(buyer, purchase, plan)
+    if buyer.settings.preempt and plan.choice is not None:
+        buyer.memory.learn(purchase.place, plan.choice)
+    if buyer.settings.approve is None:
         return
-    quote = yield from full_quote(payer, call, purchase, plan)
+    quote = yield from full_quote(buyer, call, purchase, plan)
     if quote.refusal is not None:
         quote.refusal.quote = quote
         raise quote.refusal
@@ -499,79 +499,79 @@ def _decide(
     if terms == before:
         message = f"${quote.usd} for {quote.service} was denied in this call"
         raise ApprovalDenied(message, quote=quote)
-    yield from ask_owner(payer, purchase.operation, quote)
+    yield from ask_owner(buyer, purchase.operation, quote)
     call.trip.denied = before
 
 
 def full_quote(
-    payer: Payer, call: Call, purchase: Purchase, plan: Plan
+    buyer: Buyer, call: Call, purchase: Purchase, plan: Plan
 ) -> Generator[Effect, Any, Quote]:
     """What *plan* would cost, and whether the ledger would reserve it now."""
-    refusal, want = None, _reservation(payer, call, purchase, plan)
+    refusal, want = None, _reservation(buyer, call, purchase, plan)
     if plan.route != "held-token":  # which reserves nothing
         refusal = yield from record(
-            lambda wait_s: payer.ledger.foresee(want, payer.breaker, wait_s=wait_s)
+            lambda wait_s: buyer.ledger.foresee(want, buyer.settings.breaker, wait_s=wait_s)
         )
-    caps = yield from room(payer, applying(want.limits, want.service, want.also))
-    return quote_of(payer, purchase, plan, caps, refusal)
+    caps = yield from room(buyer, applying(want.limits, want.service, want.also))
+    return quote_of(buyer, purchase, plan, caps, refusal)
 
 
-def room(payer: Payer, limits: Sequence[Limit]) -> Generator[Effect, Any, tuple[Spend, ...]]:
+def room(buyer: Buyer, limits: Sequence[Limit]) -> Generator[Effect, Any, tuple[Spend, ...]]:
     """How far these limits are used."""
-    now_us = payer.now_us()
-    caps = yield from record(lambda wait_s: payer.ledger.room(limits, now_us=now_us, wait_s=wait_s))
+    now_us = buyer.now_us()
+    caps = yield from record(lambda wait_s: buyer.ledger.room(limits, now_us=now_us, wait_s=wait_s))
     return tuple(caps)
 
 
 def _reserve_and_buy(
-    payer: Payer, call: Call, purchase: Purchase, plan: Plan
+    buyer: Buyer, call: Call, purchase: Purchase, plan: Plan
 ) -> Generator[Effect, Any, Verdict | None]:
     """Reserve, sign, present; ``None`` if the operation was opened by another call meanwhile."""
-    want = _reservation(payer, call, purchase, plan)
+    want = _reservation(buyer, call, purchase, plan)
     try:
-        reserved = yield from _reserve(payer, call, purchase, plan, want)
+        reserved = yield from _reserve(buyer, call, purchase, plan, want)
         if reserved is None:
             return None
         row, proof = row_of(want), reserved.proof
         if plan.route == "token" or plan.choice is None:
             from x402_mask._flow.tokens.buying import buy  # noqa: PLC0415
 
-            return (yield from buy(payer, call, purchase, plan, row))
+            return (yield from buy(buyer, call, purchase, plan, row))
         if proof is None:
-            proof = yield from _sign_and_hold(payer, purchase, plan.choice, row)
+            proof = yield from _sign_and_hold(buyer, purchase, plan.choice, row)
         else:
-            yield from _may_go(payer, row)
-        payer.emit("sent", purchase, payment_id=row.id, usd=usd(row.micro))
-        return (yield from _present(payer, call, row, proof))
+            yield from _may_go(buyer, row)
+        buyer.emit("sent", purchase, payment_id=row.id, usd=usd(row.micro))
+        return (yield from _present(buyer, call, row, proof))
     except PaymentRefused as refusal:
-        refusal.quote = quote_of(payer, purchase, plan, (), refusal)
+        refusal.quote = quote_of(buyer, purchase, plan, (), refusal)
         if refusal.reason == "cap":
             with suppress(LedgerError):  # the refusal stands, with or without the whole picture
-                caps = yield from room(payer, applying(want.limits, want.service, want.also))
+                caps = yield from room(buyer, applying(want.limits, want.service, want.also))
                 refusal.quote = replace(refusal.quote, caps=caps)
         raise
     finally:  # whatever interrupts this, at whichever line: nobody carries the payment any more
-        payer.ledger.put_down(want.id, call.by, now_us=want.at)
+        buyer.ledger.put_down(want.id, call.by, now_us=want.at)
 
 
-def _reservation(payer: Payer, call: Call, purchase: Purchase, plan: Plan) -> Reservation:
-    now_us, asset = payer.now_us(), plan.asset
+def _reservation(buyer: Buyer, call: Call, purchase: Purchase, plan: Plan) -> Reservation:
+    now_us, asset = buyer.now_us(), plan.asset
     return Reservation(
         id=new_payment_id(now_us), at=now_us, service=purchase.service,
         origin=purchase.origin, operation=purchase.operation, keyed=call.key is not None,
         route=plan.route, micro=plan.micro, amount=plan.amount,
         asset=asset.address if asset is not None else None, network=plan.network,
-        payer=payer.address, pay_to=plan.pay_to, limits=payer.limits, lapsed=purchase.lapsed,
-        pin_payee=payer.policy.pin, also=purchase.also, seller_us=purchase.seller_us,
+        payer=buyer.address, pay_to=plan.pay_to, limits=buyer.limits, lapsed=purchase.lapsed,
+        pin_payee=buyer.settings.policy.pin, also=purchase.also, seller_us=purchase.seller_us,
         detail={
             "method": purchase.method, "path": purchase.path, "form": purchase.challenge.form,
-            "skipped": list(plan.reasons), "approved": payer.approve is not None,
+            "skipped": list(plan.reasons), "approved": buyer.settings.approve is not None,
         },
     )  # fmt: skip
 
 
 def _reserve(
-    payer: Payer, call: Call, purchase: Purchase, plan: Plan, want: Reservation
+    buyer: Buyer, call: Call, purchase: Purchase, plan: Plan, want: Reservation
 ) -> Generator[Effect, Any, Reserved | None]:
     """Reserve against every cap at once; ``None`` if the operation was opened meanwhile.
 
@@ -579,12 +579,16 @@ def _reserve(
     elsewhere may take long, and outlive this host: its reservation is durable before it is asked.
     """
     make = None
-    if plan.route == "x402" and plan.choice is not None and isinstance(payer.signer, Wallet):
-        make = partial(prove_here, payer, purchase, plan.choice, want.id)
+    if (
+        plan.route == "x402"
+        and plan.choice is not None
+        and isinstance(buyer.settings.signer, Wallet)
+    ):
+        make = partial(prove_here, buyer, purchase, plan.choice, want.id)
     answer = yield from record(
-        lambda wait_s: payer.ledger.reserve(
+        lambda wait_s: buyer.ledger.reserve(
             want,
-            payer.breaker,
+            buyer.settings.breaker,
             durable=plan.route == "x402",
             prove=make,
             carrier=call.by,
@@ -593,12 +597,12 @@ def _reserve(
     )
     if isinstance(answer, Twin):
         return None
-    payer.emit(
+    buyer.emit(
         "reserved", purchase, payment_id=want.id, usd=usd(want.micro),
         detail={"route": want.route, "skipped": want.detail["skipped"]},
     )  # fmt: skip
     if answer.new_payee:
-        payer.emit("payee_changed", purchase, payment_id=want.id, detail={"pay_to": want.pay_to})
+        buyer.emit("payee_changed", purchase, payment_id=want.id, detail={"pay_to": want.pay_to})
     return answer
 
 
@@ -606,43 +610,43 @@ def _reserve(
 
 
 def _sign_and_hold(
-    payer: Payer, purchase: Purchase, choice: Choice, row: Row
+    buyer: Buyer, purchase: Purchase, choice: Choice, row: Row
 ) -> Generator[Effect, Any, Proof]:
     """Have it signed, and store the proof; until then every failure gives the money back."""
     try:
-        proof = yield from prove(payer, purchase, choice, row.id)
-        now_us = payer.now_us()
+        proof = yield from prove(buyer, purchase, choice, row.id)
+        now_us = buyer.now_us()
         yield from record(
-            lambda wait_s: payer.ledger.hold(row.id, proof, now_us=now_us, wait_s=wait_s)
+            lambda wait_s: buyer.ledger.hold(row.id, proof, now_us=now_us, wait_s=wait_s)
         )
     except BaseException as failure:
-        yield from release(payer, row.id, failure)
+        yield from release(buyer, row.id, failure)
         raise
     return proof
 
 
-def _may_go(payer: Payer, row: Row) -> Generator[Effect, Any, None]:
+def _may_go(buyer: Buyer, row: Row) -> Generator[Effect, Any, None]:
     """The last moment before the proof leaves: a cancellation gives the money back."""
     try:
         yield from checkpoint()
     except BaseException as failure:
-        yield from release(payer, row.id, failure, unsent=True)
+        yield from release(buyer, row.id, failure, unsent=True)
         raise
 
 
 def _represent(
-    payer: Payer, call: Call, purchase: Purchase, twin: Twin
+    buyer: Buyer, call: Call, purchase: Purchase, twin: Twin
 ) -> Generator[Effect, Any, Verdict | None]:
     """Present the same bytes again; ``None`` if another call took them first."""
     if twin.row.route == "token":
         from x402_mask._flow.tokens.buying import resume  # noqa: PLC0415
 
-        return (yield from resume(payer, call, purchase, twin))
+        return (yield from resume(buyer, call, purchase, twin))
     _lapse.check_twin(twin)
-    row, now_us = twin.row, payer.now_us()
+    row, now_us = twin.row, buyer.now_us()
     try:
         proof = yield from record(
-            lambda wait_s: payer.ledger.claim(
+            lambda wait_s: buyer.ledger.claim(
                 row.id,
                 call.by,
                 now_us=now_us,
@@ -653,33 +657,33 @@ def _represent(
         )
         if proof is None:
             return None
-        payer.emit("represented", row, payment_id=row.id, usd=usd(row.micro))
-        return (yield from _present(payer, call, row, proof))
+        buyer.emit("represented", row, payment_id=row.id, usd=usd(row.micro))
+        return (yield from _present(buyer, call, row, proof))
     finally:
-        payer.ledger.put_down(row.id, call.by, now_us=now_us)
+        buyer.ledger.put_down(row.id, call.by, now_us=now_us)
 
 
 # --- after the point of no return -----------------------------------------------------------------
 
 
-def _present(payer: Payer, call: Call, row: Row, proof: Proof) -> Generator[Effect, Any, Verdict]:
+def _present(buyer: Buyer, call: Call, row: Row, proof: Proof) -> Generator[Effect, Any, Verdict]:
     """Send the proof, and write down how it ended, however it ended."""
     call.trip.paid, call.trip.row = True, row
     call.trip.receipt = receipt_for(row, "unknown", None)
     try:
         reply = yield from ask((proof.header, proof.value))
-        result = yield from _judge(payer, call, row, proof, reply)
+        result = yield from _judge(buyer, call, row, proof, reply)
     except BaseException as failure:
         note = f"no answer: {type(failure).__name__}"
-        yield from finish(payer, row, Result(outcome="unknown", delivered=False, note=note))
+        yield from finish(buyer, row, Result(outcome="unknown", delivered=False, note=note))
         failure.add_note(f"x402_mask: payment {row.id} was sent and its outcome is not known")
         raise
     warn_of_error(row, reply)
-    return (yield from conclude(payer, call, row, result))
+    return (yield from conclude(buyer, call, row, result))
 
 
 def _judge(
-    payer: Payer, call: Call, row: Row, proof: Proof, reply: Reply
+    buyer: Buyer, call: Call, row: Row, proof: Proof, reply: Reply
 ) -> Generator[Effect, Any, Result]:
     """What the answer says of the money; with an RPC, ``settled`` only if the chain agrees."""
     settlement = read_settlement(reply.headers)
@@ -687,8 +691,8 @@ def _judge(
     told = settlement.transaction if settlement is not None else None
     note = f"HTTP {reply.status}; {fault}" if fault else f"HTTP {reply.status}"
     agreed = fault is None and reply.status != 402  # a seller that asks again is not believed
-    if fault is None and payer.chain_knows(row.network):
-        agreed = yield from seen(payer, call, row, proof, told)
+    if fault is None and buyer.chain_knows(row.network):
+        agreed = yield from seen(buyer, call, row, proof, told)
         note = note if agreed else f"{note}; the settlement is not seen on chain yet"
     if agreed:
         return Result(outcome="settled", delivered=reply.delivered, transaction=told, note=note)
@@ -707,14 +711,14 @@ def origin_asked(url: str) -> str:
 
 
 def _note_refusal(
-    payer: Payer, call: Call, reply: Reply, refusal: PaymentRefused
+    buyer: Buyer, call: Call, reply: Reply, refusal: PaymentRefused
 ) -> Generator[Effect, Any, None]:
     """Put the refusal in the history; a ledger that cannot take it does not hide the reason."""
     try:
         origin = origin_of(reply.url)
     except ValueError:  # an auth flow may lead anywhere
         origin = shown(reply.url)
-    service = payer.services.name(call.trip.url)
+    service = buyer.settings.services.name(call.trip.url)
     detail = {
         "reason": refusal.reason,
         "message": shown(refusal, 300),
@@ -722,16 +726,16 @@ def _note_refusal(
         "method": call.method,
         "path": path_of(reply.url)[:200],
     }
-    payer.emit(
+    buyer.emit(
         "refused", Asked(call.method, origin, service), payment_id=refusal.payment_id,
         usd=_asked_usd(refusal), detail=detail,
     )  # fmt: skip
-    now_us, payee = payer.now_us(), None
+    now_us, payee = buyer.now_us(), None
     if isinstance(refusal, OfferRefused) and refusal.pay_to is not None:
         payee = (call.trip.origin, service, refusal.pay_to)
     try:
         yield from record(
-            lambda wait_s: payer.ledger.note_refusal(detail, payee, now_us=now_us, wait_s=wait_s)
+            lambda wait_s: buyer.ledger.note_refusal(detail, payee, now_us=now_us, wait_s=wait_s)
         )
     except LedgerError as exc:
         log.warning("a refusal could not be recorded: %s", exc)

@@ -37,15 +37,15 @@ from x402_mask.errors import PaymentError, PaymentRefused
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Effect, Reply
     from x402_mask._flow.records import Call, Purchase
     from x402_mask._ledger.records import Twin, View
     from x402_mask._models import Route
-    from x402_mask._payer import Payer
 
 
 def quote(
-    payer: Payer, call: Call, reply: Reply, *, asks: bool = False
+    buyer: Buyer, call: Call, reply: Reply, *, asks: bool = False
 ) -> Generator[Effect, Any, Quote | None]:
     """What this 402 would cost.  Signs nothing, reserves nothing; ``None`` if it asks for nothing.
 
@@ -56,97 +56,97 @@ def quote(
     """
     if reply.status != 402:
         return None
-    challenge = yield from challenge_of(payer, call, reply)
+    challenge = yield from challenge_of(buyer, call, reply)
     if challenge is None:
         return None
     try:
-        purchase = purchase_of(payer, call, reply, challenge)
+        purchase = purchase_of(buyer, call, reply, challenge)
     except PaymentRefused as refusal:
-        return _refused(payer, call, reply, refusal)
+        return _refused(buyer, call, reply, refusal)
     bar: PaymentRefused | None = None
     try:
         purchase = yield from identified(call, purchase)
     except PaymentRefused as refusal:
         bar = refusal
-    purchase, view, twin, found = yield from _known(payer, call, purchase, asks=asks)
-    if view.token and payer.prefer[0] == "held-token":
+    purchase, view, twin, found = yield from _known(buyer, call, purchase, asks=asks)
+    if view.token and buyer.settings.prefer[0] == "held-token":
         bar, found = (paused() if view.paused else None), None  # it goes with the first request
     elif twin is not None and found is None and bar is None:
-        return (yield from _again(payer, purchase, twin))
+        return (yield from _again(buyer, purchase, twin))
     bar = bar or found
     try:
-        yield from check_input(payer, purchase.asked)
+        yield from check_input(buyer, purchase.asked)
     except PaymentRefused as refusal:
         bar = bar or refusal
     try:
-        plan, found = _first_plan(payer, purchase, view)
+        plan, found = _first_plan(buyer, purchase, view)
     except PaymentRefused as refusal:
-        return _refused(payer, call, reply, bar or refusal)
-    return (yield from _priced(payer, call, purchase, plan, bar or found))
+        return _refused(buyer, call, reply, bar or refusal)
+    return (yield from _priced(buyer, call, purchase, plan, bar or found))
 
 
 def _known(
-    payer: Payer, call: Call, purchase: Purchase, *, asks: bool
+    buyer: Buyer, call: Call, purchase: Purchase, *, asks: bool
 ) -> Generator[Effect, Any, tuple[Purchase, View, Twin | None, PaymentRefused | None]]:
     """What the ledger knows, the proof that would be presented again, and what refuses either.
 
     The purchase knows then of the proofs that have expired, as a call's does before it reserves.
     """
     doubts = Doubts()
-    view = yield from look(payer, call, purchase)
+    view = yield from look(buyer, call, purchase)
     if view.paused:
         return purchase, view, None, paused()
-    if asks and (yield from lapsed.ask(payer, call, view, doubts)):
+    if asks and (yield from lapsed.ask(buyer, call, view, doubts)):
         purchase = doubts.clocks(purchase, view)
-        view = yield from look(payer, call, purchase)
+        view = yield from look(buyer, call, purchase)
     twin = doubts.twin(view)
     try:
         if twin is not None and not twin.busy:
             lapsed.check_twin(twin)
             return purchase, view, twin, None
-        purchase = lapsed.foresee(payer, call, purchase, view)
+        purchase = lapsed.foresee(buyer, call, purchase, view)
     except PaymentRefused as refusal:
         return purchase, view, None, refusal
     return purchase, view, None, None
 
 
-def _again(payer: Payer, purchase: Purchase, twin: Twin) -> Generator[Effect, Any, Quote]:
+def _again(buyer: Buyer, purchase: Purchase, twin: Twin) -> Generator[Effect, Any, Quote]:
     """The operation is open: a call shows what was signed for it, and nothing more is counted."""
-    row, limits = twin.row, applying(payer.limits, purchase.service, purchase.also)
-    caps = yield from room(payer, limits)
+    row, limits = twin.row, applying(buyer.limits, purchase.service, purchase.also)
+    caps = yield from room(buyer, limits)
     told = f"payment {row.id} of this operation is open: a call goes on with it, and counts no more"
     return Quote(
         service=row.service, origin=row.origin, method=purchase.method, url=purchase.reply.url,
         route=row.route, usd=usd(row.micro), amount=int(row.amount),
-        asset=payer.policy.assets.get((row.network or "", (row.asset or "").lower())),
+        asset=buyer.settings.policy.assets.get((row.network or "", (row.asset or "").lower())),
         network=row.network, pay_to=row.pay_to, payer=row.payer, skipped=(told,), caps=caps,
     )  # fmt: skip
 
 
 def _priced(
-    payer: Payer, call: Call, purchase: Purchase, plan: Plan, bar: PaymentRefused | None
+    buyer: Buyer, call: Call, purchase: Purchase, plan: Plan, bar: PaymentRefused | None
 ) -> Generator[Effect, Any, Quote]:
     """The quote of a plan, with what would refuse it first."""
     held = plan.route == "held-token"
     if bar is None and not held:
         try:
-            check_price(payer, purchase, plan)
+            check_price(buyer, purchase, plan)
         except PaymentRefused as refusal:
             bar = refusal
-    found = yield from full_quote(payer, call, purchase, plan)
+    found = yield from full_quote(buyer, call, purchase, plan)
     bar = bar or found.refusal
-    if bar is None and payer.approve is not None and not held:
-        bar = yield from denied_before(payer, purchase.operation, found)
+    if bar is None and buyer.settings.approve is not None and not held:
+        bar = yield from denied_before(buyer, purchase.operation, found)
     return replace(found, refusal=bar)
 
 
-def _first_plan(payer: Payer, purchase: Purchase, view: View) -> tuple[Plan, PaymentRefused | None]:
+def _first_plan(buyer: Buyer, purchase: Purchase, view: View) -> tuple[Plan, PaymentRefused | None]:
     """The plan that a call would begin with, and what would keep it from being carried out."""
     failed: dict[Route, PaymentError] = {}
     try:
-        for route in payer.prefer:
+        for route in buyer.settings.prefer:
             if route != "held-token":
-                plan = plan_by(payer, purchase, view, route, failed)
+                plan = plan_by(buyer, purchase, view, route, failed)
                 if isinstance(plan, Plan):
                     return plan, None
                 failed[route] = plan
@@ -156,12 +156,12 @@ def _first_plan(payer: Payer, purchase: Purchase, view: View) -> tuple[Plan, Pay
     except PaymentRefused as bar:
         if bar.reason not in ("no_wallet", "clock"):  # the price is known all the same
             raise
-        return Plan.of("x402", choose(payer.policy, purchase.challenge, view.payees)), bar
+        return Plan.of("x402", choose(buyer.settings.policy, purchase.challenge, view.payees)), bar
 
 
-def _refused(payer: Payer, call: Call, reply: Reply, refusal: PaymentRefused) -> Quote:
+def _refused(buyer: Buyer, call: Call, reply: Reply, refusal: PaymentRefused) -> Quote:
     return Quote(
-        service=payer.services.name(call.trip.url), origin=origin_asked(reply.url),
+        service=buyer.settings.services.name(call.trip.url), origin=origin_asked(reply.url),
         method=call.method, url=reply.url, route=None, usd=None, amount=None, asset=None,
-        network=None, pay_to=None, payer=payer.address, refusal=refusal,
+        network=None, pay_to=None, payer=buyer.address, refusal=refusal,
     )  # fmt: skip

@@ -21,10 +21,10 @@ from x402_mask.errors import PaymentRefused
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
+    from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Effect
     from x402_mask._flow.records import Call, Purchase
     from x402_mask._ledger.records import Row, View
-    from x402_mask._payer import Payer
     from x402_mask._policy.clocks import Clock
 
 
@@ -59,7 +59,7 @@ class Doubts:
             self.is_past[twin.row.id] = None
 
 
-def ask(payer: Payer, call: Call, view: View, doubts: Doubts) -> Generator[Effect, Any, bool]:
+def ask(buyer: Buyer, call: Call, view: View, doubts: Doubts) -> Generator[Effect, Any, bool]:
     """Ask the chain about what has expired; whether it was asked: then look again.
 
     Each proof once in a call, and together within the caller's own time-out.
@@ -68,23 +68,23 @@ def ask(payer: Payer, call: Call, view: View, doubts: Doubts) -> Generator[Effec
     if twin is not None and ((call.key is not None and twin.busy) or twin.is_ours):
         return False  # nothing new is signed
     rows = [
-        row for row in view.lapsed if row.id not in doubts.is_past and _is_due(payer, row, view)
+        row for row in view.lapsed if row.id not in doubts.is_past and _is_due(buyer, row, view)
     ]
-    if not rows or payer.resign == "never":
+    if not rows or buyer.settings.resign == "never":
         return False
-    said = yield from consult(payer.resolve, rows, call.wait_s)
+    said = yield from consult(buyer.resolve, rows, call.wait_s)
     doubts.is_past |= {row.id: one.is_past for row, one in zip(rows, said, strict=True)}
     return True
 
 
-def _is_due(payer: Payer, row: Row, view: View) -> bool:
+def _is_due(buyer: Buyer, row: Row, view: View) -> bool:
     """Whether the chain can tell something of *row* that matters now."""
     delayed = view.twin is not None and view.twin.by == "seller"
-    return payer.chain_knows(row.network) and (delayed or not row.seen)
+    return buyer.chain_knows(row.network) and (delayed or not row.seen)
 
 
 def check(
-    payer: Payer, call: Call, purchase: Purchase, view: View
+    buyer: Buyer, call: Call, purchase: Purchase, view: View
 ) -> Generator[Effect, Any, Purchase]:
     """Whether a new proof may follow those that have expired; the purchase, which knows of them.
 
@@ -95,11 +95,11 @@ def check(
     if purchase.is_remembered and (view.lapsed or view.paid):
         raise PaymentRefused("an earlier proof of this operation has expired: ask", reason="clock")
     if view.paid:
-        yield from _note_repeat(payer, view.paid)
-    return foresee(payer, call, purchase, view)
+        yield from _note_repeat(buyer, view.paid)
+    return foresee(buyer, call, purchase, view)
 
 
-def foresee(payer: Payer, call: Call, purchase: Purchase, view: View) -> Purchase:
+def foresee(buyer: Buyer, call: Call, purchase: Purchase, view: View) -> Purchase:
     """:func:`check` of what was asked for; writes nothing.
 
     Raises:
@@ -108,25 +108,25 @@ def foresee(payer: Payer, call: Call, purchase: Purchase, view: View) -> Purchas
     if view.paid:
         raise paid_before(view.paid[-1], keyed=call.key is not None)
     if view.lapsed:
-        check_resign(payer, view.lapsed[0])
+        check_resign(buyer, view.lapsed[0])
     return replace(purchase, lapsed=frozenset(row.id for row in view.lapsed))
 
 
-def refuse(payer: Payer, call: Call, rows: Sequence[Row]) -> Generator[Effect, Any, None]:
+def refuse(buyer: Buyer, call: Call, rows: Sequence[Row]) -> Generator[Effect, Any, None]:
     """Note that a repeat of what is paid was refused, and refuse it.
 
     Raises:
         PaymentRefused: always.
     """
-    yield from _note_repeat(payer, rows)
+    yield from _note_repeat(buyer, rows)
     raise paid_before(rows[-1], keyed=call.key is not None)
 
 
-def _note_repeat(payer: Payer, rows: Sequence[Row]) -> Generator[Effect, Any, None]:
+def _note_repeat(buyer: Buyer, rows: Sequence[Row]) -> Generator[Effect, Any, None]:
     """When a repeat was first refused: without a key that ends a day later."""
-    now_us = payer.now_us()
+    now_us = buyer.now_us()
     yield from record(
-        lambda wait_s: payer.ledger.refuse_again(
+        lambda wait_s: buyer.ledger.refuse_again(
             [row.id for row in rows], now_us=now_us, wait_s=wait_s
         )
     )

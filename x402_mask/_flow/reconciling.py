@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from x402_mask._chain.authorizations import Authorization, Evidence
+    from x402_mask._flow.buyer import Buyer
     from x402_mask._ledger.records import Proof, Row
     from x402_mask._models import State
-    from x402_mask._payer import Payer
 
 _AT_ONCE: Final = 16  # questions; an operation has seldom more than one proof
 _WRITE_S: Final = 0.5
@@ -38,36 +38,36 @@ class Said(NamedTuple):
     is_past: bool | None = None
 
 
-def reconcile(payer: Payer) -> list[Resolved]:
+def reconcile(buyer: Buyer) -> list[Resolved]:
     """Resolve every payment that the chain can tell the end of; say of the others why not."""
     done = [
         Resolved(payment_id=found, state="released", transaction=None,
                  detail="its process ended before a proof was stored")
-        for found in payer.ledger.sweep(now_us=payer.now_us())
+        for found in buyer.ledger.sweep(now_us=buyer.now_us())
     ]  # fmt: skip
-    for row in payer.ledger.unresolved(payer.chains):
-        if payer.chain_knows(row.network):
-            done += [said.resolved for said in resolve(payer, [row])]
+    for row in buyer.ledger.unresolved(buyer.chains):
+        if buyer.chain_knows(row.network):
+            done += [said.resolved for said in resolve(buyer, [row])]
         elif row.state == "held":
             done.append(_unresolved(row, "no rpc for its network", answered=False).resolved)
     return done
 
 
-def resolve(payer: Payer, rows: Sequence[Row], wait_s: float | None = None) -> list[Said]:
+def resolve(buyer: Buyer, rows: Sequence[Row], wait_s: float | None = None) -> list[Said]:
     """Ask the chain about these together; only proof frees money, and only proof settles it.
 
     *wait_s* bounds the questions, in seconds: by default each as long as the reader allows.
     """
     deadline = Deadline(wait_s)
     if len(rows) == 1:
-        answers = [_asked(payer, rows[0], deadline)]
+        answers = [_asked(buyer, rows[0], deadline)]
     else:
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="x402-mask-asking") as pool:
-            answers = list(pool.map(lambda row: _asked(payer, row, deadline), rows))
-    return [_written(payer, row, a, deadline) for row, a in zip(rows, answers, strict=True)]
+            answers = list(pool.map(lambda row: _asked(buyer, row, deadline), rows))
+    return [_written(buyer, row, a, deadline) for row, a in zip(rows, answers, strict=True)]
 
 
-def _asked(payer: Payer, row: Row, deadline: Deadline) -> Evidence | None:
+def _asked(buyer: Buyer, row: Row, deadline: Deadline) -> Evidence | None:
     """What the chain says of a signature; ``None`` where there is none."""
     from x402_mask._chain.authorizations import Unknown  # noqa: PLC0415
 
@@ -76,53 +76,53 @@ def _asked(payer: Payer, row: Row, deadline: Deadline) -> Evidence | None:
         return None
     if signed.time_out_s == 0:
         return Unknown(reason=_NO_TIME, answered=False)
-    return payer.chain().evidence(signed)
+    return buyer.chain().evidence(signed)
 
 
-def _written(payer: Payer, row: Row, evidence: Evidence | None, deadline: Deadline) -> Said:
+def _written(buyer: Buyer, row: Row, evidence: Evidence | None, deadline: Deadline) -> Said:
     from x402_mask._chain.authorizations import Canceled, Settled, Unused  # noqa: PLC0415
 
     if row.valid_before is None:
-        return _transferred(payer, row, deadline)
+        return _transferred(buyer, row, deadline)
     if evidence is None:
         return _unresolved(row, "it was not paid by a signature")
     if isinstance(evidence, Settled):
-        said = _write(payer, row, "settled", evidence.transaction, "seen on chain", deadline)
+        said = _write(buyer, row, "settled", evidence.transaction, "seen on chain", deadline)
         return said._replace(is_past=evidence.past)
     if isinstance(evidence, Canceled):
-        return _write(payer, row, "void", evidence.transaction, "cancelled on chain", deadline)
+        return _write(buyer, row, "void", evidence.transaction, "cancelled on chain", deadline)
     if isinstance(evidence, Unused):
-        return _write(payer, row, "void", None, f"unused at block {evidence.block}", deadline)
+        return _write(buyer, row, "void", None, f"unused at block {evidence.block}", deadline)
     return _unresolved(row, evidence.reason, answered=evidence.answered, is_past=evidence.past)
 
 
-def _transferred(payer: Payer, row: Row, deadline: Deadline) -> Said:
+def _transferred(buyer: Buyer, row: Row, deadline: Deadline) -> Said:
     """What became of a payment by on-chain transfer; nothing is sent."""
     from x402_mask._chain.authorizations import Unknown  # noqa: PLC0415
 
-    stored = payer.ledger.transfer_of(row.id)
+    stored = buyer.ledger.transfer_of(row.id)
     if stored is None:
         return _unresolved(row, "it was not paid by a signature")
-    desk = payer.desk(deadline.left())
+    desk = buyer.desk(deadline.left())
     verdict = desk.evidence(stored)
     ended = desk.close(stored, verdict)
     if ended.state == "mined":
-        return _write(payer, row, "settled", ended.transaction, "seen on chain", deadline)
+        return _write(buyer, row, "settled", ended.transaction, "seen on chain", deadline)
     if ended.state != "pending":
-        return _write(payer, row, "void", ended.transaction, ended.detail, deadline)
+        return _write(buyer, row, "void", ended.transaction, ended.detail, deadline)
     answered = not isinstance(verdict, Unknown) or verdict.answered
     return _unresolved(row, ended.detail, answered=answered)
 
 
 def seen(
-    payer: Payer, row: Row, proof: Proof, transaction: str, wait_s: float | None = None
+    buyer: Buyer, row: Row, proof: Proof, transaction: str, wait_s: float | None = None
 ) -> bool:
     """Whether *transaction* is on chain and moved exactly what was signed."""
     from x402_mask._chain.authorizations import Settled  # noqa: PLC0415
 
     signed = _authorization(row, proof.nonce, proof.valid_before, transaction)
     bound = {} if wait_s is None else {"time_out_s": min(_GLANCE_S, wait_s)}
-    return signed is not None and isinstance(payer.chain().seen(signed, **bound), Settled)
+    return signed is not None and isinstance(buyer.chain().seen(signed, **bound), Settled)
 
 
 def _authorization(
@@ -146,24 +146,24 @@ def _authorization(
 
 
 def _write(
-    payer: Payer, row: Row, state: State, transaction: str | None, note: str, until: Deadline
+    buyer: Buyer, row: Row, state: State, transaction: str | None, note: str, until: Deadline
 ) -> Said:
     """Write down what is proven.  That nothing was moved counts only once our clock agrees.
 
     An endpoint could say so of a proof that is alive, and what it says cannot be checked.
     """
-    now_us = payer.now_us()
+    now_us = buyer.now_us()
     if state == "void" and row.valid_before is not None and not row.expired(now_us):
         return _unresolved(row, f"{note}, but it has not expired by this machine's clock")
     left = until.left()
     wait_s = WAIT_S if left is None else min(WAIT_S, max(_WRITE_S, left))
-    changed = payer.ledger.resolve(
+    changed = buyer.ledger.resolve(
         row.id, state, transaction=transaction, note=note, now_us=now_us, wait_s=wait_s
     )
     if not changed and state == "void":
         return _unresolved(row, f"{note}, but the ledger does not have it expired, or moved on")
     if changed:
-        payer.emit("reconciled", row, payment_id=row.id, detail={"state": state, "note": note})
+        buyer.emit("reconciled", row, payment_id=row.id, detail={"state": state, "note": note})
     found = Resolved(payment_id=row.id, state=state, transaction=transaction, detail=note)
     return Said(found, is_paid=state == "settled", is_past=True)
 

@@ -18,10 +18,10 @@ from x402_mask._policy.catalog_cache import Asked
 from x402_mask._wire import strict_json
 
 if TYPE_CHECKING:
+    from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Reply
     from x402_mask._ledger.carrier import Carrier
     from x402_mask._models import Asset, Offer, Route, Spend
-    from x402_mask._payer import Payer
     from x402_mask._policy.offers import Choice
     from x402_mask._wire.x402 import Challenge
     from x402_mask.errors import PaymentError, PaymentRefused
@@ -78,10 +78,10 @@ class Call:
     returns_refusals: bool | None = None
     """Whether a refusal is handed back and not raised; ``None``: as the payer says."""
 
-    def returns(self, payer: Payer) -> bool:
+    def returns(self, buyer: Buyer) -> bool:
         """Whether a refusal of this call is handed back and not raised."""
         own = self.returns_refusals
-        return payer.returns_refusals if own is None else own
+        return buyer.settings.returns_refusals if own is None else own
 
     def within(self, seconds: float) -> float:
         """So many seconds, or as many as the caller waits for anything."""
@@ -184,7 +184,7 @@ class Plan:
 
 
 def quote_of(
-    payer: Payer,
+    buyer: Buyer,
     purchase: Purchase,
     plan: Plan,
     caps: tuple[Spend, ...],
@@ -198,7 +198,7 @@ def quote_of(
         service=purchase.service, origin=purchase.origin, method=purchase.method,
         url=purchase.reply.url, route=plan.route, usd=usd(plan.micro), amount=plan.amount,
         asset=plan.asset, network=plan.network,
-        pay_to=plan.pay_to, payer=payer.address, offer=offer,
+        pay_to=plan.pay_to, payer=buyer.address, offer=offer,
         skipped=plan.reasons, caps=caps, refusal=refusal,
     )  # fmt: skip
 

@@ -30,9 +30,9 @@ from x402_mask.errors import (
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Effect, Reply
     from x402_mask._flow.records import Call, Purchase
-    from x402_mask._payer import Payer
     from x402_mask._policy.offers import Choice
     from x402_mask._schemes.exact_eip3009 import Authorization
     from x402_mask._wire.x402 import Settlement
@@ -48,37 +48,37 @@ _HASH: Final = re.compile("0x[0-9a-fA-F]{1,64}")
 # --- before the point of no return ----------------------------------------------------------------
 
 
-def prove_here(payer: Payer, purchase: Purchase, choice: Choice, payment_id: str) -> Proof:
+def prove_here(buyer: Buyer, purchase: Purchase, choice: Choice, payment_id: str) -> Proof:
     """The proof by a wallet in this process."""
-    authorization = _authorization(payer, purchase, choice, payer.now())
-    assert isinstance(payer.signer, Wallet)
-    signature = payer.signer.sign_checked(authorization.digest)
+    authorization = _authorization(buyer, purchase, choice, buyer.now())
+    assert isinstance(buyer.settings.signer, Wallet)
+    signature = buyer.settings.signer.sign_checked(authorization.digest)
     return _proof(purchase, choice, authorization, signature, payment_id)
 
 
 def prove(
-    payer: Payer, purchase: Purchase, choice: Choice, payment_id: str
+    buyer: Buyer, purchase: Purchase, choice: Choice, payment_id: str
 ) -> Generator[Effect, Any, Proof]:
     """The proof, whoever signs."""
-    if isinstance(payer.signer, Wallet):
-        return prove_here(payer, purchase, choice, payment_id)
-    now = payer.now()
-    authorization = _authorization(payer, purchase, choice, now)
-    signature = yield from _sign(payer, authorization)
-    waited = payer.now() - now
+    if isinstance(buyer.settings.signer, Wallet):
+        return prove_here(buyer, purchase, choice, payment_id)
+    now = buyer.now()
+    authorization = _authorization(buyer, purchase, choice, now)
+    signature = yield from _sign(buyer, authorization)
+    waited = buyer.now() - now
     if waited > choice.validity_s - _LEFT_MIN_S:
         raise OfferRefused(f"signing took {waited:.0f} s, the offer ran out", reason="wait")
     return _proof(purchase, choice, authorization, signature, payment_id)
 
 
-def _authorization(payer: Payer, purchase: Purchase, choice: Choice, now: float) -> Authorization:
-    assert payer.address is not None
+def _authorization(buyer: Buyer, purchase: Purchase, choice: Choice, now: float) -> Authorization:
+    assert buyer.address is not None
     return authorize(
         choice,
-        payer=payer.address,
+        payer=buyer.address,
         now=now,
-        seller_now=seller_clock(now, purchase.reply.date, strict=payer.strict_clock),
-        cap_s=payer.policy.max_validity_s,
+        seller_now=seller_clock(now, purchase.reply.date, strict=buyer.settings.strict_clock),
+        cap_s=buyer.settings.policy.max_validity_s,
         nonce=secrets.token_bytes(32),
         backdate=purchase.challenge.form_of(choice.offer) == "v1",
     )
@@ -100,8 +100,8 @@ def _proof(
     )  # fmt: skip
 
 
-def _sign(payer: Payer, authorization: Authorization) -> Generator[Effect, Any, bytes]:
-    signer, digest = payer.signer, authorization.digest
+def _sign(buyer: Buyer, authorization: Authorization) -> Generator[Effect, Any, bytes]:
+    signer, digest = buyer.settings.signer, authorization.digest
     assert signer is not None
     try:
         returned = yield from consult(signer.sign_typed_data, *authorization.typed_data())
@@ -111,33 +111,33 @@ def _sign(payer: Payer, authorization: Authorization) -> Generator[Effect, Any, 
 
 
 def release(
-    payer: Payer, payment_id: str, failure: BaseException, *, unsent: bool = False
+    buyer: Buyer, payment_id: str, failure: BaseException, *, unsent: bool = False
 ) -> Generator[Effect, Any, None]:
     """Give the reservation back; if even that fails it stays reserved, which counts."""
     note = f"never sent: {type(failure).__name__}"
     if isinstance(failure, PaymentError):
         failure.payment_id = payment_id
-    now_us = payer.now_us()
+    now_us = buyer.now_us()
     try:
         yield from record(
-            lambda wait_s: payer.ledger.release(
+            lambda wait_s: buyer.ledger.release(
                 payment_id, note, unsent=unsent, now_us=now_us, wait_s=wait_s
             )
         )
     except LedgerError as exc:
         log.exception("payment %s could not be released and stays reserved", payment_id)
-        payer.emit("ledger_failed", payment_id=payment_id, detail={"error": str(exc)})
+        buyer.emit("ledger_failed", payment_id=payment_id, detail={"error": str(exc)})
     else:
-        payer.emit("released", payment_id=payment_id, detail={"note": note})
+        buyer.emit("released", payment_id=payment_id, detail={"note": note})
 
 
-def check_resign(payer: Payer, row: Row) -> None:
+def check_resign(buyer: Buyer, row: Row) -> None:
     """Whether an expired proof may be followed by a new one.
 
     Raises:
         PaymentRefused: ``resign="never"``.
     """
-    if payer.resign == "never":
+    if buyer.settings.resign == "never":
         raise PaymentRefused(
             f"the proof of this operation has expired ({row.id}) and resign='never'",
             reason="resign", payment_id=row.id,
@@ -148,7 +148,7 @@ def check_resign(payer: Payer, row: Row) -> None:
 
 
 def conclude(
-    payer: Payer, call: Call, row: Row, result: Result, *, told: bool = False
+    buyer: Buyer, call: Call, row: Row, result: Result, *, told: bool = False
 ) -> Generator[Effect, Any, Verdict]:
     """Write down how a call with a proof was answered, and hand the answer back.
 
@@ -156,11 +156,11 @@ def conclude(
     """
     call.trip.receipt = receipt_for(row, result.outcome, result.transaction, result.reason)
     try:
-        yield from finish(payer, row, result, told=told, carrier=call.by)
+        yield from finish(buyer, row, result, told=told, carrier=call.by)
         yield from checkpoint()  # the last moment for a cancellation
     except BaseException:
         if result.delivered:  # but it never reached the caller
-            yield from record(lambda wait_s: payer.reopen(row.id, wait_s))
+            yield from record(lambda wait_s: buyer.reopen(row.id, wait_s))
         raise
     return Verdict(receipt=call.trip.receipt, delivered=result.delivered)
 
@@ -190,11 +190,11 @@ def why_refused(row: Row, reply: Reply) -> Generator[Effect, Any, str | None]:
 
 
 def seen(
-    payer: Payer, call: Call, row: Row, proof: Proof, told: str | None
+    buyer: Buyer, call: Call, row: Row, proof: Proof, told: str | None
 ) -> Generator[Effect, Any, bool]:
     """Whether the chain shows the transaction; a reader that fails costs nobody the answer."""
     try:
-        return bool((yield from consult(payer.seen_on_chain, row, proof, told, call.wait_s)))
+        return bool((yield from consult(buyer.seen_on_chain, row, proof, told, call.wait_s)))
     except Exception:
         log.exception("the chain could not be asked about payment %s", row.id)
         return False
@@ -224,24 +224,29 @@ def _is_hash(text: str | None) -> bool:
 
 
 def finish(
-    payer: Payer, row: Row, result: Result, *, told: bool = False, carrier: object = None
+    buyer: Buyer, row: Row, result: Result, *, told: bool = False, carrier: object = None
 ) -> Generator[Effect, Any, None]:
     """Write down the end.  A ledger that fails now costs nobody the answer: money stays held."""
-    now_us = payer.now_us()
+    now_us = buyer.now_us()
     try:
         opened = yield from record(
-            lambda wait_s: payer.ledger.finish(
-                row.id, result, payer.breaker, carrier=carrier, now_us=now_us, wait_s=wait_s
+            lambda wait_s: buyer.ledger.finish(
+                row.id,
+                result,
+                buyer.settings.breaker,
+                carrier=carrier,
+                now_us=now_us,
+                wait_s=wait_s,
             )
         )
     except LedgerError as exc:
         log.exception("the end of payment %s is not recorded, it stays held", row.id)
-        payer.emit("ledger_failed", payment_id=row.id, detail={"error": str(exc)})
+        buyer.emit("ledger_failed", payment_id=row.id, detail={"error": str(exc)})
         return
     if told:
         return
     kind = {"unknown": "held"}.get(result.outcome, result.outcome)
     detail = {"note": result.note, **({"reason": result.reason} if result.reason else {})}
-    payer.emit(kind, row, payment_id=row.id, usd=usd(row.micro), detail=detail)
+    buyer.emit(kind, row, payment_id=row.id, usd=usd(row.micro), detail=detail)
     if opened:
-        payer.emit("breaker_open", row, payment_id=row.id)
+        buyer.emit("breaker_open", row, payment_id=row.id)

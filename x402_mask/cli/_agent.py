@@ -18,6 +18,7 @@ import anyio.to_thread
 import httpx
 
 from x402_mask._drive.clients import around
+from x402_mask._payer import buyer_of
 from x402_mask._services import ALIASES
 from x402_mask.cli._owner import stops_of
 from x402_mask.cli._said import KINDS, SELLER_DATA, SELLER_TEXT, failure, paid, quoted, refusal
@@ -89,7 +90,7 @@ class Agent:
         headers = {"accept-encoding": ACCEPTED}
         self._paying = AsyncClient(payer, headers=headers)
         self._plain = httpx.AsyncClient(
-            timeout=TIMEOUT, headers=headers, mounts=around(payer.origins)
+            timeout=TIMEOUT, headers=headers, mounts=around(buyer_of(payer).settings.origins)
         )
         self._market = Marketplace(origin, self._plain, payer=payer)
         self._methods: dict[str, str] = {}
@@ -153,7 +154,7 @@ class Agent:
         body, whole = await _read(response, CATALOG_BYTES_MAX, until)
         quote = await self._payer.aquote(_detached(response, body))
         if quote is not None:
-            return quoted(quote, self._payer.policy.networks), False
+            return quoted(quote, buyer_of(self._payer).settings.policy.networks), False
         document = {"service": service, "status": response.status_code, "asks_for_payment": False}
         if response.is_success:
             return document, False
@@ -168,7 +169,9 @@ class Agent:
         document = {
             "service": service,
             "status": response.status_code,
-            "paid": None if receipt is None else paid(receipt, self._payer.policy.networks),
+            "paid": None
+            if receipt is None
+            else paid(receipt, buyer_of(self._payer).settings.policy.networks),
             **await _marked(response, body, limit, whole=whole),
         }
         return document, not response.is_success
@@ -207,7 +210,7 @@ class Agent:
             query,
             *ALIASES,
             *ALIASES.values(),
-            *(one.cap.service for one in self._payer.limits),
+            *(one.cap.service for one in buyer_of(self._payer).limits),
         }
         told = {"id": service.id, "name": service.name, "description": service.description,
                 "inputSchema": service.input_schema}  # fmt: skip

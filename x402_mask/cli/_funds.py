@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from x402_mask._flow.reasons import network_told
+from x402_mask._payer import buyer_of
 from x402_mask.cli._faults import Failure
 from x402_mask.cli._show import money
 
@@ -46,10 +47,11 @@ def funds(payer: Payer, asset: Asset) -> Funds | None:
     from x402_mask._chain.rpc import Fault
     from x402_mask._money import usd
 
-    if payer.address is None or not payer.chain_knows(asset.network):
+    buyer = buyer_of(payer)
+    if payer.address is None or not buyer.chain_knows(asset.network):
         return None
     try:
-        amount = balance_of(payer.chain(), asset, payer.address)
+        amount = balance_of(buyer.chain(), asset, payer.address)
     except Fault as fault:
         return Funds(asset=asset, why=str(fault))
     # rounded down: what is there to spend
@@ -58,7 +60,7 @@ def funds(payer: Payer, asset: Asset) -> Funds | None:
 
 def all_funds(payer: Payer) -> Iterator[Funds]:
     """What the wallet has of each asset that may be paid with, as far as anybody can be asked."""
-    for asset in payer.policy.assets.values():
+    for asset in buyer_of(payer).settings.policy.assets.values():
         found = funds(payer, asset)
         if found is not None:
             yield found

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from x402_mask._money import usd
+from x402_mask._payer import buyer_of
 from x402_mask.cli._faults import DONE, FAILED
 from x402_mask.cli._session import Session, common, mistake
 from x402_mask.cli._show import (
@@ -53,7 +54,7 @@ def spend(session: Session) -> None:
     with session.payer() as payer:
         caps = payer.spend()
         stops, place = stops_of(payer.ledger), place_of(payer.ledger)
-        full = full_lines(payer.ledger, payer.limits)
+        full = full_lines(payer.ledger, buyer_of(payer).limits)
     if session.as_json:
         put({"ledger": place, "caps": caps, **stops})
         return
@@ -144,7 +145,7 @@ def accept(session: Session, service: str, address: str, origin: str | None) -> 
     with session.payer() as payer:
         try:
             payer.accept_payee(service, address, origin)
-            name = payer.services.canonical(service)
+            name = buyer_of(payer).settings.services.canonical(service)
         except ValueError as exc:
             raise mistake(exc) from exc
     address = checksummed(address)

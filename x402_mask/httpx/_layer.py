@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 
 from x402_mask._drive.refusals import returns
-from x402_mask._payer import Payer
+from x402_mask._payer import buyer_of
 from x402_mask.httpx._slot import origin_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from x402_mask._drive.refusals import OnRefusal
+    from x402_mask._payer import Payer
 
 
 _INNER_MAX: Final = 4
@@ -28,7 +29,7 @@ class Layer:
     the transport that carries a call to a URL, as far as it is known.
     """
 
-    __slots__ = ("direct", "payer", "returns", "way")
+    __slots__ = ("buyer", "direct", "returns", "way")
 
     def __init__(
         self,
@@ -36,8 +37,7 @@ class Layer:
         on_refusal: OnRefusal | None = None,
         way: Callable[[httpx.URL], Any] | None = None,
     ) -> None:
-        check_payer(payer)
-        self.payer = payer
+        self.buyer = buyer_of(payer)
         self.returns = returns(on_refusal)
         self.way = way
         self.direct: dict[str, bool] = {}
@@ -65,16 +65,6 @@ class Layer:
             return self.direct.get(asked, False)
         self.direct[asked] = found
         return found
-
-
-def check_payer(payer: object) -> None:
-    """Refuse what is no payer where it is given, not where it would have to pay.
-
-    Raises:
-        TypeError: it is none.
-    """
-    if not isinstance(payer, Payer):
-        raise TypeError(f"payer is a Payer, not {type(payer).__name__}")
 
 
 def _is_own_peer(url: httpx.URL, stream: Any) -> bool | None:
@@ -150,7 +140,7 @@ def straight(client: Any, payer: Payer, url: httpx.URL) -> Any:
 
     ``None`` for any other URL, which is the client's own business.
     """
-    if url.scheme != "http" or origin_at(url) not in payer.origins:
+    if url.scheme != "http" or origin_at(url) not in buyer_of(payer).settings.origins:
         return None
     for pattern, transport in client._mounts.items():  # noqa: SLF001  # no public way round a proxy
         if pattern.matches(url) and not is_proxy(transport):

@@ -47,9 +47,9 @@ from x402_mask.httpx._streams import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
+    from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Effect
     from x402_mask._ledger.carrier import Carrier
-    from x402_mask._payer import Payer
     from x402_mask.httpx._layer import Layer
 
 _READ_HEADERS = (REQUIRED_HEADER, *SETTLEMENT_HEADERS)
@@ -67,7 +67,7 @@ class _Session:
     def __init__(
         self, layer: Layer, request: httpx.Request, carrier: Carrier | None = None
     ) -> None:
-        self.layer, self.payer = layer, layer.payer
+        self.layer, self.buyer = layer, layer.buyer
         self.request = request
         self.slot = Slot.of(request)
         self.is_nested = self.slot.is_carried
@@ -82,7 +82,7 @@ class _Session:
         self.cookies: httpx.Cookies | None = None
         call = self._call()
         self.patience, self.read_s = Patience(call.wait_s), reading_s(call.wait_s)
-        self.flow: Generator[Effect, Any, Verdict] = conversation.converse(self.payer, call)
+        self.flow: Generator[Effect, Any, Verdict] = conversation.converse(self.buyer, call)
 
     def _call(self) -> Call:
         key, unpaid = options_of(self.request.extensions.get("x402_mask"))
@@ -359,7 +359,7 @@ class SyncSession(_Session):
 
     def lost(self) -> None:
         """Its caller does not get what was recorded as delivered."""
-        self.payer.take_back(self.carrier, WAIT_S)
+        self.buyer.take_back(self.carrier, WAIT_S)
 
     def _pump(self, step: Callable[[], Effect]) -> httpx.Request | None:
         self.patience.renew(paid=self.slot.proof is not None)
@@ -455,13 +455,13 @@ class SyncSession(_Session):
         self.response.close()
 
     def watch(self, response: httpx.Response, payment_id: str, *, delivered: bool) -> None:
-        source, payer = response.stream, self.payer  # the answer does not keep the session
+        source, buyer = response.stream, self.buyer  # the answer does not keep the session
         assert isinstance(source, httpx.SyncByteStream)
 
         def broken(failure: BaseException) -> None:
             failure.add_note(broken_off(payment_id))
             if delivered:
-                payer.reopen(payment_id, WAIT_S)
+                buyer.reopen(payment_id, WAIT_S)
 
         response.stream = Watched(source, broken)
 
@@ -473,7 +473,7 @@ class AsyncSession(_Session):
         self, layer: Layer, request: httpx.Request, carrier: Carrier | None = None
     ) -> None:
         super().__init__(layer, request, carrier)
-        self._performer = AsyncPerformer(self.payer.ledger, self.patience)
+        self._performer = AsyncPerformer(self.buyer.ledger, self.patience)
 
     async def start(self) -> httpx.Request | None:
         """The first request to send."""
@@ -522,7 +522,7 @@ class AsyncSession(_Session):
 
     async def lost(self) -> None:
         """Its caller does not get what was recorded as delivered."""
-        await _taken_back(self.payer, self.carrier, self._performer)
+        await _taken_back(self.buyer, self.carrier, self._performer)
 
     def throw(self, exc: BaseException) -> Effect:
         """Tell the conversation of a failure; a coroutine that is being closed cannot wait."""
@@ -647,9 +647,9 @@ class AsyncSession(_Session):
             await self.response.aclose()
 
     def watch(self, response: httpx.Response, payment_id: str, *, delivered: bool) -> None:
-        source, payer, performer = response.stream, self.payer, self._performer
+        source, buyer, performer = response.stream, self.buyer, self._performer
         assert isinstance(source, httpx.AsyncByteStream)
-        lost = Record(lambda wait_s: payer.reopen(payment_id, wait_s))
+        lost = Record(lambda wait_s: buyer.reopen(payment_id, wait_s))
 
         async def broken(failure: BaseException) -> None:
             failure.add_note(broken_off(payment_id))
@@ -659,18 +659,18 @@ class AsyncSession(_Session):
         response.stream = AsyncWatched(source, broken)
 
 
-async def taken_back(payer: Payer, carrier: Carrier, failure: BaseException) -> None:
+async def taken_back(buyer: Buyer, carrier: Carrier, failure: BaseException) -> None:
     """A call that ends with *failure* does not hand over what was recorded as delivered in it."""
-    performer = AsyncPerformer(payer.ledger)
+    performer = AsyncPerformer(buyer.ledger)
     performer.may_wait = not isinstance(failure, GeneratorExit)
-    await _taken_back(payer, carrier, performer)
+    await _taken_back(buyer, carrier, performer)
     if isinstance(failure, Exception):
         await performer.deliver()
 
 
-async def _taken_back(payer: Payer, carrier: Carrier | None, performer: AsyncPerformer) -> None:
-    if payer.ledger.handed_by(carrier):
-        await performer.record(partial(payer.take_back, carrier))
+async def _taken_back(buyer: Buyer, carrier: Carrier | None, performer: AsyncPerformer) -> None:
+    if buyer.ledger.handed_by(carrier):
+        await performer.record(partial(buyer.take_back, carrier))
 
 
 # --- what is looked at ----------------------------------------------------------------------------

@@ -14,9 +14,9 @@ from x402_mask._drive.perform import prepare
 from x402_mask._drive.refusals import returns
 from x402_mask._ledger.carrier import Carrier, yes
 from x402_mask._ledger.core import WAIT_S
-from x402_mask._payer import payer_of
+from x402_mask._payer import buyer_of, payer_of
 from x402_mask._wire.x402 import PROOF_HEADERS
-from x402_mask.httpx2._layer import Layer, check_payer
+from x402_mask.httpx2._layer import Layer
 from x402_mask.httpx2._session import AsyncSession, SyncSession
 from x402_mask.httpx2._slot import SLOT, Slot, origin, sender
 from x402_mask.httpx2._transport import AsyncClient, Client, answer_so, check_sync
@@ -89,7 +89,7 @@ class PaymentAuth(httpx2.Auth):
                     wanted = outer.send(response)
             carrier.handed = yes  # last, as what follows is not ours to see
         except BaseException:
-            self.payer.take_back(carrier, WAIT_S)
+            self._layer.buyer.take_back(carrier, WAIT_S)
             raise
 
     def _paid(
@@ -263,7 +263,7 @@ def attach(client: _AnyClient, payer: Payer, *, on_refusal: OnRefusal | None = N
             *on_refusal* is neither.
     """
     _check_client(client)
-    check_payer(payer)
+    buyer_of(payer)
     if isinstance(client, httpx2.Client):
         check_sync(payer)
     paying = payer_of(client)

@@ -12,6 +12,7 @@ from x402_mask._drive.perform import perform
 from x402_mask._flow import foresight
 from x402_mask._flow.effects import Fingerprint, Payload, ReadBody
 from x402_mask._flow.records import Call, Trip, operation_key
+from x402_mask._payer import buyer_of
 from x402_mask._wire.x402 import CHALLENGE_BYTES_MAX
 from x402_mask.httpx2._layer import Layer
 from x402_mask.httpx2._session import AsyncSession, SyncSession
@@ -30,7 +31,7 @@ def quote(payer: Payer, asked: httpx2.Request | httpx2.Response) -> Quote | None
     """``Payer.quote`` for this family."""
     if isinstance(asked, httpx2.Response):
         return _judged(payer, asked, _content(asked))
-    with httpx2.Client(timeout=TIMEOUT, mounts=around(payer.origins)) as client:
+    with httpx2.Client(timeout=TIMEOUT, mounts=_mounts(payer)) as client:
         response = client.send(asked, stream=True)
         try:
             session = SyncSession(Layer(payer), response.request)
@@ -47,7 +48,7 @@ async def aquote(payer: Payer, asked: httpx2.Request | httpx2.Response) -> Quote
 
     if isinstance(asked, httpx2.Response):
         return await to_thread.run_sync(_judged, payer, asked, _content(asked))
-    async with httpx2.AsyncClient(timeout=TIMEOUT, mounts=around(payer.origins)) as client:
+    async with httpx2.AsyncClient(timeout=TIMEOUT, mounts=_mounts(payer)) as client:
         response = await client.send(asked, stream=True)
         try:
             session = AsyncSession(Layer(payer), response.request)
@@ -65,7 +66,8 @@ def _judged(
     layer, request = Layer(payer), response.request
     layer.direct[origin_at(request.url)] = True  # where its connection is gone and cannot tell
     session = SyncSession(layer, request)
-    flow = foresight.quote(payer, _call(response), session.reply(response, request), asks=asks)
+    reply = session.reply(response, request)
+    flow = foresight.quote(layer.buyer, _call(response), reply, asks=asks)
     try:
         effect = next(flow)
         while True:
@@ -94,6 +96,10 @@ def _call(response: httpx2.Response) -> Call:
         key=operation_key(options.get("operation")) if isinstance(options, dict) else None,
         wait_s=timeout.get("read") if isinstance(timeout, dict) else TIMEOUT.read,
     )
+
+
+def _mounts(payer: Payer) -> dict[str, None]:
+    return around(buyer_of(payer).settings.origins)
 
 
 def _content(response: httpx2.Response) -> bytes | None:

@@ -10,9 +10,10 @@ from x402_mask._drive.clients import is_foreign
 from x402_mask._drive.perform import prepare
 from x402_mask._ledger.carrier import Carrier, carried
 from x402_mask._ledger.core import WAIT_S
+from x402_mask._payer import buyer_of
 from x402_mask._system.turns import caller
 from x402_mask.httpx2 import _deadline
-from x402_mask.httpx2._layer import Layer, check_payer, straight
+from x402_mask.httpx2._layer import Layer, straight
 from x402_mask.httpx2._sender import sending_function
 from x402_mask.httpx2._session import AsyncSession, SyncSession, taken_back
 from x402_mask.httpx2._slot import SLOT, Slot, is_errand, origin, sender, sending
@@ -75,7 +76,7 @@ class PaymentTransport(httpx2.BaseTransport):
 
     def _handle(self, request: httpx2.Request) -> httpx2.Response:
         response = None
-        eager = self.payer.sends_first(request.url)
+        eager = self._layer.buyer.sends_first(request.url)
         if not eager and not _KNOWN & request.extensions.keys():  # most calls
             response = self._ask(request)
             if response.status_code != 402:
@@ -170,7 +171,7 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
 
     async def _handle(self, request: httpx2.Request) -> httpx2.Response:
         response = None
-        eager = self.payer.sends_first(request.url)
+        eager = self._layer.buyer.sends_first(request.url)
         if not eager and not _KNOWN & request.extensions.keys():  # most calls
             response = await self._ask(request)
             if response.status_code != 402:
@@ -267,9 +268,9 @@ def check_sync(payer: Payer) -> None:
     Raises:
         TypeError: a part of it is async, or it is no payer.
     """
-    check_payer(payer)
-    if payer.needs_async is not None:
-        raise TypeError(f"the payer's {payer.needs_async} is async: use an async client")
+    part = buyer_of(payer).needs_async
+    if part is not None:
+        raise TypeError(f"the payer's {part} is async: use an async client")
 
 
 # --- clients --------------------------------------------------------------------------------------
@@ -315,7 +316,7 @@ class Client(httpx2.Client):
                 response = super().send(request, **kwargs)
             return (response, here := None)[0]  # in one step: see Carrier
         except BaseException:  # after the transport was done: the answer is lost all the same
-            self.payer.take_back(carrier, WAIT_S)
+            buyer_of(self.payer).take_back(carrier, WAIT_S)
             raise
 
     def _paying(self, transport: httpx2.BaseTransport) -> httpx2.BaseTransport:
@@ -349,7 +350,7 @@ class AsyncClient(httpx2.AsyncClient):
         total_timeout: float | None = None,
         **kwargs: Any,
     ) -> None:
-        check_payer(payer)
+        buyer_of(payer)
         self.payer = payer
         self._on_refusal: OnRefusal | None = on_refusal
         self._total = _deadline.checked(total_timeout)
@@ -372,7 +373,7 @@ class AsyncClient(httpx2.AsyncClient):
                 response = await super().send(request, **kwargs)
             return (response, handed := True)[0]  # in one step: see Carrier
         except BaseException as exc:
-            await taken_back(self.payer, carrier, exc)
+            await taken_back(buyer_of(self.payer), carrier, exc)
             raise
 
     def _paying(self, transport: httpx2.AsyncBaseTransport) -> httpx2.AsyncBaseTransport:

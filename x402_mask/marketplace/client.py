@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit
 
 from x402_mask._drive.clients import AsyncClient, SyncClient, is_async
 from x402_mask._drive.gathered import Gathered
-from x402_mask._payer import payer_of
+from x402_mask._payer import buyer_of, payer_of
 from x402_mask._policy.catalog_cache import Terms
 from x402_mask._policy.schemas import SCHEMA_BYTES_MAX, text_of
 from x402_mask._services import ALIASES, origin_of, parse_origins, service_id, tool_of
@@ -347,6 +347,7 @@ class Marketplace(Generic[C_co]):
         payer, tool = self._payer, tool_of(_path(service.endpoint))
         if payer is None or tool is None:  # another path names the service by the owner's patterns
             return service
+        buyer = buyer_of(payer)
         schema = text_of(service.input_schema) or ""
         names = (service.id, service.canonical_id, *service.aliases)
         terms = Terms(
@@ -354,9 +355,9 @@ class Marketplace(Generic[C_co]):
             micro=_most(service),
             schema=schema[: SCHEMA_BYTES_MAX + 1],  # as much as tells that it is too long
             names=frozenset(ALIASES.get(name, name) for name in names),
-            at=payer.now(),
+            at=buyer.now(),
         )
-        payer.learn(self.origin, terms)
+        buyer.learn(self.origin, terms)
         return service
 
 

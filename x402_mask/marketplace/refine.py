@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, overload
 from x402_mask._drive.clients import AsyncClient, SyncClient, is_async
 from x402_mask._flow.records import paid_note
 from x402_mask._models import Receipt
-from x402_mask._payer import payer_of
+from x402_mask._payer import buyer_of, payer_of
 from x402_mask._policy.schemas import is_uri
 from x402_mask._wire import strict_json
 from x402_mask._wire.x402 import shown
@@ -103,7 +103,8 @@ def _base(client: Any, base_url: str | None) -> str:
     if named:
         return named.rstrip("/")
     payer = payer_of(client)
-    origins = [] if payer is None else [o for o in payer.origins if not o.startswith("mcp:")]
+    listed = () if payer is None else buyer_of(payer).settings.origins
+    origins = [origin for origin in listed if not origin.startswith("mcp:")]
     if len(origins) != 1:
         raise ValueError("which marketplace? give base_url=, to the client or to refine_mask")
     return origins[0]

@@ -30,6 +30,7 @@ from x402_mask._flow.effects import (
 from x402_mask._flow.records import Call, Trip, operation_key
 from x402_mask._ledger.carrier import Carrier
 from x402_mask._models import Receipt
+from x402_mask._payer import buyer_of
 from x402_mask._services import origin_of, tool_url
 from x402_mask._wire import strict_json
 from x402_mask._wire.x402 import TOKEN_HEADER
@@ -286,14 +287,14 @@ class _ToolCall:
         arguments: dict[str, Any] | None,
         send: Callable[[Proof | None], Awaitable[Result]],
     ) -> None:
-        self._payer = payer
+        self._buyer = buyer_of(payer)
         self._call = call
         self._tool = tool
         self._arguments = arguments
         self._send = send
-        self._flow = conversation.converse(payer, call)
+        self._flow = conversation.converse(self._buyer, call)
         self._patience = Patience(call.wait_s)
-        self._performer = AsyncPerformer(payer.ledger, self._patience)
+        self._performer = AsyncPerformer(self._buyer.ledger, self._patience)
         self._heard: Heard | None = None
         self._result: Result | None = None
         self._error: mcp.MCPError | None = None
@@ -319,8 +320,8 @@ class _ToolCall:
             if raised is not exc and not isinstance(raised, GeneratorExit):
                 raise
         finally:
-            if self._payer.ledger.handed_by(self._call.carrier):
-                take_back = partial(self._payer.take_back, self._call.carrier)
+            if self._buyer.ledger.handed_by(self._call.carrier):
+                take_back = partial(self._buyer.take_back, self._call.carrier)
                 await self._performer.record(take_back)
 
     async def _close(self) -> None:
@@ -395,7 +396,7 @@ class _ToolCall:
     def _is_ours(self, document: dict[str, Any]) -> bool:
         """Whether a document that comes without ``isError`` asks to be paid for this very call."""
         if "paymentId" in document:
-            services = self._payer.services
+            services = self._buyer.settings.services
             service = services.name(self._call.url)
             return names_service(document, lambda name: services.canonical(name) == service)
         return names_place(document, self._call.trip.origin, self._tool)

@@ -51,11 +51,11 @@ from x402_mask.errors import LedgerError, OfferRefused, PaymentError, PaymentRef
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Effect, Fetched
     from x402_mask._flow.records import Call, Purchase, Verdict
     from x402_mask._ledger.purchases import Begun, Purse, Way
     from x402_mask._ledger.records import Proof, Row, Twin, View
-    from x402_mask._payer import Payer
 
 log = logging.getLogger("x402_mask")
 T = TypeVar("T")
@@ -66,9 +66,9 @@ _BY_OTHERS: Final = ("account", "balance", "settle")
 # --- whether, and for how much --------------------------------------------------------------------
 
 
-def not_sold(payer: Payer, purchase: Purchase) -> PaymentRefused | None:
+def not_sold(buyer: Buyer, purchase: Purchase) -> PaymentRefused | None:
     """Why no token can be had for this call; ``None`` if one can be asked for."""
-    sold = purchase.challenge.form == "server402" or purchase.origin in payer.token_origins
+    sold = purchase.challenge.form == "server402" or purchase.origin in buyer.settings.token_origins
     if not purchase.is_tool or not sold:
         return OfferRefused(
             f"{purchase.origin} does not sell payment tokens for this call (token_origins=)",
@@ -77,14 +77,14 @@ def not_sold(payer: Payer, purchase: Purchase) -> PaymentRefused | None:
     return None
 
 
-def plan(payer: Payer, purchase: Purchase, view: View) -> Plan:
+def plan(buyer: Buyer, purchase: Purchase, view: View) -> Plan:
     """To buy a token at the live price, within policy.
 
     Raises:
         OfferRefused: the offer may not be paid, or no price is named.
     """
     try:
-        choice = choose(payer.policy, purchase.challenge, view.payees)
+        choice = choose(buyer.settings.policy, purchase.challenge, view.payees)
     except OfferRefused as refusal:
         if refusal.reason not in FOREIGN:
             raise
@@ -100,7 +100,7 @@ def plan(payer: Payer, purchase: Purchase, view: View) -> Plan:
 
 
 def buy(
-    payer: Payer, call: Call, purchase: Purchase, terms: Plan, row: Row
+    buyer: Buyer, call: Call, purchase: Purchase, terms: Plan, row: Row
 ) -> Generator[Effect, Any, Verdict | None]:
     """Buy a token for the reservation in *row*, and call with it; ``None`` to look again.
 
@@ -108,7 +108,7 @@ def buy(
         TokenFlowError: it could not be had; ``at_risk`` tells whether money may have moved.
         PaymentRefused: the marketplace's own terms are not those of the live offer.
     """
-    deal = Deal(payer, call, purchase, row, terms)
+    deal = Deal(buyer, call, purchase, row, terms)
     return (yield from _orderly(deal, _begin(deal)))
 
 
@@ -123,13 +123,13 @@ def _orderly(deal: Deal, steps: Generator[Effect, Any, T]) -> Generator[Effect, 
     except PaymentError as failure:
         failure.payment_id = deal.row.id
         if not deal.held and not failure.at_risk:
-            yield from release(deal.payer, deal.row.id, failure)
+            yield from release(deal.buyer, deal.row.id, failure)
         elif not isinstance(failure, PaymentRefused | TokenFlowError):
             failure.at_risk = True
         raise
     except BaseException as failure:
         if deal.unsent or (deal.creating and not _may_have_left(failure)):
-            yield from release(deal.payer, deal.row.id, failure)
+            yield from release(deal.buyer, deal.row.id, failure)
             raise
         if deal.held and not deal.call.trip.paid:
             yield from _deal.end(deal, "unknown", f"no answer: {type(failure).__name__}")
@@ -157,10 +157,10 @@ def _may_have_left(failure: BaseException) -> bool:
 
 def _begin(deal: Deal) -> Generator[Effect, Any, Verdict | None]:
     """Ask for a payment, or go on with one that an earlier call left unpaid."""
-    payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
+    buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
     deal.unsent = True
     asked = yield from record(
-        lambda wait_s: payer.ledger.ask_payment(
+        lambda wait_s: buyer.ledger.ask_payment(
             row.id, purse=_purse(deal), now_us=now_us, wait_s=wait_s
         )
     )
@@ -173,15 +173,19 @@ def _begin(deal: Deal) -> Generator[Effect, Any, Verdict | None]:
 
 def _purse(deal: Deal) -> Purse | None:
     """Whose balance may pay what is asked for, as far as can be told from here."""
-    payer = deal.payer
-    if payer.marketplace_headers or deal.purchase.origin in payer.balance_origins:
+    buyer = deal.buyer
+    if buyer.settings.marketplace_headers or deal.purchase.origin in buyer.settings.balance_origins:
         return "account"
-    return "balance" if payer.signer is None and payer.settle_payment is None else None
+    return (
+        "balance"
+        if buyer.settings.signer is None and buyer.settings.settle_payment is None
+        else None
+    )
 
 
 def _create(deal: Deal) -> Generator[Effect, Any, Verdict]:
     """Ask the marketplace for a payment; the ledger knows that already."""
-    deal.payer.emit("token_asked", deal.purchase, payment_id=deal.row.id)
+    deal.buyer.emit("token_asked", deal.purchase, payment_id=deal.row.id)
     yield from checkpoint()  # the last moment at which nothing has left
     deal.unsent, deal.creating = False, True
     answer = yield from fetch(_deal.order(deal))
@@ -193,7 +197,7 @@ def _create(deal: Deal) -> Generator[Effect, Any, Verdict]:
         if answer.status != 402:
             yield from _misread(deal, answer, exc)
     if payment is not None:
-        able = deal.payer.signer is not None and not payment.is_paid
+        able = deal.buyer.settings.signer is not None and not payment.is_paid
         signs = able and _ways.asked(deal, payment, answer) is not None
         try:
             yield from _deal.note_id(deal, payment, "x402" if signs else None)
@@ -229,10 +233,10 @@ def _is_refusal(status: int) -> bool:
 
 def _create_anew(deal: Deal) -> Generator[Effect, Any, Verdict]:
     """Ask for another payment: nothing can come of the last one."""
-    payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
+    buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
     deal.remote, deal.until, deal.unsent = None, None, True
     asked = yield from record(
-        lambda wait_s: payer.ledger.ask_anew(
+        lambda wait_s: buyer.ledger.ask_anew(
             row.id, purse=_purse(deal), now_us=now_us, wait_s=wait_s
         )
     )
@@ -264,7 +268,7 @@ def _count_unheard(deal: Deal, asked_us: int, told: str) -> Generator[Effect, An
         )
     yield from _deal.hold(deal, "account", None)
     yield from _deal.end(deal, "unknown", f"{told}; a balance may have paid")
-    check_resign(deal.payer, deal.row)
+    check_resign(deal.buyer, deal.row)
     yield from _deal.give_up(deal, told)
 
 
@@ -272,52 +276,52 @@ def _count_unheard(deal: Deal, asked_us: int, told: str) -> Generator[Effect, An
 
 
 def resume(
-    payer: Payer, call: Call, purchase: Purchase, twin: Twin
+    buyer: Buyer, call: Call, purchase: Purchase, twin: Twin
 ) -> Generator[Effect, Any, Verdict | None]:
     """Go on with a purchase that another call left open; ``None`` to look again."""
-    now_us = payer.now_us()
+    now_us = buyer.now_us()
     try:
         begun = yield from record(
-            lambda wait_s: payer.ledger.claim_purchase(
+            lambda wait_s: buyer.ledger.claim_purchase(
                 twin.row.id, call.by, now_us=now_us, wait_s=wait_s
             )
         )
         if begun is None:
             return None
-        row, terms = begun.row, _terms_again(payer, purchase, begun.row)
+        row, terms = begun.row, _terms_again(buyer, purchase, begun.row)
         stale = row.state == "reserved" and row.network is not None and terms.choice is None
         if stale and begun.purse is None:
-            yield from _let_go(payer, row)
+            yield from _let_go(buyer, row)
             return None  # decided anew
-        payer.emit("represented", row, payment_id=row.id, usd=usd(row.micro))
+        buyer.emit("represented", row, payment_id=row.id, usd=usd(row.micro))
         deal = Deal(
-            payer, call, purchase, row, terms,
+            buyer, call, purchase, row, terms,
             remote=begun.remote, until=begun.until, held=row.state != "reserved",
             settled=row.state == "settled", transaction=row.trans,
             purse=begun.purse, stale=stale, behind_us=begun.behind_us,
         )  # fmt: skip
         return (yield from _orderly(deal, _go_on(deal, begun)))
     finally:
-        payer.ledger.put_down(twin.row.id, call.by, now_us=now_us)
+        buyer.ledger.put_down(twin.row.id, call.by, now_us=now_us)
 
 
-def _let_go(payer: Payer, row: Row) -> Generator[Effect, Any, None]:
+def _let_go(buyer: Buyer, row: Row) -> Generator[Effect, Any, None]:
     """Nothing was paid for this reservation, and the seller now asks for something else."""
-    note, now_us = "the live offer is not the one that was reserved", payer.now_us()
+    note, now_us = "the live offer is not the one that was reserved", buyer.now_us()
     yield from record(
-        lambda wait_s: payer.ledger.release(row.id, note, now_us=now_us, wait_s=wait_s)
+        lambda wait_s: buyer.ledger.release(row.id, note, now_us=now_us, wait_s=wait_s)
     )
-    payer.emit("released", row, payment_id=row.id, detail={"note": note})
+    buyer.emit("released", row, payment_id=row.id, detail={"note": note})
 
 
-def _terms_again(payer: Payer, purchase: Purchase, row: Row) -> Plan:
+def _terms_again(buyer: Buyer, purchase: Purchase, row: Row) -> Plan:
     """The terms that were reserved; the live offer only where it is still the same."""
     try:
-        choice = choose(payer.policy, purchase.challenge, {})
+        choice = choose(buyer.settings.policy, purchase.challenge, {})
     except OfferRefused:
         choice = None
     same = choice is not None and (
-        (choice.offer.network, choice.asset.address, str(choice.offer.amount), payer.address)
+        (choice.offer.network, choice.asset.address, str(choice.offer.amount), buyer.address)
         == (row.network, row.asset, row.amount, row.payer)
         and choice.offer.pay_to.lower() == (row.pay_to or "").lower()
     )
@@ -350,7 +354,7 @@ def _go_on_unpaid(
         yield from _deal.write_off(deal, payment)
         return None
     if deal.stale and not (payment is not None and payment.is_paid):
-        yield from _let_go(deal.payer, deal.row)
+        yield from _let_go(deal.buyer, deal.row)
         return None  # decided anew
     if payment is None or deal.is_over(payment):
         return (yield from _create_anew(deal))
@@ -360,7 +364,7 @@ def _go_on_unpaid(
 
 
 def _go_on_with_token(deal: Deal, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
-    token, expired = begun.token, begun.until is not None and begun.until <= deal.payer.now_us()
+    token, expired = begun.token, begun.until is not None and begun.until <= deal.buyer.now_us()
     if token is None and begun.remote is not None and not expired:
         payment, _ = yield from _deal.read(deal)
         token = payment.token if payment is not None and payment.is_paid else None
@@ -369,7 +373,7 @@ def _go_on_with_token(deal: Deal, begun: Begun) -> Generator[Effect, Any, Verdic
         raise TokenFlowError("the token that was bought is gone", at_risk=True)
     if token is None or (expired and deal.is_closed):
         yield from _deal.end(deal, "settled" if deal.settled else "unknown", "the token expired")
-        yield from using.drop(deal.payer, deal.row, "expired")
+        yield from using.drop(deal.buyer, deal.row, "expired")
         yield from _deal.give_up(deal, "the token expired")
         return None
     return (yield from using.redeem(deal, token, again=True))
@@ -380,7 +384,7 @@ def _go_on_paying(deal: Deal, begun: Begun) -> Generator[Effect, Any, Verdict | 
     if begun.remote is not None:
         payment = yield from _last_word(deal)
         if payment is not None and payment.is_paid and payment.token is not None:
-            told = begun.way == "x402" and not deal.payer.chain_knows(deal.row.network)
+            told = begun.way == "x402" and not deal.buyer.chain_knows(deal.row.network)
             deal.settled = deal.settled or told or begun.way in _BY_OTHERS
             if begun.way in ("account", "balance"):
                 return (yield from _ways.paid_already(deal, payment))
@@ -400,7 +404,7 @@ def _last_word(deal: Deal) -> Generator[Effect, Any, MarketPayment | None]:
     payment, _ = yield from _deal.read(deal)
     if deal.heard or not deal.is_closed:
         return payment
-    return (yield from _deal.poll(deal, None, deal.payer.poll_unpaid_s, want_token=True))
+    return (yield from _deal.poll(deal, None, deal.buyer.settings.poll_unpaid_s, want_token=True))
 
 
 def _is_due(deal: Deal, payment: MarketPayment | None) -> bool:
@@ -419,6 +423,6 @@ def _lapse(deal: Deal, proof: Proof | None) -> Generator[Effect, Any, Verdict | 
     if proof is not None and (yield from _deal.is_alive_on_chain(deal)):
         return (yield from _ways.present(deal, proof))
     yield from _deal.end(deal, "unknown", "the proof has expired")
-    check_resign(deal.payer, deal.row)
+    check_resign(deal.buyer, deal.row)
     yield from _deal.give_up(deal, "the proof has expired")
     return None

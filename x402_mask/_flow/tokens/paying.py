@@ -37,13 +37,13 @@ from x402_mask.errors import TermsRefused, TokenFlowError
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Effect, Fetched
     from x402_mask._flow.records import Purchase, Verdict
     from x402_mask._flow.tokens.purchase import Deal
     from x402_mask._ledger.records import Proof
     from x402_mask._ledger.transfers import SignedTransfer
     from x402_mask._models import Outcome
-    from x402_mask._payer import Payer
     from x402_mask._policy.offers import Choice
     from x402_mask._wire.server402 import MarketPayment
     from x402_mask._wire.x402 import Challenge
@@ -58,17 +58,17 @@ def pay(
     deal: Deal, payment: MarketPayment | None, answer: Fetched
 ) -> Generator[Effect, Any, Verdict]:
     """Pay in the first way that applies."""
-    payer = deal.payer
+    buyer = deal.buyer
     if payment is not None and payment.is_paid:
         return (yield from paid_already(deal, payment))
     _check_terms(deal, payment)
-    if payer.signer is not None or payer.settle_payment is not None:
+    if buyer.settings.signer is not None or buyer.settings.settle_payment is not None:
         _check_payee(deal, payment)
     if payment is not None and deal.is_over(payment):
         why = payment.status if payment.is_over else "past its expiresAt"
         raise TokenFlowError(f"the marketplace payment is {why} already")
     challenge = asked(deal, payment, answer)
-    if challenge is not None and payer.signer is not None:
+    if challenge is not None and buyer.settings.signer is not None:
         return (yield from _pay_x402(deal, challenge, payment, answer))
     if payment is None:
         why = "wants an x402 signature and this payer has no wallet"
@@ -79,7 +79,7 @@ def pay(
         verdict = yield from _pay_by_transfer(deal, payment)
         if verdict is not None:
             return verdict
-    if payer.settle_payment is not None:
+    if buyer.settings.settle_payment is not None:
         return (yield from _pay_by_hand(deal, payment))
     return (yield from _await_balance(deal, payment))
 
@@ -96,7 +96,7 @@ def asked(deal: Deal, payment: MarketPayment | None, answer: Fetched) -> Challen
     found = read_challenge(header, body)
     if found is None or not (found.offers or found.skipped):
         return None
-    others = payment is not None and is_foreign(deal.payer.policy, found)
+    others = payment is not None and is_foreign(deal.buyer.settings.policy, found)
     return None if others else found
 
 
@@ -121,7 +121,7 @@ def _check_terms(deal: Deal, payment: MarketPayment | None) -> None:
         return
     service = deal.purchase.service
     for named in payment.services:
-        if not _is_service(deal.payer, named, service):
+        if not _is_service(deal.buyer, named, service):
             raise TermsRefused(
                 f"the payment is for the service {shown(named, 60)}, not {service}",
                 reason="service",
@@ -131,9 +131,9 @@ def _check_terms(deal: Deal, payment: MarketPayment | None) -> None:
         raise TermsRefused(fault, reason="price")
 
 
-def _is_service(payer: Payer, named: str, service: str) -> bool:
+def _is_service(buyer: Buyer, named: str, service: str) -> bool:
     try:
-        return payer.services.canonical(named) == service
+        return buyer.settings.services.canonical(named) == service
     except ValueError:  # it looks like a URL, and is none
         return False
 
@@ -146,15 +146,15 @@ def _check_payee(deal: Deal, payment: MarketPayment | None) -> None:
     ours, theirs = deal.live_payee, payment.pay_to if payment is not None else None
     if theirs is None:
         return
-    policy, foreign = deal.payer.policy, not theirs.lower().startswith("0x")
+    policy, foreign = deal.buyer.settings.policy, not theirs.lower().startswith("0x")
     if ours is not None and theirs.lower() != ours.lower():
-        if foreign and deal.payer.settle_payment is not None and policy.payees is None:
+        if foreign and deal.buyer.settings.settle_payment is not None and policy.payees is None:
             return
         raise TermsRefused(
             f"the payment names the payee {shown(theirs, 50)}, the live offer {ours}",
             reason="payee",
         )
-    fault = None if foreign else payee_fault(theirs, payer=deal.payer.address, asset="")
+    fault = None if foreign else payee_fault(theirs, payer=deal.buyer.address, asset="")
     if fault is None and policy.payees is not None and theirs.lower() not in policy.payees:
         fault = f"payee {shown(theirs, 50)} is not in payees="
     if fault is not None:
@@ -174,7 +174,7 @@ def _pay_x402(
         _check_same_payee(deal, payment, choice)
         yield from _check_pinned(deal, choice)
         yield from _approve(deal, asked, choice)
-    proof = yield from prove(deal.payer, asked, choice, deal.row.id)
+    proof = yield from prove(deal.buyer, asked, choice, deal.row.id)
     yield from purchase.hold(deal, "x402", proof, choice)
     return (yield from present(deal, proof))
 
@@ -197,7 +197,7 @@ def _same_offer(deal: Deal, challenge: Challenge) -> Choice:
         if not same:
             raise _other_terms(live, challenge)
         challenge = replace(challenge, offers=same, rival=None)
-    choice = choose(deal.payer.policy, challenge, {})
+    choice = choose(deal.buyer.settings.policy, challenge, {})
     if choice.micro != deal.terms.micro:
         raise TermsRefused(
             f"the payments endpoint asks ${usd(choice.micro)}, the payment names"
@@ -230,18 +230,18 @@ def _check_same_payee(deal: Deal, payment: MarketPayment | None, choice: Choice)
 
 def _check_pinned(deal: Deal, choice: Choice) -> Generator[Effect, Any, None]:
     """A payee that no live offer names was not recorded with the reservation."""
-    payer, asked, payee = deal.payer, deal.purchase, choice.offer.pay_to
-    if not payer.policy.pin:
+    buyer, asked, payee = deal.buyer, deal.purchase, choice.offer.pay_to
+    if not buyer.settings.policy.pin:
         return
-    now_us = payer.now_us()
+    now_us = buyer.now_us()
     view = yield from record(
-        lambda wait_s: payer.ledger.look(
+        lambda wait_s: buyer.ledger.look(
             "", asked.service, origin=asked.origin, also=asked.also, now_us=now_us, wait_s=wait_s
         )
     )
     if not view.payees and deal.live_payee is not None:  # the first, and both name it
         yield from record(
-            lambda wait_s: payer.ledger.accept_payee(
+            lambda wait_s: buyer.ledger.accept_payee(
                 asked.service, payee, asked.origin, now_us=now_us, wait_s=wait_s
             )
         )
@@ -257,10 +257,10 @@ def _check_pinned(deal: Deal, choice: Choice) -> Generator[Effect, Any, None]:
 
 def _approve(deal: Deal, asked: Purchase, choice: Choice) -> Generator[Effect, Any, None]:
     """Ask the owner again, who approved a price and saw neither asset nor payee."""
-    if deal.payer.approve is None:
+    if deal.buyer.settings.approve is None:
         return
-    quote = quote_of(deal.payer, asked, Plan.of("token", choice), (), None)
-    yield from ask_owner(deal.payer, asked.operation, quote)
+    quote = quote_of(deal.buyer, asked, Plan.of("token", choice), (), None)
+    yield from ask_owner(deal.buyer, asked.operation, quote)
 
 
 def present(deal: Deal, proof: Proof) -> Generator[Effect, Any, Verdict]:
@@ -297,18 +297,18 @@ def present(deal: Deal, proof: Proof) -> Generator[Effect, Any, Verdict]:
 
 def _believed(deal: Deal, proof: Proof, told: str | None) -> Generator[Effect, Any, bool]:
     """Whether *paid* settles it: with an RPC, only what is seen on chain does."""
-    if not deal.payer.chain_knows(deal.row.network):
+    if not deal.buyer.chain_knows(deal.row.network):
         return True
-    return told is not None and (yield from seen(deal.payer, deal.call, deal.row, proof, told))
+    return told is not None and (yield from seen(deal.buyer, deal.call, deal.row, proof, told))
 
 
 # --- by a transfer, or by the owner ---------------------------------------------------------------
 
 
 def _can_transfer(deal: Deal, payment: MarketPayment) -> bool:
-    payer, network = deal.payer, deal.terms.network
-    known = payment.pay_to is not None and payer.chain_knows(network)
-    return known and network is not None and payer.desk().possible(network) is None
+    buyer, network = deal.buyer, deal.terms.network
+    known = payment.pay_to is not None and buyer.chain_knows(network)
+    return known and network is not None and buyer.desk().possible(network) is None
 
 
 def _pay_by_transfer(deal: Deal, payment: MarketPayment) -> Generator[Effect, Any, Verdict | None]:
@@ -316,7 +316,7 @@ def _pay_by_transfer(deal: Deal, payment: MarketPayment) -> Generator[Effect, An
     try:
         yield from _hold_transfer(deal)
     except TokenFlowError as failure:
-        if deal.payer.settle_payment is None:
+        if deal.buyer.settings.settle_payment is None:
             raise
         log.info("no transfer for payment %s: %s", deal.row.id, failure)
         return None
@@ -326,7 +326,7 @@ def _pay_by_transfer(deal: Deal, payment: MarketPayment) -> Generator[Effect, An
 
 def _hold_transfer(deal: Deal) -> Generator[Effect, Any, None]:
     """Have it signed and stored; nothing leaves yet."""
-    payer, row = deal.payer, deal.row
+    buyer, row = deal.buyer, deal.row
     assert None not in (row.network, row.asset, row.payer, row.pay_to)  # the live offer has them
     terms = Transfer(
         payment_id=row.id, network=str(row.network), asset=str(row.asset), payer=str(row.payer),
@@ -334,16 +334,16 @@ def _hold_transfer(deal: Deal) -> Generator[Effect, Any, None]:
     )  # fmt: skip
     wait_s = deal.call.within(PREPARE_S)
     while True:  # as long as others are first; `prepare` gives up in time
-        prepared = yield from consult(payer.desk(wait_s).prepare, terms, wait_s)
+        prepared = yield from consult(buyer.desk(wait_s).prepare, terms, wait_s)
         if (yield from _store_transfer(deal, prepared)):
             return
 
 
 def _store_transfer(deal: Deal, prepared: SignedTransfer) -> Generator[Effect, Any, bool]:
-    payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
+    buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
     return (
         yield from record(
-            lambda wait_s: payer.ledger.hold_transfer(
+            lambda wait_s: buyer.ledger.hold_transfer(
                 row.id, prepared, now_us=now_us, wait_s=wait_s
             )
         )
@@ -352,16 +352,16 @@ def _store_transfer(deal: Deal, prepared: SignedTransfer) -> Generator[Effect, A
 
 def carry(deal: Deal, payment: MarketPayment | None) -> Generator[Effect, Any, Verdict]:
     """Bring the stored transaction to its end on chain, then wait for the token."""
-    payer, row = deal.payer, deal.row
-    wait_s = deal.call.within(payer.poll_paid_s)
-    carried = yield from consult(payer.desk(deal.call.wait_s).carry, row.id, wait_s)
+    buyer, row = deal.buyer, deal.row
+    wait_s = deal.call.within(buyer.settings.poll_paid_s)
+    carried = yield from consult(buyer.desk(deal.call.wait_s).carry, row.id, wait_s)
     if carried.state == "mined":
         deal.settled, deal.transaction, deal.note = True, carried.transaction, "seen on chain"
         return (yield from await_paid(deal, payment))
     yield from purchase.end(deal, "unknown", carried.detail)
     if carried.state == "pending":
         raise TokenFlowError(f"the transfer is not confirmed: {carried.detail}", at_risk=True)
-    (said,) = yield from consult(payer.resolve, [row], deal.call.wait_s)
+    (said,) = yield from consult(buyer.resolve, [row], deal.call.wait_s)
     deal.paid_on_chain = said.is_paid
     yield from purchase.give_up(deal, carried.detail)
     raise TokenFlowError(
@@ -371,10 +371,11 @@ def carry(deal: Deal, payment: MarketPayment | None) -> Generator[Effect, Any, V
 
 def _pay_by_hand(deal: Deal, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:
     """The owner's own way of paying; it is called once, whatever comes of it."""
-    payer = deal.payer
+    settle = deal.buyer.settings.settle_payment
+    assert settle is not None
     yield from purchase.hold(deal, "settle", None)
     try:
-        yield from consult(payer.settle_payment, _document(deal, payment))
+        yield from consult(settle, _document(deal, payment))
     except Exception as exc:
         yield from purchase.end(deal, "unknown", f"settle_payment failed: {type(exc).__name__}")
         raise TokenFlowError(f"settle_payment failed: {type(exc).__name__}", at_risk=True) from exc
@@ -398,7 +399,7 @@ def _await_balance(deal: Deal, payment: MarketPayment) -> Generator[Effect, Any,
     if deal.purse is None:
         deal.purse = "balance"
         yield from purchase.note_id(deal, payment, "balance")
-    found = yield from purchase.poll(deal, payment, deal.payer.poll_unpaid_s)
+    found = yield from purchase.poll(deal, payment, deal.buyer.settings.poll_unpaid_s)
     if found is not None and found.is_paid:
         return (yield from paid_already(deal, found))
     if found is not None and found.is_lost:
@@ -417,7 +418,9 @@ def _await_balance(deal: Deal, payment: MarketPayment) -> Generator[Effect, Any,
 
 def await_paid(deal: Deal, payment: MarketPayment | None) -> Generator[Effect, Any, Verdict]:
     """We paid: wait until the marketplace says so and gives the token."""
-    found = yield from purchase.poll(deal, payment, deal.payer.poll_paid_s, want_token=True)
+    found = yield from purchase.poll(
+        deal, payment, deal.buyer.settings.poll_paid_s, want_token=True
+    )
     if found is not None and found.is_paid and found.token is not None:
         return (yield from take(deal, found))
     paid = found is not None and found.is_paid

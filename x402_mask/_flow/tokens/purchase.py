@@ -28,11 +28,11 @@ from x402_mask._wire.server402 import (
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Effect, Fetched
     from x402_mask._flow.records import Call, Plan, Purchase
     from x402_mask._ledger.purchases import Purse, Way
     from x402_mask._models import Outcome
-    from x402_mask._payer import Payer
     from x402_mask._policy.offers import Choice
 
 _FIRST_DELAY_S: Final = 0.25
@@ -46,7 +46,7 @@ SKEW_US: Final = 30 * SECOND
 class Deal:
     """One purchase on its way: what is bought, and how far it has come."""
 
-    payer: Payer
+    buyer: Buyer
     call: Call
     purchase: Purchase
     row: Row
@@ -90,12 +90,12 @@ class Deal:
 
     def is_old(self, at_us: int) -> bool:
         """Whether a proof of that time, in microseconds, would be dead by now."""
-        until = -(-at_us // SECOND) + self.payer.policy.max_validity_s
+        until = -(-at_us // SECOND) + self.buyer.settings.policy.max_validity_s
         return self._clocks.alive_by(until) is None
 
     @property
     def _clocks(self) -> Clocks:
-        now_us = self.payer.now_us()
+        now_us = self.buyer.now_us()
         return Clocks(now_us, self.purchase.seller_us, lambda: now_us - self.behind_us)
 
     def is_over(self, payment: MarketPayment) -> bool:
@@ -105,7 +105,7 @@ class Deal:
 
     def is_past(self, until: int) -> bool:
         """Whether the time that a payment names, in microseconds, is past by any clock."""
-        return until + SKEW_US <= self.payer.now_us()
+        return until + SKEW_US <= self.buyer.now_us()
 
 
 # --- written down ---------------------------------------------------------------------------------
@@ -115,12 +115,12 @@ def note_id(
     deal: Deal, payment: MarketPayment, way: Way | None = None
 ) -> Generator[Effect, Any, None]:
     """Write down what the marketplace calls the payment; *way* is how it wants to be paid."""
-    payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
+    buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
     if way is None and (deal.remote, deal.until) == (payment.id, payment.until):
         return
     deal.remote, deal.until = payment.id, payment.until
     yield from record(
-        lambda wait_s: payer.ledger.note_created(
+        lambda wait_s: buyer.ledger.note_created(
             row.id, payment.id, payment.until, way=way, now_us=now_us, wait_s=wait_s
         )
     )
@@ -130,7 +130,7 @@ def hold(
     deal: Deal, way: Way, proof: Proof | None, choice: Choice | None = None
 ) -> Generator[Effect, Any, None]:
     """Write down, durably, that money may move from here on, and on which terms."""
-    payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
+    buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
     if choice is not None:
         row = row._replace(
             network=choice.offer.network, asset=choice.asset.address,
@@ -138,7 +138,7 @@ def hold(
         )  # fmt: skip
     terms = {} if choice is None else {name: getattr(row, name) for name in TERMS}
     yield from record(
-        lambda wait_s: payer.ledger.hold_purchase(
+        lambda wait_s: buyer.ledger.hold_purchase(
             row.id, way, proof, terms, now_us=now_us, wait_s=wait_s
         )
     )
@@ -150,7 +150,7 @@ def mark_held(deal: Deal, way: str) -> None:
     """The ledger has it: money may move from here on."""
     deal.held = True
     deal.row = deal.row._replace(state="held")
-    deal.payer.emit(
+    deal.buyer.emit(
         "sent", deal.purchase, payment_id=deal.row.id, usd=usd(deal.row.micro),
         detail={"way": way},
     )  # fmt: skip
@@ -163,14 +163,14 @@ def end(
     result = Result(
         outcome=outcome, delivered=False, transaction=deal.transaction, note=note, reason=reason
     )
-    yield from finish(deal.payer, deal.row, result)
+    yield from finish(deal.buyer, deal.row, result)
 
 
 def is_alive_on_chain(deal: Deal) -> Generator[Effect, Any, bool]:
     """Whether the chain says that the proof is not past its end, by its own time."""
-    if not deal.payer.chain_knows(deal.row.network) or deal.payer.resign == "never":
+    if not deal.buyer.chain_knows(deal.row.network) or deal.buyer.settings.resign == "never":
         return False
-    (said,) = yield from consult(deal.payer.resolve, [deal.row], deal.call.wait_s)
+    (said,) = yield from consult(deal.buyer.resolve, [deal.row], deal.call.wait_s)
     deal.paid_on_chain = said.is_paid
     return said.is_past is False and not said.is_paid
 
@@ -181,16 +181,16 @@ def give_up(deal: Deal, note: str) -> Generator[Effect, Any, None]:
     Raises:
         PaymentRefused: its money is proven gone, and that is not paid for again by itself.
     """
-    payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
+    buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
     if not row.seen and deal.paid_on_chain is None:
         yield from is_alive_on_chain(deal)
     if deal.paid_on_chain and not row.seen:
         row = row._replace(state="settled", seen=1)
     clocks = Clocks(now_us, None, lambda: now_us - deal.behind_us)
     if row.refuses_again(clocks, keyed=deal.call.key is not None):
-        yield from refuse(payer, deal.call, [row])
+        yield from refuse(buyer, deal.call, [row])
     yield from record(
-        lambda wait_s: payer.ledger.give_up(row.id, note, now_us=now_us, wait_s=wait_s)
+        lambda wait_s: buyer.ledger.give_up(row.id, note, now_us=now_us, wait_s=wait_s)
     )
 
 
@@ -207,10 +207,10 @@ def write_off(deal: Deal, payment: MarketPayment) -> Generator[Effect, Any, None
 def order(deal: Deal, proof: tuple[str, str] | None = None) -> Fetch:
     """The request that creates a payment, the same with a proof as without."""
     wanted = {"serviceId": deal.purchase.service}
-    if deal.payer.provider_id is not None:
-        wanted["providerId"] = deal.payer.provider_id
+    if deal.buyer.settings.provider_id is not None:
+        wanted["providerId"] = deal.buyer.settings.provider_id
     return Fetch(
-        method="POST", path=PAYMENTS_PATH, headers=deal.payer.marketplace_headers,
+        method="POST", path=PAYMENTS_PATH, headers=deal.buyer.settings.marketplace_headers,
         content=strict_json.dumps(wanted).encode(), proof=proof,
     )  # fmt: skip
 
@@ -219,23 +219,23 @@ def poll(
     deal: Deal, payment: MarketPayment | None, bound_s: float, *, want_token: bool = False
 ) -> Generator[Effect, Any, MarketPayment | None]:
     """Ask for the payment until it is paid or over, in growing intervals; the last answer."""
-    payer, started = deal.payer, deal.payer.now()
+    buyer, started = deal.buyer, deal.buyer.now()
     bound_s, waited, delay, retry_s = deal.call.within(bound_s), 0.0, _FIRST_DELAY_S, 0.0
     while True:
         if payment is not None:
             done = payment.is_paid and (payment.token is not None or not want_token)
             if done or payment.is_over:
                 return payment
-        left = bound_s - max(waited, payer.now() - started)
+        left = bound_s - max(waited, buyer.now() - started)
         if deal.until is not None:
-            left = min(left, deal.until / SECOND - payer.now())
+            left = min(left, deal.until / SECOND - buyer.now())
         if left <= 0 or deal.remote is None:
             return payment
         pause = min(max(delay, retry_s), left)
         yield from sleep(pause)
         waited, delay = waited + pause, min(delay * _GROWTH, _DELAY_MAX_S)
         fresh, answer = yield from read(deal)
-        payment, retry_s = fresh or payment, _retry_after(answer, payer.now())
+        payment, retry_s = fresh or payment, _retry_after(answer, buyer.now())
 
 
 def read(deal: Deal) -> Generator[Effect, Any, tuple[MarketPayment | None, Fetched]]:
@@ -244,7 +244,7 @@ def read(deal: Deal) -> Generator[Effect, Any, tuple[MarketPayment | None, Fetch
     answer = yield from fetch(
         Fetch(
             method="GET", path=f"{PAYMENTS_PATH}/{deal.remote}",
-            headers=deal.payer.marketplace_headers,
+            headers=deal.buyer.settings.marketplace_headers,
         )
     )  # fmt: skip
     try:

@@ -22,38 +22,38 @@ from x402_mask.errors import LedgerError, TokenFlowError
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Effect
     from x402_mask._flow.records import Call
     from x402_mask._flow.tokens.purchase import Deal
     from x402_mask._models import Outcome
-    from x402_mask._payer import Payer
     from x402_mask._wire.server402 import MarketPayment
 
 log = logging.getLogger("x402_mask")
 
 
 def spend_held(
-    payer: Payer, call: Call, origin: str, service: str, url: str
+    buyer: Buyer, call: Call, origin: str, service: str, url: str
 ) -> Generator[Effect, Any, Verdict | Reply | None]:
     """Pay with a token that an earlier call bought; it moves no money.
 
     ``None`` if there is none; the 402 if the seller does not take it, which drops it.  *url* is
     where it is sent: a 402 of another place, to which httpx followed a redirect, is about no token.
     """
-    now_us = payer.now_us()
+    now_us = buyer.now_us()
     try:
         taken = yield from record(
-            lambda wait_s: payer.ledger.take_token(origin, service, now_us=now_us, wait_s=wait_s)
+            lambda wait_s: buyer.ledger.take_token(origin, service, now_us=now_us, wait_s=wait_s)
         )
     except LedgerError as exc:  # said again, and louder, if the seller asks for money
         log.warning("held tokens cannot be read: %s", exc)
         return None
     if taken is None:
-        payer.tokens.doubt(origin, service)
+        buyer.tokens.doubt(origin, service)
         return None
-    payer.tokens.learn(origin, service)
+    buyer.tokens.learn(origin, service)
     row = taken.row
-    payer.emit("token_used", row, payment_id=row.id)
+    buyer.emit("token_used", row, payment_id=row.id)
     outcome: Outcome = "settled" if row.state == "settled" else "unknown"
     receipt = replace(
         receipt_for(row, outcome, row.trans), route="held-token", usd=usd(0), amount=0
@@ -63,51 +63,53 @@ def spend_held(
         reply = yield from ask((TOKEN_HEADER, taken.token))
     except BaseException as failure:
         failure.add_note(f"x402_mask: a call of the token of payment {row.id} may be used")
-        yield from _give_back(payer, row)
+        yield from _give_back(buyer, row)
         raise
     if reply.status != 402:
         warn_of_error(row, reply)
         if not reply.delivered:
-            yield from _give_back(payer, row)
+            yield from _give_back(buyer, row)
         if 300 <= reply.status < 400:  # where that leads the token may be asked for as well
             call.trip.paid = False
         return Verdict(receipt=receipt, delivered=reply.delivered)
     call.trip.paid, call.trip.receipt = False, None
     if url == call.url != reply.url:
-        yield from _give_back(payer, row)
+        yield from _give_back(buyer, row)
     else:
-        yield from drop(payer, row, "refused by the seller")
+        yield from drop(buyer, row, "refused by the seller")
     return reply
 
 
-def _give_back(payer: Payer, row: Row) -> Generator[Effect, Any, None]:
+def _give_back(buyer: Buyer, row: Row) -> Generator[Effect, Any, None]:
     """Nothing was delivered for a call of a token: let an identical call present it again.
 
     If the seller has counted it, it says so with a 402, and that costs nothing.
     """
-    now_us = payer.now_us()
+    now_us = buyer.now_us()
     try:
         yield from record(
-            lambda wait_s: payer.ledger.return_call(row.id, now_us=now_us, wait_s=wait_s)
+            lambda wait_s: buyer.ledger.return_call(row.id, now_us=now_us, wait_s=wait_s)
         )
     except LedgerError as exc:
         log.warning("a call of the token of payment %s is lost: %s", row.id, exc)
 
 
-def drop(payer: Payer, row: Row, note: str) -> Generator[Effect, Any, None]:
+def drop(buyer: Buyer, row: Row, note: str) -> Generator[Effect, Any, None]:
     """Forget a token that is of no use any more."""
-    now_us = payer.now_us()
+    now_us = buyer.now_us()
     yield from record(
-        lambda wait_s: payer.ledger.drop_token(row.id, note, now_us=now_us, wait_s=wait_s)
+        lambda wait_s: buyer.ledger.drop_token(row.id, note, now_us=now_us, wait_s=wait_s)
     )
-    payer.emit("token_dropped", row, payment_id=row.id, detail={"note": note})
+    buyer.emit("token_dropped", row, payment_id=row.id, detail={"note": note})
 
 
 def take(deal: Deal, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:
     """Store the token, then call with it."""
-    payer, row, now_us = deal.payer, deal.row, deal.payer.now_us()
+    buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
     if payment.token is None:
-        found = yield from purchase.poll(deal, payment, payer.poll_unpaid_s, want_token=True)
+        found = yield from purchase.poll(
+            deal, payment, buyer.settings.poll_unpaid_s, want_token=True
+        )
         if found is None or found.token is None:
             yield from purchase.hold(deal, "balance", None)
             yield from purchase.end(deal, "settled", "paid, and no token came")
@@ -120,18 +122,18 @@ def take(deal: Deal, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:
     )  # fmt: skip
     try:
         yield from record(
-            lambda wait_s: payer.ledger.store_token(row.id, bought, now_us=now_us, wait_s=wait_s)
+            lambda wait_s: buyer.ledger.store_token(row.id, bought, now_us=now_us, wait_s=wait_s)
         )
     except LedgerError as exc:
         if not deal.held:  # a balance paid, and nothing says so: an identical call reads it again
             exc.at_risk = True
             raise
         log.exception("the token of payment %s could not be stored", row.id)
-        payer.emit("ledger_failed", payment_id=row.id, detail={"error": str(exc)})
+        buyer.emit("ledger_failed", payment_id=row.id, detail={"error": str(exc)})
     deal.held = True
-    payer.emit("bought", row, payment_id=row.id, usd=usd(row.micro), detail={"note": deal.note})
+    buyer.emit("bought", row, payment_id=row.id, usd=usd(row.micro), detail={"note": deal.note})
     if bought.calls not in (0, 1):
-        payer.tokens.learn(row.origin, row.service)
+        buyer.tokens.learn(row.origin, row.service)
     verdict = yield from redeem(deal, payment.token)
     assert verdict is not None  # a token that this call bought is not dropped
     return verdict
@@ -157,7 +159,7 @@ def redeem(
     if reply.status == 402 and again and deal.is_closed:
         call.trip.paid, call.trip.row, call.trip.receipt = False, None, None
         yield from purchase.end(deal, paid, "the seller does not take the token")
-        yield from drop(deal.payer, row, "refused by the seller")
+        yield from drop(deal.buyer, row, "refused by the seller")
         yield from purchase.give_up(deal, "the seller does not take the token")
         return None
     warn_of_error(row, reply)
@@ -166,4 +168,4 @@ def redeem(
         outcome=outcome, delivered=reply.delivered, transaction=deal.transaction,
         note=f"HTTP {reply.status}", reason=(yield from why_refused(row, reply)),
     )  # fmt: skip
-    return (yield from conclude(deal.payer, call, row, result))
+    return (yield from conclude(deal.buyer, call, row, result))
