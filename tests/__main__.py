@@ -65,9 +65,14 @@ def run(name: str, arguments: list[str]) -> Part:
     files = [TESTS / name] if name else sorted(TESTS.glob("test_*.py"))
     command = [sys.executable, "-m", "pytest", *map(str, files), *arguments]
     done = subprocess.run(
-        command, cwd=TESTS.parent, text=True, check=False,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        command,
+        cwd=TESTS.parent,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     return Part(name or "test_*.py", done.returncode, done.stdout)
 
 

@@ -619,10 +619,12 @@ def test_a_value_that_is_still_quoted_is_refused_by_its_name(name: str, marks: s
 def test_blanks_and_newlines_at_the_ends_are_not_meant(tmp_path: Path, keystore: Path) -> None:
     """A value from a file ends with a newline, one from a manifest begins with a blank."""
     plain = {
-        **ENV, "X402_MASK_KEYSTORE": str(keystore), "X402_MASK_KEYSTORE_PASSWORD": PASSWORD,
+        **ENV,
+        "X402_MASK_KEYSTORE": str(keystore),
+        "X402_MASK_KEYSTORE_PASSWORD": PASSWORD,
         "X402_MASK_LEDGER": str(tmp_path / "money.db"),
         "X402_MASK_RPC": "eip155:8453=https://rpc.example",
-    }  # fmt: skip
+    }
     padded = {name: f" {text}\r\n" for name, text in plain.items()}
     padded["X402_MASK_KEYSTORE_PASSWORD"] = PASSWORD + "\n"  # its blanks are its own
     want, found = from_env(plain), from_env(padded)
@@ -638,13 +640,24 @@ def test_blanks_and_newlines_at_the_ends_are_not_meant(tmp_path: Path, keystore:
 @pytest.mark.parametrize(
     "text",
     [
-        "file:/tmp/l.db?mode=rwc", "user:sesame@db.internal/spend", "sesame@db", "db.internal:5432/x",
-        "postgresql:host/sesame", "//user:sesame@h/db", "psql postgresql://u:sesame@h/db",
-        "postgresql+psycopg://u:sesame@h/db", "POSTGRESQL://u:sesame@h/db", "pg//u:sesame@h/db",
-        "postgresql://u:sesame@[bad", "jdbc:postgresql://h/db?user=sesame", "/data\n/sesame",
-        "/x/postgresql://u:sesame@h/db", "hots=db password=sesame", "Server=db;Pwd=sesame",
+        "file:/tmp/l.db?mode=rwc",
+        "user:sesame@db.internal/spend",
+        "sesame@db",
+        "db.internal:5432/x",
+        "postgresql:host/sesame",
+        "//user:sesame@h/db",
+        "psql postgresql://u:sesame@h/db",
+        "postgresql+psycopg://u:sesame@h/db",
+        "POSTGRESQL://u:sesame@h/db",
+        "pg//u:sesame@h/db",
+        "postgresql://u:sesame@[bad",
+        "jdbc:postgresql://h/db?user=sesame",
+        "/data\n/sesame",
+        "/x/postgresql://u:sesame@h/db",
+        "hots=db password=sesame",
+        "Server=db;Pwd=sesame",
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("where", ["variable", "file"])
 def test_a_dsn_with_a_mistake_is_no_new_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, text: str

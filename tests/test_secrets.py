@@ -131,8 +131,15 @@ def test_under_a_key_of_the_file(key: str, secret: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS)
 def test_in_a_file_that_is_no_settings(secret: str, tmp_path: Path) -> None:
     file = tmp_path / "s.toml"
-    for text in (secret, f"{secret} = 1", f"a = {secret}", f"[{secret}]", f"a = '{secret}",
-                 f"{json.dumps(secret)} = 1", f"a = 1\n{json.dumps(secret)} = 1\n" * 2):  # fmt: skip
+    for text in (
+        secret,
+        f"{secret} = 1",
+        f"a = {secret}",
+        f"[{secret}]",
+        f"a = '{secret}",
+        f"{json.dumps(secret)} = 1",
+        f"a = 1\n{json.dumps(secret)} = 1\n" * 2,
+    ):
         file.write_text(text)
         unseen(secret, everything_said(lambda: from_config(file, {})))
 
@@ -171,9 +178,18 @@ def test_a_byte_order_mark_is_not_part_of_a_file(tmp_path: Path) -> None:
 
 
 PASSWORDS = (
-    "hunter2", "sesame", "Tr0ub4dor&3", "correct horse battery staple", "c2VzYW1lb3Blbg", "p4ss.word",
-    "c2VzYW1l/b3Blbg+Zz9", "deadbeef" * 4, "sesame/horse", "c2VzYW1lb3Blbg==", "sesame@db.example/x",
-)  # fmt: skip
+    "hunter2",
+    "sesame",
+    "Tr0ub4dor&3",
+    "correct horse battery staple",
+    "c2VzYW1lb3Blbg",
+    "p4ss.word",
+    "c2VzYW1l/b3Blbg+Zz9",
+    "deadbeef" * 4,
+    "sesame/horse",
+    "c2VzYW1lb3Blbg==",
+    "sesame@db.example/x",
+)
 PLACES = (
     "l.db",
     "ledger.sqlite3",

@@ -67,8 +67,12 @@ def collected(*args: str) -> set[str]:
     """What a run would take."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--collect-only", "-q", "-o", "addopts=", *args],
-        cwd=TESTS.parent, capture_output=True, text=True, check=False, timeout=110,
-    )  # fmt: skip
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=110,
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return {line for line in done.stdout.splitlines() if "::" in line}
 

@@ -262,8 +262,9 @@ def _default_ledger() -> Ledger:
 def payer_of(client: object) -> Payer | None:
     """The payer of a client of this library, or of one it was attached to."""
     for found in (
-        getattr(client, "payer", None), getattr(getattr(client, "auth", None), "payer", None)
-    ):  # fmt: skip
+        getattr(client, "payer", None),
+        getattr(getattr(client, "auth", None), "payer", None),
+    ):
         if isinstance(found, Payer):
             return found
     return None

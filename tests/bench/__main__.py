@@ -68,8 +68,11 @@ class Rival:
 def seller() -> Iterator[str]:
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.bench.seller"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
     assert process.stdout is not None and process.stdin is not None
     try:
         yield f"http://127.0.0.1:{int(process.stdout.readline())}"
@@ -126,8 +129,13 @@ def _run(*arguments: str) -> str:
     env.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed has its bytecode beside it
     done = subprocess.run(
         [sys.executable, *arguments],
-        capture_output=True, text=True, timeout=250, check=True, cwd=ROOT, env=env,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=True,
+        cwd=ROOT,
+        env=env,
+    )
     return done.stdout.splitlines()[-1]
 
 
@@ -175,9 +183,12 @@ def plot(found: dict[str, Rival], sizes: dict[int, float]) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 4))
     shown = (
-        "two bare requests, async", "x402_mask, async", "x402_mask, async, preempt",
-        "official x402 with coincurve", "official x402 as it installs",
-    )  # fmt: skip
+        "two bare requests, async",
+        "x402_mask, async",
+        "x402_mask, async, preempt",
+        "official x402 with coincurve",
+        "official x402 as it installs",
+    )
     for name in shown:
         times = sorted(found[name].times)
         steps = [100 * (at + 0.5) / len(times) for at in range(len(times))]
@@ -190,9 +201,12 @@ def plot(found: dict[str, Rival], sizes: dict[int, float]) -> None:
     figure, axes = plt.subplots(figsize=(7, 3))
     axes.plot([max(size, 1) for size in sizes], list(sizes.values()), marker="o")
     axes.set(
-        xlabel="payments on the ledger", ylabel="microseconds", xscale="log",
-        title="One durable reservation", ylim=(0, max(sizes.values()) * 1.3),
-    )  # fmt: skip
+        xlabel="payments on the ledger",
+        ylabel="microseconds",
+        xscale="log",
+        title="One durable reservation",
+        ylim=(0, max(sizes.values()) * 1.3),
+    )
     axes.grid(visible=True, alpha=0.3)
     figure.tight_layout()
     figure.savefig(ROOT / "fixtures" / "bench-ledger.png", dpi=110)

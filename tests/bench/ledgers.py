@@ -30,20 +30,32 @@ PROCESSES = 8
 def reservation(number: int) -> Reservation:
     at = time.time_ns() // 1000
     return Reservation(
-        id=new_payment_id(at), at=at, service="mask-refinement",
-        origin="https://seller.example", operation=f"{number}-{os.urandom(12).hex()}",
-        keyed=False, route="x402", micro=200000, amount=200000, asset="0x" + "1" * 40,
-        network="eip155:8453", payer="0x" + "2" * 40, pay_to="0x" + "3" * 40, limits=LIMITS,
+        id=new_payment_id(at),
+        at=at,
+        service="mask-refinement",
+        origin="https://seller.example",
+        operation=f"{number}-{os.urandom(12).hex()}",
+        keyed=False,
+        route="x402",
+        micro=200000,
+        amount=200000,
+        asset="0x" + "1" * 40,
+        network="eip155:8453",
+        payer="0x" + "2" * 40,
+        pay_to="0x" + "3" * 40,
+        limits=LIMITS,
         pin_payee=False,
-    )  # fmt: skip
+    )
 
 
 def prove() -> Proof:
     """A proof of the usual size: what is measured is all that happens before it leaves."""
     return Proof(
-        header="PAYMENT-SIGNATURE", value="x" * 1100, nonce="0x" + os.urandom(32).hex(),
+        header="PAYMENT-SIGNATURE",
+        value="x" * 1100,
+        nonce="0x" + os.urandom(32).hex(),
         valid_before=int(time.time()) + 300,
-    )  # fmt: skip
+    )
 
 
 def fill(ledger: SQLiteLedger, payments: int) -> None:

@@ -168,9 +168,14 @@ def sign_ours(url: str) -> Callable[[int], None]:
 
     def call(number: int) -> None:
         signed = authorize(
-            choice, payer=wallet.address, now=1.7e9, seller_now=1.7e9, cap_s=300,
-            nonce=number.to_bytes(32, "big"), backdate=False,
-        )  # fmt: skip
+            choice,
+            payer=wallet.address,
+            now=1.7e9,
+            seller_now=1.7e9,
+            cap_s=300,
+            nonce=number.to_bytes(32, "big"),
+            backdate=False,
+        )
         signature = wallet.sign_checked(signed.digest)
         proof_header(challenge, choice.offer, signed.payload(signature), "pay_" + "0" * 32)
 
@@ -189,10 +194,13 @@ def sign_eth_account(url: str) -> Callable[[int], None]:
 
     def call(number: int) -> None:
         message = {
-            "from": account.address, "to": "0x209693Bc6afc0C5328bA36FaF03C514EF312287C",
-            "value": 200000, "validAfter": 0, "validBefore": 1700000300,
+            "from": account.address,
+            "to": "0x209693Bc6afc0C5328bA36FaF03C514EF312287C",
+            "value": 200000,
+            "validAfter": 0,
+            "validBefore": 1700000300,
             "nonce": number.to_bytes(32, "big"),
-        }  # fmt: skip
+        }
         account.sign_typed_data(domain, TRANSFER_TYPES, message)
 
     return call

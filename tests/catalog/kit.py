@@ -61,8 +61,11 @@ def as_json(document: Any, **reply: Any) -> Reply:
     """A JSON answer; text and bytes go as they are."""
     text = document if isinstance(document, (str, bytes)) else json.dumps(document)
     body = text.encode() if isinstance(text, str) else text
-    return Reply(headers=[("Content-Type", "application/json"), *reply.pop("headers", [])],
-                 body=body, **reply)  # fmt: skip
+    return Reply(
+        headers=[("Content-Type", "application/json"), *reply.pop("headers", [])],
+        body=body,
+        **reply,
+    )
 
 
 def zipped(body: bytes) -> Reply:
@@ -86,9 +89,14 @@ class Shop:
         self.seller.on(path, answer if isinstance(answer, Reply) else as_json(answer))
 
     def sells(
-        self, name: str = "mask-refinement", *, amount: str = "200000", paid: Answer | None = None,
-        schema: Any = None, **more: Any,
-    ) -> str:  # fmt: skip
+        self,
+        name: str = "mask-refinement",
+        *,
+        amount: str = "200000",
+        paid: Answer | None = None,
+        schema: Any = None,
+        **more: Any,
+    ) -> str:
         """Sell a service by the Server402 challenge, with *schema* as its ``outputSchema``."""
         asked = offer(amount, extra=None, outputSchema=schema)
         unpaid = server402_body(asked, **more)

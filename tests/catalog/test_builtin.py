@@ -38,17 +38,28 @@ WRONG: dict[str, dict[str, Any]] = {
     "a list": {"json": [GOOD]},
 }
 ELSE: dict[str, dict[str, Any]] = {
-    "another thing": {"json": {"n": 1}}, "nothing": {}, "bytes": {"content": b"abc"},
-    "no inputs": {"json": {}}, "a list": {"json": [1, 2]}, "text": {"json": "photo"},
-    "a form of other things": {"data": {"n": 1}}, "files": {"files": {"n": b"abc"}},
-}  # fmt: skip
+    "another thing": {"json": {"n": 1}},
+    "nothing": {},
+    "bytes": {"content": b"abc"},
+    "no inputs": {"json": {}},
+    "a list": {"json": [1, 2]},
+    "text": {"json": "photo"},
+    "a form of other things": {"data": {"n": 1}},
+    "files": {"files": {"n": b"abc"}},
+}
 
 
 def stated(*names: str, required: bool = False) -> Any:
     """An ``outputSchema`` whose input has these fields."""
     field = {"type": "string", "required": True} if required else {"type": "string"}
-    return {"input": {"type": "http", "method": "POST", "bodyType": "json",
-                      "bodyFields": dict.fromkeys(names, field)}}  # fmt: skip
+    return {
+        "input": {
+            "type": "http",
+            "method": "POST",
+            "bodyType": "json",
+            "bodyFields": dict.fromkeys(names, field),
+        }
+    }
 
 
 @pytest.mark.parametrize("wrong", WRONG)
@@ -76,9 +87,12 @@ def test_by_every_client(shop: Shop, make_payer: MakePayer, mode: str) -> None:
 
 def test_the_sandbox_says_itself_that_it_is_this_service() -> None:
     """Its challenge states these inputs: what names none of them is wrong as well."""
-    with Sandbox() as real, Payer(
-        Wallet.create(), caps=[Cap(1, per="total")], origins=[real.url], ledger=MemoryLedger()
-    ) as payer:  # fmt: skip
+    with (
+        Sandbox() as real,
+        Payer(
+            Wallet.create(), caps=[Cap(1, per="total")], origins=[real.url], ledger=MemoryLedger()
+        ) as payer,
+    ):
         url = f"{real.url}/api/tools/mask-refinement"
         for body in (*WRONG.values(), *ELSE.values()):
             with pytest.raises(InputRefused):

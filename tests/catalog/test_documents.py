@@ -63,9 +63,13 @@ def test_a_service_is_taken_by_its_id_and_never_by_its_rank(shop: Shop) -> None:
 
 
 def test_a_service_is_found_by_each_of_its_names(shop: Shop) -> None:
-    listed = entry("bar", internalServiceId="old-bar", legacyEndpoint="/api/tools/foo",
-                   endpointAliases=["/api/tools/f%6Fo2", 7, "/elsewhere"],
-                   discovery={"aliases": ["baz", None]})  # fmt: skip
+    listed = entry(
+        "bar",
+        internalServiceId="old-bar",
+        legacyEndpoint="/api/tools/foo",
+        endpointAliases=["/api/tools/f%6Fo2", 7, "/elsewhere"],
+        discovery={"aliases": ["baz", None]},
+    )
     shop.lists(entry("first"), listed)
     for name in ("bar", "old-bar", "foo", "foo2", "baz", "/api/tools/foo"):
         assert market(shop).service(name).id == "bar"
@@ -88,10 +92,18 @@ def test_what_is_no_id_is_never_sent(shop: Shop, name: Any) -> None:
 # --- discovery
 
 
-@pytest.mark.parametrize("create", [
-    "/api/payments", "{}/api/payments", {"method": "POST", "url": "/api/payments"},
-    {"url": "{}/api/payments"}, None, 7, {"url": None},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "create",
+    [
+        "/api/payments",
+        "{}/api/payments",
+        {"method": "POST", "url": "/api/payments"},
+        {"url": "{}/api/payments"},
+        None,
+        7,
+        {"url": None},
+    ],
+)
 def test_discovery_in_its_shapes(shop: Shop, create: Any) -> None:
     """Traps 1 and 2: a string or an object, absolute or relative."""
     create = json.loads(json.dumps(create).replace("{}/", shop.origin + "/"))
@@ -104,11 +116,23 @@ def test_discovery_in_its_shapes(shop: Shop, create: Any) -> None:
     assert shop.seller.hits[-1].target == "/find?by=agent&q=a+b%26c"
 
 
-@pytest.mark.parametrize("discovery", [
-    None, b"<!doctype html>", {}, [], "7", {"searchUrl": None, "payment": "x", "baseUrl": 9},
-    b"[" * 100_000, b'{"searchUrl": "/x", "searchUrl": "/y"}', b"\xff{}",
-    Reply(status=500), Reply(status=302, headers=[("Location", "/elsewhere")]),
-], ids=range(11))  # fmt: skip
+@pytest.mark.parametrize(
+    "discovery",
+    [
+        None,
+        b"<!doctype html>",
+        {},
+        [],
+        "7",
+        {"searchUrl": None, "payment": "x", "baseUrl": 9},
+        b"[" * 100_000,
+        b'{"searchUrl": "/x", "searchUrl": "/y"}',
+        b"\xff{}",
+        Reply(status=500),
+        Reply(status=302, headers=[("Location", "/elsewhere")]),
+    ],
+    ids=range(11),
+)
 def test_without_a_discovery_of_use_the_default_paths_are_asked(shop: Shop, discovery: Any) -> None:
     if discovery is not None:
         shop.says(DISCOVERY, discovery)
@@ -117,11 +141,23 @@ def test_without_a_discovery_of_use_the_default_paths_are_asked(shop: Shop, disc
     assert shop.paths() == [DISCOVERY, SEARCH]
 
 
-@pytest.mark.parametrize("foreign", [
-    "https://evil.example/find", "//evil.example/find", "http://localhost:1/find", "http://evil:x/",
-    "https://127.0.0.1/find", "{}@evil.example/find", "{}.evil.example/find", "file:///etc/passwd",
-    "http://me:secret@{host}/find", "{}/fi\x7fnd", "http://[::1/find", "{}/\u202efind",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        "https://evil.example/find",
+        "//evil.example/find",
+        "http://localhost:1/find",
+        "http://evil:x/",
+        "https://127.0.0.1/find",
+        "{}@evil.example/find",
+        "{}.evil.example/find",
+        "file:///etc/passwd",
+        "http://me:secret@{host}/find",
+        "{}/fi\x7fnd",
+        "http://[::1/find",
+        "{}/\u202efind",
+    ],
+)
 def test_a_foreign_url_is_refused_where_it_would_be_used(shop: Shop, foreign: str) -> None:
     foreign = foreign.format(shop.origin, host=shop.origin.partition("//")[2])
     shop.says(DISCOVERY, {"searchUrl": foreign})
@@ -130,8 +166,11 @@ def test_a_foreign_url_is_refused_where_it_would_be_used(shop: Shop, foreign: st
         market(shop).search()
     shop.says(DISCOVERY, {"agentGuideUrl": foreign})  # not used
     assert market(shop).search()[0].id == "mask-refinement"
-    for payment in ({"createPayment": foreign}, {"flow": {"createPayment": {"url": foreign}}},
-                    {"verifyPayment": foreign}):  # fmt: skip
+    for payment in (
+        {"createPayment": foreign},
+        {"flow": {"createPayment": {"url": foreign}}},
+        {"verifyPayment": foreign},
+    ):
         shop.says(DISCOVERY, {"payment": payment})
         with pytest.raises(OriginRefused, match="payments are never sent elsewhere"):
             market(shop).search()
@@ -142,8 +181,11 @@ def test_a_foreign_url_is_refused_where_it_would_be_used(shop: Shop, foreign: st
 
 def test_a_service_of_another_origin_is_left_out_and_refused_by_name(shop: Shop) -> None:
     flow = {"paymentFlow": {"createPayment": {"url": "https://evil.example/api/payments"}}}
-    shop.lists(entry("away", endpoint="https://evil.example/api/tools/away"),
-               entry("trap", discovery=flow), entry())  # fmt: skip
+    shop.lists(
+        entry("away", endpoint="https://evil.example/api/tools/away"),
+        entry("trap", discovery=flow),
+        entry(),
+    )
     assert [s.id for s in market(shop).search()] == ["mask-refinement"]
     for name in ("away", "trap"):
         with pytest.raises(OriginRefused, match="evil"):
@@ -153,15 +195,25 @@ def test_a_service_of_another_origin_is_left_out_and_refused_by_name(shop: Shop)
 # --- hostile and odd documents
 
 
-@pytest.mark.parametrize(("answer", "words"), [
-    (as_json(b"<html>"), "not usable JSON"), (as_json(b"\xff\xfe"), "not usable JSON"),
-    (as_json(b"[" * 500_000), "nested too deeply"), (as_json(b"{" * 40 + b"}" * 40), "not usable"),
-    (as_json(b" " * 1_100_000), "longer than 1 MiB"), (zipped(b" " * 9_000_000), "longer than 1 MiB"),
-    (as_json({"services": {"a": 1}}), "lists no services"), (as_json(7), "lists no services"),
-    (as_json(b"", headers=[("Content-Encoding", "br")]), "oddly encoded"),
-    (Reply(status=404), "answered 404"), (Reply(status=301), "answered 301"),
-    (Reply(status=402, body=b"{}"), "asks for payment"), (v2_header(offer()), "asks for payment"),
-], ids=range(13))  # fmt: skip
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (as_json(b"<html>"), "not usable JSON"),
+        (as_json(b"\xff\xfe"), "not usable JSON"),
+        (as_json(b"[" * 500_000), "nested too deeply"),
+        (as_json(b"{" * 40 + b"}" * 40), "not usable"),
+        (as_json(b" " * 1_100_000), "longer than 1 MiB"),
+        (zipped(b" " * 9_000_000), "longer than 1 MiB"),
+        (as_json({"services": {"a": 1}}), "lists no services"),
+        (as_json(7), "lists no services"),
+        (as_json(b"", headers=[("Content-Encoding", "br")]), "oddly encoded"),
+        (Reply(status=404), "answered 404"),
+        (Reply(status=301), "answered 301"),
+        (Reply(status=402, body=b"{}"), "asks for payment"),
+        (v2_header(offer()), "asks for payment"),
+    ],
+    ids=range(13),
+)
 def test_a_search_that_cannot_be_read_is_a_typed_error(shop: Shop, answer: Any, words: str) -> None:
     shop.seller.on(SEARCH, answer)
     began = time.monotonic()
@@ -173,10 +225,28 @@ def test_a_search_that_cannot_be_read_is_a_typed_error(shop: Shop, answer: Any, 
 
 
 def test_odd_entries_cost_nobody_the_others(shop: Shop) -> None:
-    odd: list[Any] = [None, 7, [], {}, {"id": 7}, {"id": "../x"}, {"id": "a" * 200},
-           entry("bare", name=None, description=None, endpoint=None, pricing=None, method=None),
-           entry("odd", name=["x"], tags=None, endpointAliases=None, pricing=[], method=7,
-                 inputSchema=[], outputSchema="x", discovery=[], payment=7)]  # fmt: skip
+    odd: list[Any] = [
+        None,
+        7,
+        [],
+        {},
+        {"id": 7},
+        {"id": "../x"},
+        {"id": "a" * 200},
+        entry("bare", name=None, description=None, endpoint=None, pricing=None, method=None),
+        entry(
+            "odd",
+            name=["x"],
+            tags=None,
+            endpointAliases=None,
+            pricing=[],
+            method=7,
+            inputSchema=[],
+            outputSchema="x",
+            discovery=[],
+            payment=7,
+        ),
+    ]
     shop.lists(*odd, entry())
     bare, second, last = market(shop).search()
     assert (bare.id, bare.name, bare.description, bare.usd) == ("bare", "bare", "", None)
@@ -204,12 +274,32 @@ def test_at_most_500_services_are_read(shop: Shop) -> None:
     assert len(market(shop).search()) == 500
 
 
-@pytest.mark.parametrize(("cents", "usd"), [
-    (3, "0.03"), ("5", "0.05"), (0.1, "0.001"), ("0.10", "0.0010"), (0, "0.00"), (20.0, "0.200"),
-    (-3, None), ("-3", None), (True, None), (None, None), ("1e9", None), (1e300, None), ([], None),
-    ("٣", None), ("9" * 13, None), ("1e-999999", None), ("1e9999", None), ("NaN", None),
-    ("free", None), ("Infinity", None), (10**30, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("cents", "usd"),
+    [
+        (3, "0.03"),
+        ("5", "0.05"),
+        (0.1, "0.001"),
+        ("0.10", "0.0010"),
+        (0, "0.00"),
+        (20.0, "0.200"),
+        (-3, None),
+        ("-3", None),
+        (True, None),
+        (None, None),
+        ("1e9", None),
+        (1e300, None),
+        ([], None),
+        ("٣", None),
+        ("9" * 13, None),
+        ("1e-999999", None),
+        ("1e9999", None),
+        ("NaN", None),
+        ("free", None),
+        ("Infinity", None),
+        (10**30, None),
+    ],
+)
 def test_prices(shop: Shop, cents: Any, usd: str | None) -> None:
     shop.lists(entry(pricing={"amountCents": cents, "currency": "USD"}))
     found = market(shop).search()[0].usd
@@ -225,8 +315,10 @@ def test_a_service_that_search_does_not_list_is_found_in_openapi(shop: Shop) -> 
     shop.lists(entry("other"))
     schema = {"$ref": "#/components/schemas/In"}
     body = {"content": {"application/json": {"schema": schema}}}
-    paths = {"/api/tools/rare": {"post": {"operationId": "rare", "requestBody": body}},
-             "/v2/odd": {"parameters": [], "get": {"operationId": "odd_one", "summary": "Odd"}}}  # fmt: skip
+    paths = {
+        "/api/tools/rare": {"post": {"operationId": "rare", "requestBody": body}},
+        "/v2/odd": {"parameters": [], "get": {"operationId": "odd_one", "summary": "Odd"}},
+    }
     shop.says("/api/catalog/openapi.json", {"paths": paths, "components": {"schemas": {"In": {}}}})
     rare, odd = market(shop).service("rare"), market(shop).service("odd-one")
     assert (rare.method, rare.usd) == ("POST", None)
@@ -235,8 +327,10 @@ def test_a_service_that_search_does_not_list_is_found_in_openapi(shop: Shop) -> 
 
 
 def test_a_service_may_have_a_page_of_its_own_only(shop: Shop) -> None:
-    text = (f"# Rare\n\n> A rare one.\n- Endpoint: POST {shop.origin}/api/tools/rare\n- Price: USD 0.001 per call\n"
-            '- Input schema: {"type": "object"}\n')  # fmt: skip
+    text = (
+        f"# Rare\n\n> A rare one.\n- Endpoint: POST {shop.origin}/api/tools/rare\n- Price: USD 0.001 per call\n"
+        '- Input schema: {"type": "object"}\n'
+    )
     shop.says("/services/rare/llms.txt", as_json(text))
     found = market(shop).service("rare")
     assert (found.name, found.description, found.method) == ("Rare", "A rare one.", "POST")
@@ -248,10 +342,14 @@ def test_a_service_may_have_a_page_of_its_own_only(shop: Shop) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    ["{0}", '{{"service": {0}}}', '{{"data": {0}}}',
-     '<html><script>x</script><SCRIPT type="application/json" id="s">{0}</script></html>',
-     "<script type=application/ld+json>[</script><script type='application/ld+json'>{0}</script>"],
-)  # fmt: skip
+    [
+        "{0}",
+        '{{"service": {0}}}',
+        '{{"data": {0}}}',
+        '<html><script>x</script><SCRIPT type="application/json" id="s">{0}</script></html>',
+        "<script type=application/ld+json>[</script><script type='application/ld+json'>{0}</script>",
+    ],
+)
 def test_a_service_may_be_described_on_its_page(shop: Shop, page: str) -> None:
     """As JSON, or in the JSON that a page carries; of another service nothing is taken."""
     schema = {"type": "object", "required": ["ImageURL"]}
@@ -304,10 +402,13 @@ def test_a_schema_that_is_no_object_is_ignored_and_said_so(
 
 @pytest.mark.parametrize(
     ("template", "target"),
-    [("/find?q={query}&limit=5", "/find?q=a%20%26%20b&limit=5"),
-     ("/find{?q,limit}", "/find?q=a+%26+b"), ("/find?x=1{&query}", "/find?x=1&query=a+%26+b"),
-     ("/find?s={searchTerms}&limit={limit}", "/find?s=a%20%26%20b&limit=")],
-)  # fmt: skip
+    [
+        ("/find?q={query}&limit=5", "/find?q=a%20%26%20b&limit=5"),
+        ("/find{?q,limit}", "/find?q=a+%26+b"),
+        ("/find?x=1{&query}", "/find?x=1&query=a+%26+b"),
+        ("/find?s={searchTerms}&limit={limit}", "/find?s=a%20%26%20b&limit="),
+    ],
+)
 def test_a_search_url_may_be_a_template(shop: Shop, template: str, target: str) -> None:
     shop.says(DISCOVERY, as_json({"searchUrl": template}))
     shop.says("/find", as_json({"services": [entry()]}))
@@ -317,10 +418,15 @@ def test_a_search_url_may_be_a_template(shop: Shop, template: str, target: str) 
 
 @pytest.mark.parametrize(
     "page",
-    ["<script " * 4000, "<script type=application/json " * 1000, "<script>" * 4000,
-     '<script type="application/json">' * 900, "<script " * 2000 + "type=application/json " * 760],
+    [
+        "<script " * 4000,
+        "<script type=application/json " * 1000,
+        "<script>" * 4000,
+        '<script type="application/json">' * 900,
+        "<script " * 2000 + "type=application/json " * 760,
+    ],
     ids=range(5),
-)  # fmt: skip
+)
 def test_a_page_is_read_in_no_time(shop: Shop, page: str) -> None:
     """However it is made up to keep a reader busy."""
     shop.says("/services/rare", Reply(body=page.encode()))

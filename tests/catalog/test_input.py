@@ -23,13 +23,34 @@ from x402_mask._payer import buyer_of
 from x402_mask.sandbox import Sandbox
 
 SCHEMA = {"type": "object", "required": ["a"], "properties": {"a": {"type": "string"}}}
-FIELDS = {"input": {"type": "http", "method": "POST", "bodyType": "json",
-                    "bodyFields": {"a": {"type": "string", "required": True}}}}  # fmt: skip
-BAZAAR = {"bazaar": {
-    "info": {"input": {"type": "http", "method": "POST", "bodyType": "json", "body": {"a": "x"}}},
-    "schema": {"type": "object", "properties": {"input": {"type": "object", "properties": {
-        "type": {"const": "http"}, "bodyType": {"enum": ["json", "form-data", "text"]},
-        "body": SCHEMA}}}}}}  # fmt: skip
+FIELDS = {
+    "input": {
+        "type": "http",
+        "method": "POST",
+        "bodyType": "json",
+        "bodyFields": {"a": {"type": "string", "required": True}},
+    }
+}
+BAZAAR = {
+    "bazaar": {
+        "info": {
+            "input": {"type": "http", "method": "POST", "bodyType": "json", "body": {"a": "x"}}
+        },
+        "schema": {
+            "type": "object",
+            "properties": {
+                "input": {
+                    "type": "object",
+                    "properties": {
+                        "type": {"const": "http"},
+                        "bodyType": {"enum": ["json", "form-data", "text"]},
+                        "body": SCHEMA,
+                    },
+                }
+            },
+        },
+    }
+}
 STATED = {
     "server402": lambda: {"schema": FIELDS},
     "input-schema": lambda: {"schema": {"input": SCHEMA}},
@@ -65,10 +86,15 @@ def test_a_schema_in_the_challenge_is_kept_to(
     assert len(payer.payments()) == 1
 
 
-@pytest.mark.parametrize("reply", [
-    v1_body({**offer_v1("200000"), "outputSchema": FIELDS}),
-    v2_body(offer("200000"), extensions=BAZAAR), v2_header(offer("200000"), extensions=BAZAAR),
-], ids=("v1", "v2-body", "v2-header"))  # fmt: skip
+@pytest.mark.parametrize(
+    "reply",
+    [
+        v1_body({**offer_v1("200000"), "outputSchema": FIELDS}),
+        v2_body(offer("200000"), extensions=BAZAAR),
+        v2_header(offer("200000"), extensions=BAZAAR),
+    ],
+    ids=("v1", "v2-body", "v2-header"),
+)
 def test_in_every_form(shop: Shop, make_payer: MakePayer, reply: Any) -> None:
     payer = make_payer()
     url = shop.seller.on("/paid", paywall(reply, served()))
@@ -145,11 +171,14 @@ def test_what_cannot_be_judged_is_paid(shop: Shop, make_payer: MakePayer) -> Non
     form = shop.sells("form", schema={"input": {**FIELDS["input"], "bodyType": "form-data"}})
     with client_of("client", payer) as client:
         for answer in (
-            client.get(url), client.post(url, files={"f": b"x"}),
+            client.get(url),
+            client.post(url, files={"f": b"x"}),
             client.post(url, content=b"[" + b"1," * 600_000 + b"1]"),
             client.post(url, content=b"\x1f\x8b", headers={"Content-Encoding": "gzip"}),
-            client.post(example, json={}), client.post(form, data={"b": "x"}), client.post(upload, data={"b": "x"}),
-        ):  # fmt: skip
+            client.post(example, json={}),
+            client.post(form, data={"b": "x"}),
+            client.post(upload, data={"b": "x"}),
+        ):
             assert answer.status_code == 200
 
 
@@ -214,8 +243,17 @@ def test_the_sandbox_states_its_fields(shop: Shop) -> None:
 def test_no_challenge_makes_trouble(shop: Shop, make_payer: MakePayer) -> None:
     """Where a schema could be, anything may be."""
     payer = make_payer()
-    for odd in (None, 7, "x", [], {}, {"input": 7}, {"input": {"type": "http", "bodyFields": [1]}},
-                {"input": {"type": "http", "bodyFields": {"a": 7}}}, {"input": {"type": "object"}}):  # fmt: skip
+    for odd in (
+        None,
+        7,
+        "x",
+        [],
+        {},
+        {"input": 7},
+        {"input": {"type": "http", "bodyFields": [1]}},
+        {"input": {"type": "http", "bodyFields": {"a": 7}}},
+        {"input": {"type": "object"}},
+    ):
         url = shop.sells(schema=odd, inputSchema=odd, extensions={"bazaar": odd})
         assert using("client", payer, lambda c: c.post(url, json={"a": 7})).status_code == 200  # noqa: B023
 

@@ -19,7 +19,7 @@ from x402_mask import (
     ServiceFailed,
     Wallet,
     refine_mask,
-)  # fmt: skip
+)
 from x402_mask.sandbox import Sandbox
 
 PICTURES = {"image_url": "https://a.example/photo.png", "mask_image_url": "https://a.example/m.png"}
@@ -29,8 +29,10 @@ PICTURES = {"image_url": "https://a.example/photo.png", "mask_image_url": "https
 @pytest.mark.parametrize("mode", ["client", "async-attach"])
 def test_a_mask_is_refined_and_paid_for_once(mode: str, family: str) -> None:
     with Sandbox() as shop:
-        pictures = {"image_url": f"{shop.url}/static/photo.png",
-                    "mask_image_url": f"{shop.url}/static/mask.png"}  # fmt: skip
+        pictures = {
+            "image_url": f"{shop.url}/static/photo.png",
+            "mask_image_url": f"{shop.url}/static/mask.png",
+        }
         options: Any = {
             "caps": [Cap(1, per="total")],
             "origins": [shop.url],
@@ -51,11 +53,18 @@ def refined(shop: Shop, payer: Payer, answer: bytes, mode: str = "client") -> An
     return using(mode, payer, lambda client: refine_mask(client, **PICTURES))
 
 
-@pytest.mark.parametrize(("data", "url"), [
-    ('{"ImageURL": "https://x/y"}', "https://x/y"), ('{"Elements": [{"ImageURL": "http://x"}]}', "http://x"),
-    ("{}", None), ('{"ImageURL": 7, "Elements": [7]}', None), ('{"ImageURL": "javascript:x"}', None),
-    ('{"ImageURL": "https://x/\\u202e"}', None), ('{"Elements": {}}', None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "url"),
+    [
+        ('{"ImageURL": "https://x/y"}', "https://x/y"),
+        ('{"Elements": [{"ImageURL": "http://x"}]}', "http://x"),
+        ("{}", None),
+        ('{"ImageURL": 7, "Elements": [7]}', None),
+        ('{"ImageURL": "javascript:x"}', None),
+        ('{"ImageURL": "https://x/\\u202e"}', None),
+        ('{"Elements": {}}', None),
+    ],
+)
 def test_where_the_mask_is(shop: Shop, make_payer: MakePayer, data: str, url: str | None) -> None:
     for code in ('"code": "200",', '"code": 200,', ""):
         found = refined(shop, make_payer(), f'{{{code} "data": {data}, "requestId": "r"}}'.encode())
@@ -67,10 +76,18 @@ def test_where_the_mask_is(shop: Shop, make_payer: MakePayer, data: str, url: st
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("answer", "words"), [
-    (b'{"code": "400", "message": "no\\u001b such", "data": {}}', r"answered 400: no\\x1b such"),
-    (b'{"code": "200"}', "no data"), (b"<html>", "not usable"), (b"[]", "not a JSON object"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (
+            b'{"code": "400", "message": "no\\u001b such", "data": {}}',
+            r"answered 400: no\\x1b such",
+        ),
+        (b'{"code": "200"}', "no data"),
+        (b"<html>", "not usable"),
+        (b"[]", "not a JSON object"),
+    ],
+)
 def test_a_failure_tells_what_was_paid(
     shop: Shop, make_payer: MakePayer, answer: bytes, words: str, mode: str
 ) -> None:
@@ -113,11 +130,25 @@ def test_which_marketplace(shop: Shop, make_payer: MakePayer) -> None:
 
 
 NO_URLS = [
-    "", " ", "nope", "photo.png", "/photo.png", "file:///photo.png", "data:image/png;base64,AA==",
-    "https://", "https:///x", "https:x", "http://[::1/x", "https://a.example/a b", "ftp://a.example",
-    " https://a.example/x", "https://a.example/x\n", "https://a.example/%zz", "https://?x",
+    "",
+    " ",
+    "nope",
+    "photo.png",
+    "/photo.png",
+    "file:///photo.png",
+    "data:image/png;base64,AA==",
+    "https://",
+    "https:///x",
+    "https:x",
+    "http://[::1/x",
+    "https://a.example/a b",
+    "ftp://a.example",
+    " https://a.example/x",
+    "https://a.example/x\n",
+    "https://a.example/%zz",
+    "https://?x",
     "https://a.example/" + "x" * 5000,
-]  # fmt: skip
+]
 
 
 def test_nor_is_it_by_an_async_client(shop: Shop) -> None:

@@ -47,10 +47,15 @@ def test_a_dearer_offer_than_the_catalogs_is_refused(
     assert using(mode, payer, lambda c: c.post(url, json={})).status_code == 200
 
 
-@pytest.mark.parametrize(("pricing", "most"), [
-    ({"amountCents": 0.1}, 1000), ({"amountCents": "0.15"}, 1500), ({"amountCents": 0}, 10_000),
-    ({"amountCents": 5, "currency": None}, 50_000),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("pricing", "most"),
+    [
+        ({"amountCents": 0.1}, 1000),
+        ({"amountCents": "0.15"}, 1500),
+        ({"amountCents": 0}, 10_000),
+        ({"amountCents": 5, "currency": None}, 50_000),
+    ],
+)
 def test_prices_below_a_cent(shop: Shop, make_payer: MakePayer, pricing: Any, most: int) -> None:
     """Whole cents of 0 are what such a price is rounded to, so they mean up to a cent."""
     shop.lists(entry(pricing=pricing))
@@ -61,10 +66,15 @@ def test_prices_below_a_cent(shop: Shop, make_payer: MakePayer, pricing: Any, mo
     assert post(payer, shop.sells(amount=str(most))).status_code == 200
 
 
-@pytest.mark.parametrize(("options", "pricing"), [
-    ({"allow_above_catalog": True}, {"amountCents": 1}), ({}, None), ({}, {"amountCents": "x"}),
-    ({}, {"amountCents": 1, "currency": "CNY"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "pricing"),
+    [
+        ({"allow_above_catalog": True}, {"amountCents": 1}),
+        ({}, None),
+        ({}, {"amountCents": "x"}),
+        ({}, {"amountCents": 1, "currency": "CNY"}),
+    ],
+)
 def test_a_price_that_is_not_known_or_not_minded(
     shop: Shop, make_payer: MakePayer, options: Any, pricing: Any
 ) -> None:
@@ -181,8 +191,10 @@ def test_words_to_search_by_are_not_names(shop: Shop, make_payer: MakePayer) -> 
 def test_a_services_own_entry_goes_before_a_claim_to_its_name(
     shop: Shop, make_payer: MakePayer
 ) -> None:
-    shop.lists(entry("foo", pricing={"amountCents": 1}),
-               entry("bar", endpointAliases=["/api/tools/foo"], pricing={"amountCents": 900}))  # fmt: skip
+    shop.lists(
+        entry("foo", pricing={"amountCents": 1}),
+        entry("bar", endpointAliases=["/api/tools/foo"], pricing={"amountCents": 900}),
+    )
     payer = make_payer()
     market(shop, payer).search()
     with pytest.raises(OfferRefused, match="catalog's price is"):

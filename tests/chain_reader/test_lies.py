@@ -48,8 +48,23 @@ pytestmark = pytest.mark.timeout(120)
 
 YES, NO = word(1), word(0)
 GARBAGE: list[Any] = [
-    None, True, 0, -1, 1.5, "", "0x", "0xzz", "0x-1", " 0x1", "0x1\n", "１", [], {}, [[]], "0x" + "f" * 65,
-]  # fmt: skip
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    "",
+    "0x",
+    "0xzz",
+    "0x-1",
+    " 0x1",
+    "0x1\n",
+    "１",
+    [],
+    {},
+    [[]],
+    "0x" + "f" * 65,
+]
 
 
 def always(value: Any) -> Lie:
@@ -139,19 +154,44 @@ LIES: list[tuple[str, str, str, Lie, str]] = [
     ("logs oddly removed", "settled", "eth_getLogs", changed(removed=None), "was not found"),
     ("log of another token", "settled", "eth_getLogs", changed(address=OTHER), "not asked for"),
     ("log of another block", "settled", "eth_getLogs", changed(blockNumber="0x1"), "not asked for"),
-    ("log of another event", "settled", "eth_getLogs",
-     changed(topics=[TRANSFER, *LOG["topics"][1:]]), "not asked for"),
+    (
+        "log of another event",
+        "settled",
+        "eth_getLogs",
+        changed(topics=[TRANSFER, *LOG["topics"][1:]]),
+        "not asked for",
+    ),
     ("log of another payer", "settled", "eth_getLogs", changed(topics=LOG["topics"]), "not asked"),
     ("too few topics", "settled", "eth_getLogs", changed(topics=[USED]), "not asked for"),
-    ("cancelled as used", "canceled", "eth_getLogs",
-     changed(topics=[USED, word(A.payer), A.nonce.lower()]), "missing from its transaction"),
-    ("used as cancelled", "settled", "eth_getLogs",
-     changed(topics=[CANCELED, word(A.payer), A.nonce.lower()]), "missing from its transaction"),
+    (
+        "cancelled as used",
+        "canceled",
+        "eth_getLogs",
+        changed(topics=[USED, word(A.payer), A.nonce.lower()]),
+        "missing from its transaction",
+    ),
+    (
+        "used as cancelled",
+        "settled",
+        "eth_getLogs",
+        changed(topics=[CANCELED, word(A.payer), A.nonce.lower()]),
+        "missing from its transaction",
+    ),
     ("log without a block", "settled", "eth_getLogs", changed(blockHash=None), "garbage"),
-    ("log of another fork", "settled", "eth_getLogs",
-     changed(blockHash=LOG["blockHash"]), "missing from its transaction"),
-    ("log of another transaction", "settled", "eth_getLogs",
-     changed(transactionHash=LOG["transactionHash"]), "has not succeeded"),
+    (
+        "log of another fork",
+        "settled",
+        "eth_getLogs",
+        changed(blockHash=LOG["blockHash"]),
+        "missing from its transaction",
+    ),
+    (
+        "log of another transaction",
+        "settled",
+        "eth_getLogs",
+        changed(transactionHash=LOG["transactionHash"]),
+        "has not succeeded",
+    ),
     ("a log twenty times", "settled", "eth_getLogs", doubled, "more events"),
     ("a cancellation twice", "canceled", "eth_getLogs", lambda _, t: t * 2, "contradiction"),
     ("a million logs", "settled", "eth_getLogs", lambda _, t: t * 100_000, "bytes"),
@@ -161,33 +201,85 @@ LIES: list[tuple[str, str, str, Lie, str]] = [
     ("failed", "canceled", "eth_getTransactionReceipt", changed(status="0x0"), "not succeeded"),
     ("odd status", "settled", "eth_getTransactionReceipt", changed(status="0x2"), "not succeeded"),
     ("no status", "settled", "eth_getTransactionReceipt", changed(status=None), "garbage"),
-    ("unconfirmed receipt", "settled", "eth_getTransactionReceipt",
-     lambda _, t: t | {"blockNumber": hex(1099), "logs": []}, "not succeeded"),
-    ("pending receipt", "settled", "eth_getTransactionReceipt",
-     changed(blockNumber=None), "garbage"),
-    ("another receipt", "hinted", "eth_getTransactionReceipt",
-     changed(transactionHash=LOG["transactionHash"], logs=[]), "another transaction's receipt"),
-    ("replaced block", "settled", "eth_getTransactionReceipt",
-     lambda _, t: t | {"blockHash": LOG["blockHash"],
-                       "logs": [g | {"blockHash": LOG["blockHash"]} for g in t["logs"]]},
-     "missing from its transaction"),
-    ("replaced block", "hinted", "eth_getTransactionReceipt",
-     lambda _, t: t | {"blockHash": LOG["blockHash"],
-                       "logs": [g | {"blockHash": LOG["blockHash"]} for g in t["logs"]]},
-     "was replaced"),
-    ("log from elsewhere", "hinted", "eth_getTransactionReceipt",
-     in_logs(blockHash=LOG["blockHash"]), "another place"),
-    ("log from elsewhere", "hinted", "eth_getTransactionReceipt",
-     in_logs(transactionHash=LOG["transactionHash"]), "another place"),
+    (
+        "unconfirmed receipt",
+        "settled",
+        "eth_getTransactionReceipt",
+        lambda _, t: t | {"blockNumber": hex(1099), "logs": []},
+        "not succeeded",
+    ),
+    (
+        "pending receipt",
+        "settled",
+        "eth_getTransactionReceipt",
+        changed(blockNumber=None),
+        "garbage",
+    ),
+    (
+        "another receipt",
+        "hinted",
+        "eth_getTransactionReceipt",
+        changed(transactionHash=LOG["transactionHash"], logs=[]),
+        "another transaction's receipt",
+    ),
+    (
+        "replaced block",
+        "settled",
+        "eth_getTransactionReceipt",
+        lambda _, t: (
+            t
+            | {
+                "blockHash": LOG["blockHash"],
+                "logs": [g | {"blockHash": LOG["blockHash"]} for g in t["logs"]],
+            }
+        ),
+        "missing from its transaction",
+    ),
+    (
+        "replaced block",
+        "hinted",
+        "eth_getTransactionReceipt",
+        lambda _, t: (
+            t
+            | {
+                "blockHash": LOG["blockHash"],
+                "logs": [g | {"blockHash": LOG["blockHash"]} for g in t["logs"]],
+            }
+        ),
+        "was replaced",
+    ),
+    (
+        "log from elsewhere",
+        "hinted",
+        "eth_getTransactionReceipt",
+        in_logs(blockHash=LOG["blockHash"]),
+        "another place",
+    ),
+    (
+        "log from elsewhere",
+        "hinted",
+        "eth_getTransactionReceipt",
+        in_logs(transactionHash=LOG["transactionHash"]),
+        "another place",
+    ),
     ("removed log", "hinted", "eth_getTransactionReceipt", in_logs(removed=True), "another place"),
-    ("receipt without logs", "settled", "eth_getTransactionReceipt",
-     changed(logs=[]), "missing from its transaction"),
+    (
+        "receipt without logs",
+        "settled",
+        "eth_getTransactionReceipt",
+        changed(logs=[]),
+        "missing from its transaction",
+    ),
     ("odd data", "settled", "eth_getTransactionReceipt", in_logs(data="0xg"), "garbage"),
     ("odd data", "settled", "eth_getTransactionReceipt", in_logs(data=None), "garbage"),
-    ("short data", "settled", "eth_getTransactionReceipt",
-     lambda _, t: t | {"logs": [t["logs"][0], t["logs"][1] | {"data": hex(A.amount)}]},
-     "PAYMENT MISMATCH"),
-]  # fmt: skip
+    (
+        "short data",
+        "settled",
+        "eth_getTransactionReceipt",
+        lambda _, t: t | {"logs": [t["logs"][0], t["logs"][1] | {"data": hex(A.amount)}]},
+        "PAYMENT MISMATCH",
+    ),
+]
 
 
 @pytest.mark.parametrize(

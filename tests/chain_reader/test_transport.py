@@ -108,15 +108,18 @@ RAW: list[tuple[str, Raw, str]] = [
     ("no version", edited(jsonrpc=...), "no answer to the call"),
     ("version 1", edited(jsonrpc="1.0"), "no answer to the call"),
     ("no result", edited(result=...), "no answer to the call"),
-    ("refused", edited(error={"code": -32601, "message": "no\x1b[2J such\nmethod"}),
-     "refused eth_"),
+    (
+        "refused",
+        edited(error={"code": -32601, "message": "no\x1b[2J such\nmethod"}),
+        "refused eth_",
+    ),
     ("refused oddly", edited(error={"code": True, "message": [1]}), "error ?"),
     ("encoded", gzipped, "encoding"),
     ("hung up", hang_up, "RPC failed (RemoteProtocolError)"),
     ("cut short", cut, "RPC failed"),
     ("not http", not_http, "RPC failed"),
     ("huge header", status(200, x_much="y" * 300_000), "RPC failed"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("raw", "said"), [pytest.param(*row[1:], id=row[0]) for row in RAW])

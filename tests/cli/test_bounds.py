@@ -168,10 +168,13 @@ BODY = (b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n", b"x")
 @pytest.mark.parametrize(
     ("command", "sends", "paid", "code"),
     [
-        ("call", HEAD, False, 1), ("call", INTERIM, False, 1), ("call", HEAD, True, 4),
-        ("call", BODY, True, 4), ("quote", HEAD, False, 1),
+        ("call", HEAD, False, 1),
+        ("call", INTERIM, False, 1),
+        ("call", HEAD, True, 4),
+        ("call", BODY, True, 4),
+        ("quote", HEAD, False, 1),
     ],
-)  # fmt: skip
+)
 def test_an_answer_without_end(
     cli: Cli, command: str, sends: tuple[bytes, bytes], paid: bool, code: int
 ) -> None:

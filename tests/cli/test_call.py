@@ -566,11 +566,12 @@ def _claiming(status: int = 200, **claim: object) -> Answer:
         (_claiming(success=False, errorReason="oh"), 0, "stays held: settlement failed: oh"),
         (_claiming(amount="5"), 0, "stays held: the settlement names another amount"),
         (
-            _claiming(402, success=False, errorReason="settlement_pending"), 4,
+            _claiming(402, success=False, errorReason="settlement_pending"),
+            4,
             "stays held: the seller refused it: settlement_pending (it is on its way",
         ),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_with_a_settlement(
     cli: Cli, sells: Sells, answer: Answer, code: int, told: str
 ) -> None:

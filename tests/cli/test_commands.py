@@ -28,9 +28,20 @@ from x402_mask.cli._app import app
 from x402_mask.sandbox import Sandbox
 
 COMMANDS = (
-    "demo", "call", "quote", "wallet", "spend", "payments", "payees", "reconcile", "pause",
-    "resume", "sandbox", "doctor", "completion",
-)  # fmt: skip
+    "demo",
+    "call",
+    "quote",
+    "wallet",
+    "spend",
+    "payments",
+    "payees",
+    "reconcile",
+    "pause",
+    "resume",
+    "sandbox",
+    "doctor",
+    "completion",
+)
 
 # --- demo -----------------------------------------------------------------------------------------
 
@@ -41,10 +52,20 @@ def test_demo_shows_the_conversation_and_a_refusal(bare: Cli) -> None:
     assert time.monotonic() - began < 30
     assert done.code == 0
     story = (
-        "POST /api/tools/mask-refinement", "402 Payment Required", "the price is $0.20",
-        "reserved $0.20", "signed", "with PAYMENT-SIGNATURE", "200 OK", "settled", "second purchase",
-        "402 Payment Required", "refused: cap", "receipt", "caps",
-    )  # fmt: skip
+        "POST /api/tools/mask-refinement",
+        "402 Payment Required",
+        "the price is $0.20",
+        "reserved $0.20",
+        "signed",
+        "with PAYMENT-SIGNATURE",
+        "200 OK",
+        "settled",
+        "second purchase",
+        "402 Payment Required",
+        "refused: cap",
+        "receipt",
+        "caps",
+    )
     at = 0
     for step in story:
         at = done.text.index(step, at)
@@ -489,9 +510,13 @@ def test_a_script_in_bash_completes(bare: Cli) -> None:
     )
     env = {**bare.env, "PATH": f"{bin_dir}{os.pathsep}{bare.env['PATH']}"}
     done = subprocess.run(
-        ["bash", "--norc", "-c", script], capture_output=True, timeout=TIMEOUT_S, env=env,
-        cwd=bare.home, check=False,
-    )  # fmt: skip
+        ["bash", "--norc", "-c", script],
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        env=env,
+        cwd=bare.home,
+        check=False,
+    )
     assert done.stdout.decode().split() == ["quote"]
 
 

@@ -79,9 +79,14 @@ def test_an_amount_takes_the_place_of_full_caps(lost: Cli) -> None:
 def test_it_is_said_in_one_document(lost: Cli) -> None:
     document = lost("ledger", "accept", "--yes", "--json").document
     assert document == {
-        "ledger": str(lost.home / "l.db"), "accepted": True, "missing": 3, "another": False,
-        "wrong": None, "head_made": None, "spent": None,
-    }  # fmt: skip
+        "ledger": str(lost.home / "l.db"),
+        "accepted": True,
+        "missing": 3,
+        "another": False,
+        "wrong": None,
+        "head_made": None,
+        "spent": None,
+    }
     assert lost("ledger", "accept", "--json").document["accepted"] is False
 
 

@@ -142,12 +142,28 @@ def test_payments_say_what_each_held_one_waits_for(cli: Cli, sells: Sells) -> No
 def test_a_held_payment_that_has_expired_waits_for_the_chain() -> None:
     now = datetime.now(UTC)
     held = Payment(
-        payment_id="pay_1", state="held", service="thing", origin="https://host", route="x402",
-        usd=Decimal("0.10"), amount=100_000, asset=None, network="eip155:8453", payer=None,
-        pay_to=None, nonce="0x1", valid_before=now - timedelta(seconds=1), operation="", open=True,
-        outcome="unknown", transaction=None, proof_digest=None, note="HTTP 500", at=now,
+        payment_id="pay_1",
+        state="held",
+        service="thing",
+        origin="https://host",
+        route="x402",
+        usd=Decimal("0.10"),
+        amount=100_000,
+        asset=None,
+        network="eip155:8453",
+        payer=None,
+        pay_to=None,
+        nonce="0x1",
+        valid_before=now - timedelta(seconds=1),
+        operation="",
+        open=True,
+        outcome="unknown",
+        transaction=None,
+        proof_digest=None,
+        note="HTTP 500",
+        at=now,
         updated_at=now,
-    )  # fmt: skip
+    )
     without = waits_for(held, {})
     assert without is not None
     assert "set X402_MASK_RPC for eip155:8453" in without

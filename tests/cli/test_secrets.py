@@ -22,16 +22,36 @@ def test_a_secret_in_the_wrong_variable(cli: Cli, name: str, command: str) -> No
 
 TYPED = [
     *(SECRETS[name] for name in SECRETS if name not in ("keystore", "with equals")),
-    HEX[:-1], "0x" + HEX + "00", SECRETS["words"].replace(" ", ","), "Bearer 0123456789abcdef",
-    "sk-proj-abcDEF0123456789", "host=db password=sesame", "h://user:sesame@db", "sesame?horse",
-]  # fmt: skip
+    HEX[:-1],
+    "0x" + HEX + "00",
+    SECRETS["words"].replace(" ", ","),
+    "Bearer 0123456789abcdef",
+    "sk-proj-abcDEF0123456789",
+    "host=db password=sesame",
+    "h://user:sesame@db",
+    "sesame?horse",
+]
 KEYS = (HEX, "0x" + HEX, HEX[:-1], "0x" + HEX + "00", SECRETS["solana"])
 PLACES = [
-    "{}", "--{}", "spend {}", "spend --nothing={}", "--config {} spend", "wallet import {}",
-    "wallet import --keystore {}", "payees accept thing {}", "payees accept {} 0x12", "call {}",
-    "call thing {}", "call thing --base-url {}", "call thing --max-price {}", "call thing --method {}",
-    "payments --state {}", "ledger accept --spent {}", "quote thing a {}", "payments --limit={}",
-]  # fmt: skip
+    "{}",
+    "--{}",
+    "spend {}",
+    "spend --nothing={}",
+    "--config {} spend",
+    "wallet import {}",
+    "wallet import --keystore {}",
+    "payees accept thing {}",
+    "payees accept {} 0x12",
+    "call {}",
+    "call thing {}",
+    "call thing --base-url {}",
+    "call thing --max-price {}",
+    "call thing --method {}",
+    "payments --state {}",
+    "ledger accept --spent {}",
+    "quote thing a {}",
+    "payments --limit={}",
+]
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -42,9 +42,13 @@ def in_terminal(cli: Cli, *args: str, term: str = "dumb", columns: int = 200) ->
     master, slave = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "x402_mask", *args],
-        stdin=slave, stdout=slave, stderr=slave, cwd=cli.home,
-        env={**cli.env, "TERM": term, "COLUMNS": str(columns)}, start_new_session=True,
-    )  # fmt: skip
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        cwd=cli.home,
+        env={**cli.env, "TERM": term, "COLUMNS": str(columns)},
+        start_new_session=True,
+    )
     os.close(slave)
     sent = bytearray()
     until = time.monotonic() + TIMEOUT_S
@@ -209,8 +213,13 @@ def test_a_password_is_asked_for_and_not_echoed(cli: Cli, tmp_path: Path) -> Non
     env.pop("X402_MASK_PRIVATE_KEY")
     process = subprocess.Popen(
         [sys.executable, "-m", "x402_mask", "wallet", "new", "--path", str(tmp_path / "k.json")],
-        stdin=slave, stdout=slave, stderr=slave, cwd=cli.home, env=env, start_new_session=True,
-    )  # fmt: skip
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        cwd=cli.home,
+        env=env,
+        start_new_session=True,
+    )
     os.close(slave)
     sent = bytearray()
     try:

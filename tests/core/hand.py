@@ -81,9 +81,7 @@ def answered(status: int = 200, *, settled: bool = True, **changes: Any) -> Any:
     def reply(proof: tuple[str, str]) -> Reply:
         if not settled:
             return Reply(status=status, url=URL, headers={})
-        hit = Hit(
-            method="GET", target="/", headers=[proof], body=b"", connection=0, began=0
-        )  # fmt: skip
+        hit = Hit(method="GET", target="/", headers=[proof], body=b"", connection=0, began=0)
         _, value = settlement(hit, **changes)
         return Reply(status=status, url=URL, headers={"payment-response": [value]})
 
@@ -140,9 +138,13 @@ class Hand:
 
     def __post_init__(self) -> None:
         options: dict[str, Any] = {
-            "wallet": Signer(), "caps": [Cap(1, per="total")], "origins": [SHOP],
-            "ledger": MemoryLedger(), "clock": lambda: self.clock, "on_event": self.events.append,
-        }  # fmt: skip
+            "wallet": Signer(),
+            "caps": [Cap(1, per="total")],
+            "origins": [SHOP],
+            "ledger": MemoryLedger(),
+            "clock": lambda: self.clock,
+            "on_event": self.events.append,
+        }
         options.update(self.options)
         self.payer = Payer(options.pop("wallet"), **options)
 
@@ -156,7 +158,7 @@ class Hand:
         self.transcript = []
         call = Call(
             method="GET", url=URL, trip=Trip(origin=SHOP, url=URL), key=self.key, wait_s=self.wait_s
-        )  # fmt: skip
+        )
         return self.drive(converse(buyer_of(self.payer), dataclasses.replace(call, **changes)), cut)
 
     def drive(self, flow: Generator[Effect, Any, Any], cut: Cut | None = None) -> Any:

@@ -27,11 +27,18 @@ def raw_deflate(data: bytes) -> bytes:
 
 
 CODINGS: list[tuple[str, Any]] = [
-    ("", bytes), ("identity", bytes), ("gzip", gzip.compress), ("x-gzip", gzip.compress),
-    ("GZip", gzip.compress), ("deflate", zlib.compress), ("deflate", raw_deflate),
-    (" gzip , identity ", gzip.compress), ("identity,gzip", gzip.compress),
-    ("deflate, gzip", lambda data: gzip.compress(zlib.compress(data))), (",,", bytes),
-]  # fmt: skip
+    ("", bytes),
+    ("identity", bytes),
+    ("gzip", gzip.compress),
+    ("x-gzip", gzip.compress),
+    ("GZip", gzip.compress),
+    ("deflate", zlib.compress),
+    ("deflate", raw_deflate),
+    (" gzip , identity ", gzip.compress),
+    ("identity,gzip", gzip.compress),
+    ("deflate, gzip", lambda data: gzip.compress(zlib.compress(data))),
+    (",,", bytes),
+]
 
 
 @pytest.mark.parametrize(("coding", "pack"), CODINGS)
@@ -118,8 +125,11 @@ def test_which_streams_replay(lib: Any) -> None:
             return False
 
     assert is_replayable(form(b"bytes")) and is_replayable(form(io.BytesIO(b"x")))
-    assert is_replayable(lib.Request("POST", "https://a.example", files={"f": b"x"},
-                                     data={"a": "b", "c": ["d", "e"]}).stream)  # fmt: skip
+    assert is_replayable(
+        lib.Request(
+            "POST", "https://a.example", files={"f": b"x"}, data={"a": "b", "c": ["d", "e"]}
+        ).stream
+    )
     assert not is_replayable(form(Pipe(b"x"))) and not is_replayable(form(Closed(b"x")))
     for content in (iter([b"x"]), io.BytesIO(b"x"), [b"x"]):
         assert not is_replayable(lib.Request("POST", "https://a.example", content=content).stream)
@@ -172,9 +182,14 @@ DATES: dict[str, float | None] = {
     "Tue, 14 Nov 2023 22:13:20 -0000": 1_700_000_000.0,
     "Tue, 14 Nov 2023 23:13:20 +0100": 1_700_000_000.0,
     "Tuesday, 14-Nov-23 22:13:20 GMT": 1_700_000_000.0,
-    "": None, "yesterday": None, "14": None, "x" * 65: None, "Tue, 99 Nov 2023 22:13:20 GMT": None,
-    "Tue, 14 Nov 99999 22:13:20 GMT": None, "Tue, 14 Nov 2023 99:99:99 GMT": None,
-}  # fmt: skip
+    "": None,
+    "yesterday": None,
+    "14": None,
+    "x" * 65: None,
+    "Tue, 99 Nov 2023 22:13:20 GMT": None,
+    "Tue, 14 Nov 99999 22:13:20 GMT": None,
+    "Tue, 14 Nov 2023 99:99:99 GMT": None,
+}
 
 
 @pytest.mark.parametrize(("text", "at"), DATES.items())

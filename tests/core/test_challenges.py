@@ -145,9 +145,11 @@ EXPECTED: dict[str, Read | str | None] = {
 def payer() -> Payer:
     """Base, its USDC, anybody as payee."""
     return Payer(
-        Wallet.from_key("11" * 32), caps=[Cap(5, per="day")], origins=["https://shop.example"],
+        Wallet.from_key("11" * 32),
+        caps=[Cap(5, per="day")],
+        origins=["https://shop.example"],
         ledger=MemoryLedger(),
-    )  # fmt: skip
+    )
 
 
 def read(path: Path) -> Challenge | None:
@@ -228,9 +230,21 @@ def test_either_alphabet_and_either_charset(alphabet: Any, padding: str, charset
 
 @pytest.mark.parametrize(
     ("amount", "read"),
-    [("5", 5), (5, 5), (5.0, 5), (0, 0), (None, None), (True, "bad"), (0.5, "bad"), (-5, "bad"),
-     ("-5", "bad"), ("5.0", "bad"), ([5], "bad"), ("", "bad")],
-)  # fmt: skip
+    [
+        ("5", 5),
+        (5, 5),
+        (5.0, 5),
+        (0, 0),
+        (None, None),
+        (True, "bad"),
+        (0.5, "bad"),
+        (-5, "bad"),
+        ("-5", "bad"),
+        ("5.0", "bad"),
+        ([5], "bad"),
+        ("", "bad"),
+    ],
+)
 def test_the_amount_of_a_settlement(amount: object, read: object) -> None:
     document = {"success": True, "transaction": "0x1", "amount": amount}
     found = read_settlement({"payment-response": [encode(document)]})
@@ -344,11 +358,14 @@ def agree(found: Challenge, said: Any) -> None:
             amount = entry["maxAmountRequired"]
         assert str(one.amount) == str(int(amount)) and isinstance(amount, str)
         assert (one.scheme, one.asset, one.pay_to) == (
-            entry["scheme"], entry["asset"], entry["payTo"],
-        )  # fmt: skip
+            entry["scheme"],
+            entry["asset"],
+            entry["payTo"],
+        )
         assert one.network == NETWORK_NAMES.get(entry["network"], entry["network"])
-        assert one.max_timeout_s == (60 if entry.get("maxTimeoutSeconds") is None
-                                     else entry["maxTimeoutSeconds"])  # fmt: skip
+        assert one.max_timeout_s == (
+            60 if entry.get("maxTimeoutSeconds") is None else entry["maxTimeoutSeconds"]
+        )
         name, value = proof_header(found, one, '{"signature":"0x"}', "pay_" + "0" * 32)
         proof = json.loads(base64.b64decode(value))
         assert proof["payload"] == {"signature": "0x"}
@@ -411,8 +428,16 @@ anything = st.recursive(
     ),
     max_leaves=12,
 )
-FIELDS = ["scheme", "network", "asset", "amount", "maxAmountRequired", "payTo", "extra",
-          "maxTimeoutSeconds"]  # fmt: skip
+FIELDS = [
+    "scheme",
+    "network",
+    "asset",
+    "amount",
+    "maxAmountRequired",
+    "payTo",
+    "extra",
+    "maxTimeoutSeconds",
+]
 
 
 @given(st.dictionaries(st.sampled_from(FIELDS), anything, max_size=4), anything)
@@ -430,9 +455,11 @@ def test_any_value_in_any_field(changes: dict[str, Any], version: Any) -> None:
 
 
 _PAYER = Payer(
-    Wallet.from_key("11" * 32), caps=[Cap(5, per="day")], origins=["https://shop.example"],
+    Wallet.from_key("11" * 32),
+    caps=[Cap(5, per="day")],
+    origins=["https://shop.example"],
     ledger=MemoryLedger(),
-)  # fmt: skip
+)
 
 
 @given(st.binary(max_size=200), st.text(max_size=100))
@@ -453,12 +480,16 @@ def test_any_document(document: Any) -> None:
 
 
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**70), 10**70)
-    | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner,
-                                                                max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**70), 10**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
     max_leaves=12,
-)  # fmt: skip
+)
 
 
 @settings(max_examples=60)

@@ -68,8 +68,16 @@ def test_the_sums_of_points() -> None:
     """Where the formulas have to be told apart: the same point, its opposite, infinity."""
     g = secp256k1._GENERATOR
     minus = (g[0], secp256k1._FIELD - g[1])
-    for a, b, q in [(1, 1, g), (1, 1, minus), (5, ORDER - 5, g), (0, 0, g), (0, 7, g), (3, 0, minus),
-                    (ORDER - 1, 2, g), (2**255, 2**255 + 1, g)]:  # fmt: skip
+    for a, b, q in [
+        (1, 1, g),
+        (1, 1, minus),
+        (5, ORDER - 5, g),
+        (0, 0, g),
+        (0, 7, g),
+        (3, 0, minus),
+        (ORDER - 1, 2, g),
+        (2**255, 2**255 + 1, g),
+    ]:
         n = (a + (b if q == g else -b)) % ORDER
         found = secp256k1._sum_of(a, g, b, q)
         if n == 0:

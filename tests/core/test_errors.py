@@ -112,8 +112,11 @@ def test_what_errors_carry() -> None:
         None,
     )
     for kind, code in (
-        (errors.OriginRefused, "origin"), (errors.OfferRefused, "no_offer"),
-        (errors.InputRefused, "input"), (errors.ApprovalDenied, "approval"),
-        (errors.BodyNotReplayable, "body"), (errors.Paused, "paused"),
-    ):  # fmt: skip
+        (errors.OriginRefused, "origin"),
+        (errors.OfferRefused, "no_offer"),
+        (errors.InputRefused, "input"),
+        (errors.ApprovalDenied, "approval"),
+        (errors.BodyNotReplayable, "body"),
+        (errors.Paused, "paused"),
+    ):
         assert kind("x").reason == code and kind("x", reason="other").reason == "other"

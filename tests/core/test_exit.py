@@ -50,9 +50,17 @@ def test_nothing_is_said_at_the_end(how: str, tmp_path: Path) -> None:
         seller.sells()
         done = subprocess.run(
             [sys.executable, "-X", "dev", "-W", "error::ResourceWarning", "-c", BUY + ENDS[how]],
-            capture_output=True, text=True, timeout=90, check=False, cwd=tmp_path,
-            env={**os.environ, "HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data"),
-                 "SELLER": seller.origin},
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "HOME": str(tmp_path),
+                "XDG_DATA_HOME": str(tmp_path / "data"),
+                "SELLER": seller.origin,
+            },
+        )
     said = [line for line in done.stderr.splitlines() if "seconds" not in line]  # of a slow loop
     assert (done.returncode, done.stdout, said) == (0, "", [])

@@ -28,8 +28,12 @@ def without(*names: str, run: str, **env: str) -> subprocess.CompletedProcess[st
     """Run Python as where these are not installed; every warning is an error."""
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", LACKING.format(names=set(names)) + run],
-        capture_output=True, text=True, timeout=90, check=False, env={**os.environ, **env},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+        env={**os.environ, **env},
+    )
 
 
 PAID = """

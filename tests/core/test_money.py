@@ -17,13 +17,36 @@ from x402_mask._policy.caps import Used, applying, as_datetime, bucket, compile_
 
 micros = st.integers(-MICRO_MAX, MICRO_MAX)
 GOOD: list[tuple[Any, int]] = [
-    ("0.25", 250_000), ("5", 5_000_000), (" 1.5 ", 1_500_000), ("1e-6", 1), ("1E3", 10**9),
-    ("0.000001", 1), (Decimal("0.10"), 100_000), (7, 7_000_000), ("-1", -1_000_000), ("+2", 2 * 10**6),
-    ("0.0000010", 1), ("9223372036854.775807", MICRO_MAX),
-]  # fmt: skip
-WRONG_VALUES = ["", "x", "0.0000001", "1,5", "$1", "NaN", "Infinity", "-inf", "1e99", "1e-99",
-                "9223372036854.775808", Decimal("NaN"), Decimal("1e-7"), "1e1000000000",
-                10**20]  # fmt: skip
+    ("0.25", 250_000),
+    ("5", 5_000_000),
+    (" 1.5 ", 1_500_000),
+    ("1e-6", 1),
+    ("1E3", 10**9),
+    ("0.000001", 1),
+    (Decimal("0.10"), 100_000),
+    (7, 7_000_000),
+    ("-1", -1_000_000),
+    ("+2", 2 * 10**6),
+    ("0.0000010", 1),
+    ("9223372036854.775807", MICRO_MAX),
+]
+WRONG_VALUES = [
+    "",
+    "x",
+    "0.0000001",
+    "1,5",
+    "$1",
+    "NaN",
+    "Infinity",
+    "-inf",
+    "1e99",
+    "1e-99",
+    "9223372036854.775808",
+    Decimal("NaN"),
+    Decimal("1e-7"),
+    "1e1000000000",
+    10**20,
+]
 WRONG_TYPES = [0.25, 1.0, True, None, b"1", [], object()]
 
 
@@ -143,15 +166,25 @@ def test_caps_say_what_they_are() -> None:
 def test_assets_are_checked() -> None:
     """A wrong entry of the owner would sign for another token."""
     good: dict[str, Any] = {
-        "network": "eip155:1", "address": "0x" + "ab" * 20, "decimals": 6, "name": "n",
+        "network": "eip155:1",
+        "address": "0x" + "ab" * 20,
+        "decimals": 6,
+        "name": "n",
         "version": "1",
-    }  # fmt: skip
+    }
     assert Asset(**good).chain_id == 1 and Asset(**good).micro_usd(7) == 7
     for field, wrong in (
-        ("network", "base"), ("network", "eip155:0"), ("network", "eip155:01"), ("network", "eip155:x"),
-        ("address", "0x12"), ("address", "ab" * 20), ("decimals", -1), ("decimals", 37),
-        ("decimals", True), ("decimals", 6.0),
-    ):  # fmt: skip
+        ("network", "base"),
+        ("network", "eip155:0"),
+        ("network", "eip155:01"),
+        ("network", "eip155:x"),
+        ("address", "0x12"),
+        ("address", "ab" * 20),
+        ("decimals", -1),
+        ("decimals", 37),
+        ("decimals", True),
+        ("decimals", 6.0),
+    ):
         with pytest.raises(ValueError, match=r"."):
             Asset(**{**good, field: wrong})
     for field in ("name", "version"):

@@ -26,8 +26,11 @@ USDC_ASSET = Asset(USDC.network, USDC.address, 6, USDC.name, USDC.version)
 def made(**options: Any) -> Payer:
     """A payer with good defaults."""
     settings: dict[str, Any] = {
-        "wallet": WALLET, "caps": [Cap(1, per="day")], "origins": [SHOP], "ledger": MemoryLedger(),
-    }  # fmt: skip
+        "wallet": WALLET,
+        "caps": [Cap(1, per="day")],
+        "origins": [SHOP],
+        "ledger": MemoryLedger(),
+    }
     settings.update(options)
     return Payer(settings.pop("wallet"), **settings)
 
@@ -134,15 +137,24 @@ def test_a_payer_says_what_it_is() -> None:
 
 def test_spend_and_payments() -> None:
     """One row per cap in the order given; payments newest first, filtered by an alias too."""
-    hand = Hand(options={"caps": [Cap(2, per="day"), Cap(1, per="call"), Cap(1, per="day",
-                                  service="aliyun-imageseg-refine-mask")]})  # fmt: skip
+    hand = Hand(
+        options={
+            "caps": [
+                Cap(2, per="day"),
+                Cap(1, per="call"),
+                Cap(1, per="day", service="aliyun-imageseg-refine-mask"),
+            ]
+        }
+    )
     hand.call()
     hand.fingerprint, hand.paid = "cd" * 32, answered(settled=False)
     hand.call()
     first, call, other = hand.payer.spend()
     assert (first.settled, first.held, first.left) == (
-        Decimal("0.001"), Decimal("0.001"), Decimal("1.998"),
-    )  # fmt: skip
+        Decimal("0.001"),
+        Decimal("0.001"),
+        Decimal("1.998"),
+    )
     assert (call.settled, call.held, call.left, call.resets_at) == (0, 0, 1, None)
     assert other.service == "mask-refinement" and other.left == 1
     assert [row.state for row in hand.payer.payments()] == ["held", "settled"]
@@ -153,10 +165,16 @@ def test_spend_and_payments() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "kind"),
-    [({"limit": 0}, ValueError), ({"limit": -1}, ValueError), ({"limit": 2**63}, ValueError),
-     ({"limit": None}, TypeError), ({"limit": 2.5}, TypeError), ({"limit": True}, TypeError),
-     ({"state": "bogus"}, ValueError)],
-)  # fmt: skip
+    [
+        ({"limit": 0}, ValueError),
+        ({"limit": -1}, ValueError),
+        ({"limit": 2**63}, ValueError),
+        ({"limit": None}, TypeError),
+        ({"limit": 2.5}, TypeError),
+        ({"limit": True}, TypeError),
+        ({"state": "bogus"}, ValueError),
+    ],
+)
 def test_what_payments_are_not_asked_for(wrong: dict[str, Any], kind: type[Exception]) -> None:
     """It is a mistake of the caller, and says nothing about the ledger."""
     with pytest.raises(kind):
@@ -249,10 +267,29 @@ x402_mask.Client, x402_mask.Wallet, x402_mask.Payer
 print(" ".join(sorted({name.partition(".")[0] for name in set(sys.modules) - before})))
 """
 HEAVY = {
-    "web3", "eth_account", "eth_utils", "coincurve", "sqlite3", "cryptography", "Crypto", "click",
-    "rich", "httpx2", "psycopg", "anyio", "asyncio", "trio", "platformdirs", "mcp", "starlette",
-    "uvicorn", "numpy", "PIL", "sniffio", "jsonschema",
-}  # fmt: skip
+    "web3",
+    "eth_account",
+    "eth_utils",
+    "coincurve",
+    "sqlite3",
+    "cryptography",
+    "Crypto",
+    "click",
+    "rich",
+    "httpx2",
+    "psycopg",
+    "anyio",
+    "asyncio",
+    "trio",
+    "platformdirs",
+    "mcp",
+    "starlette",
+    "uvicorn",
+    "numpy",
+    "PIL",
+    "sniffio",
+    "jsonschema",
+}
 
 
 def test_importing_the_package_is_light() -> None:

@@ -56,11 +56,17 @@ entries = st.builds(
     scheme=st.sampled_from([None, None, None, "upto"]),
     payTo=st.sampled_from([None, None, OTHER_PAYEE, PAYEE.lower(), WALLET.address, "merchant"]),
     maxTimeoutSeconds=st.sampled_from([None, 9, 10, 3600]),
-    extra=st.sampled_from([
-        None, None, {"paymentFlow": "upfront"}, {"paymentFlow": "authorization"}, {"name": "x"},
-        {"assetTransferMethod": "permit2"},
-    ]),
-)  # fmt: skip
+    extra=st.sampled_from(
+        [
+            None,
+            None,
+            {"paymentFlow": "upfront"},
+            {"paymentFlow": "authorization"},
+            {"name": "x"},
+            {"assetTransferMethod": "permit2"},
+        ]
+    ),
+)
 
 
 def acceptable(found: Offer) -> bool:
@@ -174,8 +180,15 @@ def test_the_reason_is_that_of_the_offer_that_came_closest() -> None:
         reasons.append(refusal(POLICY, *listed).reason)
         listed.pop()
     assert reasons == [
-        "price", "validity", "payee", "domain", "transfer_method", "asset", "network", "scheme",
-    ]  # fmt: skip
+        "price",
+        "validity",
+        "payee",
+        "domain",
+        "transfer_method",
+        "asset",
+        "network",
+        "scheme",
+    ]
     assert refusal(POLICY).reason == "no_offer"
 
 
@@ -256,9 +269,14 @@ def test_an_authorization_never_outlives_the_owners_limit(
     theirs = seller_clock(now, now + skew, strict=False)
     try:
         made = authorize(
-            a_choice(validity_s), payer=WALLET.address, now=now, seller_now=theirs, cap_s=cap_s,
-            nonce=b"n" * 32, backdate=False,
-        )  # fmt: skip
+            a_choice(validity_s),
+            payer=WALLET.address,
+            now=now,
+            seller_now=theirs,
+            cap_s=cap_s,
+            nonce=b"n" * 32,
+            backdate=False,
+        )
     except OfferRefused as refused:
         reason = refused.reason
     else:
@@ -274,8 +292,15 @@ def test_an_authorization_never_outlives_the_owners_limit(
 def test_the_sellers_clock_is_followed_within_five_minutes() -> None:
     """Row 21: small skews do not matter, large ones are an error; no clock is put back."""
     now = 1_800_000_000.0
-    for skew, used in ((0, now), (10, now), (-10, now), (11, now + 11), (300, now + 300),
-                       (-11, now), (-300, now)):  # fmt: skip
+    for skew, used in (
+        (0, now),
+        (10, now),
+        (-10, now),
+        (11, now + 11),
+        (300, now + 300),
+        (-11, now),
+        (-300, now),
+    ):
         assert seller_clock(now, now + skew, strict=True) == used
     assert seller_clock(now, None, strict=True) == now
     for skew in (SKEW_MAX_S + 1, -SKEW_MAX_S - 1, 3600, -3600):
@@ -289,18 +314,28 @@ def test_clocks_that_leave_no_time_are_refused() -> None:
     """The seller is ahead by more than the owner lets a signature live."""
     with pytest.raises(OfferRefused, match="set the clock") as caught:
         authorize(
-            a_choice(), payer=WALLET.address, now=1000, seller_now=1200, cap_s=100,
-            nonce=b"n" * 32, backdate=False,
-        )  # fmt: skip
+            a_choice(),
+            payer=WALLET.address,
+            now=1000,
+            seller_now=1200,
+            cap_s=100,
+            nonce=b"n" * 32,
+            backdate=False,
+        )
     assert caught.value.reason == "clock"
 
 
 def test_version_1_is_backdated() -> None:
     """PyPI x402: ten minutes."""
     made = authorize(
-        a_choice(), payer=WALLET.address, now=1000.7, seller_now=1000.7, cap_s=300,
-        nonce=b"n" * 32, backdate=True,
-    )  # fmt: skip
+        a_choice(),
+        payer=WALLET.address,
+        now=1000.7,
+        seller_now=1000.7,
+        cap_s=300,
+        nonce=b"n" * 32,
+        backdate=True,
+    )
     assert (made.valid_after, made.valid_before) == (400, 1060)
 
 

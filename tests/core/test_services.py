@@ -45,9 +45,13 @@ def test_origins(url: str, origin: str) -> None:
 
 
 HOSTS = st.text(
-    st.characters(categories=["Ll", "Lu", "Lo", "Lm", "Mn", "Mc", "Nd", "Pd"], include_characters="-.。ßςıİſ\u200d·"),
-    min_size=1, max_size=12,
-)  # fmt: skip
+    st.characters(
+        categories=["Ll", "Lu", "Lo", "Lm", "Mn", "Mc", "Nd", "Pd"],
+        include_characters="-.。ßςıİſ\u200d·",
+    ),
+    min_size=1,
+    max_size=12,
+)
 
 
 @given(HOSTS)
@@ -96,13 +100,31 @@ def test_origins_of_the_owner() -> None:
     """Contract 1: required, not empty, https but for loopback."""
     good = ["https://A.example/", "http://localhost:9", "http://127.0.0.2", "http://[::1]", "mcp:x"]
     assert parse_origins(good) == {
-        "https://a.example", "http://localhost:9", "http://127.0.0.2", "http://[::1]", "mcp:x",
-    }  # fmt: skip
-    for wrong in ([], ["http://shop.example"], ["http://0.0.0.0"], ["https://a.example/path"],
-                  ["https://a.example?x"], ["https://u@a.example"], ["a.example"], ["mcp:"],
-                  ["http://localhost.evil.example"], [""], ["https://a.example#f"],
-                  ["https://*"], ["https://*.a.example"], ["https://a.example,b.example"],
-                  ["https://a.example\n.evil.example"], ["https://a\t.example"], ["https://a .example"]):  # fmt: skip
+        "https://a.example",
+        "http://localhost:9",
+        "http://127.0.0.2",
+        "http://[::1]",
+        "mcp:x",
+    }
+    for wrong in (
+        [],
+        ["http://shop.example"],
+        ["http://0.0.0.0"],
+        ["https://a.example/path"],
+        ["https://a.example?x"],
+        ["https://u@a.example"],
+        ["a.example"],
+        ["mcp:"],
+        ["http://localhost.evil.example"],
+        [""],
+        ["https://a.example#f"],
+        ["https://*"],
+        ["https://*.a.example"],
+        ["https://a.example,b.example"],
+        ["https://a.example\n.evil.example"],
+        ["https://a\t.example"],
+        ["https://a .example"],
+    ):
         with pytest.raises(ValueError, match=r"."):
             parse_origins(wrong)
     assert parse_origins([" https://a.example\n"]) == {"https://a.example"}
@@ -148,11 +170,16 @@ def test_services(url: str, name: str) -> None:
 
 
 CANONICAL = {
-    "*": "*", "mask-refinement": "mask-refinement", " aliyun-imageseg-refine-mask ": "mask-refinement",
-    "/api/tools/x": "x", "https://a.example": "https://a.example", "https://A.example/": "https://a.example",
+    "*": "*",
+    "mask-refinement": "mask-refinement",
+    " aliyun-imageseg-refine-mask ": "mask-refinement",
+    "/api/tools/x": "x",
+    "https://a.example": "https://a.example",
+    "https://A.example/": "https://a.example",
     "https://a.example/api/tools/aliyun-imageseg-refine-mask": "mask-refinement",
-    "photos": "photos", "whatever": "whatever",
-}  # fmt: skip
+    "photos": "photos",
+    "whatever": "whatever",
+}
 
 
 @pytest.mark.parametrize(("written", "name"), CANONICAL.items())
@@ -170,8 +197,12 @@ def test_patterns_are_checked() -> None:
     assert aliased.name("https://a.example/x") == "mask-refinement"
 
 
-@given(st.from_regex(r"https://[a-z]{1,9}\.example(:[1-9][0-9]{0,3})?(/[A-Za-z0-9%._~-]{0,12}){0,4}",
-                     fullmatch=True))  # fmt: skip
+@given(
+    st.from_regex(
+        r"https://[a-z]{1,9}\.example(:[1-9][0-9]{0,3})?(/[A-Za-z0-9%._~-]{0,12}){0,4}",
+        fullmatch=True,
+    )
+)
 def test_naming_is_stable(url: str) -> None:
     """A canonical name is its own canonical name; nothing in a path moves a call off its origin."""
     name = SERVICES.name(url)

@@ -187,11 +187,15 @@ def test_every_spelling_of_a_pattern_counts(path: str) -> None:
 
 
 CAPS = [
-    Cap(1, per="day"), Cap(2, per="day", service="mask-refinement"),
-    Cap(3, per="day", service="Mask-Refinement"), Cap(4, per="hour", service="dear"),
-    Cap(5, per="call", service="page"), Cap(6, per="total", service=HOST),
-    Cap(7, per="day", service="x"), Cap(8, per="day", service="x."),
-]  # fmt: skip
+    Cap(1, per="day"),
+    Cap(2, per="day", service="mask-refinement"),
+    Cap(3, per="day", service="Mask-Refinement"),
+    Cap(4, per="hour", service="dear"),
+    Cap(5, per="call", service="page"),
+    Cap(6, per="total", service=HOST),
+    Cap(7, per="day", service="x"),
+    Cap(8, per="day", service="x."),
+]
 ANY = st.text("/.;%2eExX\\ \x00?#Page", max_size=12) | st.text(max_size=12)
 
 
@@ -207,8 +211,18 @@ def test_reading_never_takes_a_cap_away_nor_allows_a_call(start: str, rest: str)
     found = applying(limits, service, also)
     assert {x.name for x in limits if x.scope in ("*", service)} <= {x.name for x in found}
     only_read = [x for x in found if x.scope not in ("*", service)]
-    spends = [Spend(service=x.scope, per=x.cap.per, limit=x.cap.limit, settled=x.cap.limit * 0,
-                    held=x.cap.limit * 0, left=x.cap.limit, resets_at=None) for x in only_read]  # fmt: skip
+    spends = [
+        Spend(
+            service=x.scope,
+            per=x.cap.per,
+            limit=x.cap.limit,
+            settled=x.cap.limit * 0,
+            held=x.cap.limit * 0,
+            left=x.cap.limit,
+            resets_at=None,
+        )
+        for x in only_read
+    ]
     refusal = over_cap(only_read, spends, 1, service)
     assert refusal is not None and refusal.reason == "no_cap"
 

@@ -189,34 +189,52 @@ def test_a_caller_without_a_timeout_waits_until_its_turn() -> None:
 
 
 REFUSALS: dict[str, tuple[Callable[[], Hand], type[PaymentRefused], str, list[str]]] = {
-    "cap": (lambda: Hand(first=asked(offer("2000000"))), CapExceeded, "cap", [*HEAD, "reserve", "room"]),
+    "cap": (
+        lambda: Hand(first=asked(offer("2000000"))),
+        CapExceeded,
+        "cap",
+        [*HEAD, "reserve", "room"],
+    ),
     "no_cap": (
         lambda: Hand(options={"caps": [Cap(1, per="day", service="other")]}),
-        PaymentRefused, "no_cap", [*HEAD[:-1], "unnamed", "look", "reserve"],
+        PaymentRefused,
+        "no_cap",
+        [*HEAD[:-1], "unnamed", "look", "reserve"],
     ),
     "offer": (lambda: Hand(first=asked(offer(scheme="upto"))), OfferRefused, "scheme", HEAD),
     "no offer": (lambda: Hand(first=asked({})), OfferRefused, "scheme", HEAD),
     "origin": (
         lambda: Hand(options={"origins": ["https://else.example"]}),
-        OriginRefused, "origin", ["ask", "read"],
+        OriginRefused,
+        "origin",
+        ["ask", "read"],
     ),
     "one-shot": (
-        lambda: Hand(fingerprint=None), BodyNotReplayable, "body", ["ask", "read", "fingerprint"],
+        lambda: Hand(fingerprint=None),
+        BodyNotReplayable,
+        "body",
+        ["ask", "read", "fingerprint"],
     ),
     "no wallet": (lambda: Hand(options={"wallet": None}), PaymentRefused, "no_wallet", HEAD),
     "approval": (
         lambda: Hand(options={"approve": lambda quote: False}),
-        ApprovalDenied, "approval", [*HEAD, "foresee", "room", "denied_for", "approve", "deny"],
+        ApprovalDenied,
+        "approval",
+        [*HEAD, "foresee", "room", "denied_for", "approve", "deny"],
     ),
     "clock": (
         lambda: Hand(first=dataclasses.replace(asked(), date=1.0), options={"clock": None}),
-        OfferRefused, "clock", HEAD,
+        OfferRefused,
+        "clock",
+        HEAD,
     ),
     "cap before approval": (
         lambda: Hand(first=asked(offer("2000000")), options={"approve": yes}),
-        CapExceeded, "cap", [*HEAD, "foresee", "room"],
+        CapExceeded,
+        "cap",
+        [*HEAD, "foresee", "room"],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSALS)
@@ -555,8 +573,15 @@ def test_what_policy_refuses_is_not_preempted() -> None:
     with pytest.raises(CapExceeded):
         hand.call()
     assert hand.transcript == [
-        "fingerprint", "look", "reserve", "room", *HEAD, "reserve", "room", "note_refusal",
-    ]  # fmt: skip
+        "fingerprint",
+        "look",
+        "reserve",
+        "room",
+        *HEAD,
+        "reserve",
+        "room",
+        "note_refusal",
+    ]
     hand.first = other(200)
     assert hand.call().receipt is None and hand.transcript[-1] == "ask"
 

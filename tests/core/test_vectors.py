@@ -71,14 +71,22 @@ def test_exact_payloads_from_the_challenge_on(vector: Any, signer: Any) -> None:
     assert challenge is not None
     wallet = Wallet.from_key(signer["private_key"])
     payer = Payer(
-        wallet, caps=[Cap(1, per="day")], origins=["https://api.example.com"],
-        ledger=MemoryLedger(), networks=["eip155:8453", "eip155:84532"],
-    )  # fmt: skip
+        wallet,
+        caps=[Cap(1, per="day")],
+        origins=["https://api.example.com"],
+        ledger=MemoryLedger(),
+        networks=["eip155:8453", "eip155:84532"],
+    )
     choice = choose(buyer_of(payer).settings.policy, challenge, {})
     made = authorize(
-        choice, payer=wallet.address, now=CLOCK, seller_now=CLOCK, cap_s=300,
-        nonce=raw(inputs["nonce"]), backdate=challenge.form == "v1",
-    )  # fmt: skip
+        choice,
+        payer=wallet.address,
+        now=CLOCK,
+        seller_now=CLOCK,
+        cap_s=300,
+        nonce=raw(inputs["nonce"]),
+        backdate=challenge.form == "v1",
+    )
     assert "0x" + made.digest.hex() == vector["digest"]
     assert json.loads(made.payload(wallet.sign_digest(made.digest))) == vector["payload"]
     domain, types, message = made.typed_data()
@@ -142,9 +150,14 @@ def test_short_cut_general_encoder_and_eth_account_agree(
 ) -> None:
     """Any token, any transfer."""
     made = Authorization(
-        asset=asset, payer=payer, pay_to=pay_to, amount=amount, valid_after=after,
-        valid_before=before, nonce=nonce,
-    )  # fmt: skip
+        asset=asset,
+        payer=payer,
+        pay_to=pay_to,
+        amount=amount,
+        valid_after=after,
+        valid_before=before,
+        nonce=nonce,
+    )
     domain, types, message = made.typed_data()
     assert (
         made.digest == typed_data_digest(domain, types, message) == theirs(domain, types, message)
@@ -257,17 +270,31 @@ def test_what_does_not_fit_its_type_is_refused(types: Any, message: Any) -> None
 def test_the_chosen_offer_is_what_is_signed() -> None:
     """Invariant 3: chain, asset, payee, amount and expiry of the decision, nothing else."""
     (usdc,) = (asset for asset in EIP3009_ASSETS if asset.network == "eip155:8453")
-    document = {"x402Version": 2, "accepts": [{
-        "scheme": "exact", "network": "eip155:8453", "amount": "12345", "asset": usdc.address,
-        "payTo": "0x209693Bc6afc0C5328bA36FaF03C514EF312287C", "maxTimeoutSeconds": 3600,
-        "extra": {"name": "USD Coin", "version": "2"},
-    }]}  # fmt: skip
+    document = {
+        "x402Version": 2,
+        "accepts": [
+            {
+                "scheme": "exact",
+                "network": "eip155:8453",
+                "amount": "12345",
+                "asset": usdc.address,
+                "payTo": "0x209693Bc6afc0C5328bA36FaF03C514EF312287C",
+                "maxTimeoutSeconds": 3600,
+                "extra": {"name": "USD Coin", "version": "2"},
+            }
+        ],
+    }
     challenge = read_challenge([], json.dumps(document).encode())
     assert challenge is not None
     choice = Choice(offer=challenge.offers[0], asset=usdc, micro=12345, validity_s=300, skipped=())
     made = authorize(
-        choice, payer="0x" + "11" * 20, now=1000.9, seller_now=1000.9, cap_s=300, nonce=b"n" * 32,
+        choice,
+        payer="0x" + "11" * 20,
+        now=1000.9,
+        seller_now=1000.9,
+        cap_s=300,
+        nonce=b"n" * 32,
         backdate=False,
-    )  # fmt: skip
+    )
     assert (made.asset, made.amount, made.pay_to) == (usdc, 12345, choice.offer.pay_to)
     assert (made.valid_after, made.valid_before) == (0, 1300)

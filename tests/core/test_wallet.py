@@ -39,8 +39,20 @@ def test_from_key(written: Any) -> None:
     assert Wallet.from_key(written).address == ADDRESS
 
 
-BAD_KEYS = ["", "0x", "zz" * 32, KEY.hex()[:-1], KEY.hex() + "00", b"", KEY[:31], KEY + b"\0",
-            b"\0" * 32, ORDER.to_bytes(32, "big"), b"\xff" * 32, "0" * 64]  # fmt: skip
+BAD_KEYS = [
+    "",
+    "0x",
+    "zz" * 32,
+    KEY.hex()[:-1],
+    KEY.hex() + "00",
+    b"",
+    KEY[:31],
+    KEY + b"\0",
+    b"\0" * 32,
+    ORDER.to_bytes(32, "big"),
+    b"\xff" * 32,
+    "0" * 64,
+]
 
 
 @pytest.mark.parametrize("written", BAD_KEYS)
@@ -91,9 +103,21 @@ def test_from_keystore(keystore: Path) -> None:
         Wallet.from_keystore(keystore.with_name("none.json"), "secret")
 
 
-BAD_KEYSTORES = [b"", b"[]", b"null", b"{}", b"\xff", b"{", b'{"version": 3}', b'{"version": 4}',
-                 b'{"version": 3, "crypto": {"kdf": "scrypt"}}', b"[" * 30000, b" " * 70000,
-                 b'{"version": 3, "crypto": 7}', b'{"version": 3, "crypto": {"kdf": "md5"}}']  # fmt: skip
+BAD_KEYSTORES = [
+    b"",
+    b"[]",
+    b"null",
+    b"{}",
+    b"\xff",
+    b"{",
+    b'{"version": 3}',
+    b'{"version": 4}',
+    b'{"version": 3, "crypto": {"kdf": "scrypt"}}',
+    b"[" * 30000,
+    b" " * 70000,
+    b'{"version": 3, "crypto": 7}',
+    b'{"version": 3, "crypto": {"kdf": "md5"}}',
+]
 
 
 @pytest.mark.parametrize("content", BAD_KEYSTORES, ids=range(len(BAD_KEYSTORES)))
@@ -150,8 +174,14 @@ def shows(text: str | bytes) -> bool:
     """Whether the key, or most of it, is in there."""
     data = text.encode() if isinstance(text, str) else text
     number = str(int.from_bytes(KEY, "big")).encode()
-    forms = (KEY, KEY[:16], KEY.hex().encode()[:32], KEY.hex().upper().encode()[:32],
-             repr(KEY)[2:40].encode(), number[:40])  # fmt: skip
+    forms = (
+        KEY,
+        KEY[:16],
+        KEY.hex().encode()[:32],
+        KEY.hex().upper().encode()[:32],
+        repr(KEY)[2:40].encode(),
+        number[:40],
+    )
     return any(form in data for form in forms)
 
 
@@ -229,9 +259,15 @@ def test_every_honest_spelling_of_a_signature(key: bytes, digest: bytes) -> None
         signature = made
 
     for returned in (
-        made, bytearray(made), made.hex(), "0x" + made.hex(), Signed(), made[:64] + bytes([v - 27]),
-        high + bytes([55 - v]), high + bytes([28 - v]),
-    ):  # fmt: skip
+        made,
+        bytearray(made),
+        made.hex(),
+        "0x" + made.hex(),
+        Signed(),
+        made[:64] + bytes([v - 27]),
+        high + bytes([55 - v]),
+        high + bytes([28 - v]),
+    ):
         assert checked_signature(returned, digest, wallet.address) == made
     assert checked_signature(made, digest, wallet.address.lower()) == made
 

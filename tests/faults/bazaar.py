@@ -201,13 +201,35 @@ class Stall:
     """Answers requests without a network, and settles as its mood has it."""
 
     MOODS = (
-        *("honest",) * 6, "silent-then-settled", "silent-never", "lost-before", "lost-after",
-        "lost-late", "failed-before", "failed-after", "failed-after-told", "asked-again",
-        "asked-again-settled", "double-first", "double-second", "double-lost", "late", "late",
-        "too-late", "cancelled", "cancelled-then-tried", "claims-nothing-settles",
-        "claims-garbage", "claims-anothers", "claims-anothers-late", "claims-failed",
-        "denies-settled", "wrong-amount-told", "conflict", "redirect-settled",
-    )  # fmt: skip
+        *("honest",) * 6,
+        "silent-then-settled",
+        "silent-never",
+        "lost-before",
+        "lost-after",
+        "lost-late",
+        "failed-before",
+        "failed-after",
+        "failed-after-told",
+        "asked-again",
+        "asked-again-settled",
+        "double-first",
+        "double-second",
+        "double-lost",
+        "late",
+        "late",
+        "too-late",
+        "cancelled",
+        "cancelled-then-tried",
+        "claims-nothing-settles",
+        "claims-garbage",
+        "claims-anothers",
+        "claims-anothers-late",
+        "claims-failed",
+        "denies-settled",
+        "wrong-amount-told",
+        "conflict",
+        "redirect-settled",
+    )
 
     def __init__(self, blocks: Blocks, chance: Random, cancel: Callable[[str], None]) -> None:
         self.blocks, self.chance, self.cancel = blocks, chance, cancel
@@ -245,9 +267,12 @@ class Stall:
 
     def _told(self, status: int, proof: Proof, transaction: str, **changes: Any) -> httpx.Response:
         document = {
-            "success": True, "transaction": transaction, "network": NETWORK,
-            "payer": proof.authorization["from"], **changes,
-        }  # fmt: skip
+            "success": True,
+            "transaction": transaction,
+            "network": NETWORK,
+            "payer": proof.authorization["from"],
+            **changes,
+        }
         headers = {"PAYMENT-RESPONSE": encode(document)}
         return httpx.Response(status, headers=headers, content=b"goods")
 
@@ -437,9 +462,12 @@ class Buyer:
         self.payer = Payer(
             Wallet.from_key(bytes(self.account.key)),
             caps=[Cap("1000000", per="total"), Cap("8", per="hour")],
-            origins=[ORIGIN], ledger=self.ledger, rpc={NETWORK: self.blocks.chain.url},
-            clock=lambda: float(self.blocks.now), breaker_after=None,
-        )  # fmt: skip
+            origins=[ORIGIN],
+            ledger=self.ledger,
+            rpc={NETWORK: self.blocks.chain.url},
+            clock=lambda: float(self.blocks.now),
+            breaker_after=None,
+        )
 
     def restart(self) -> None:
         """The process is gone, whatever it was doing; another begins."""
@@ -620,8 +648,18 @@ def _compare(buyer: Buyer, operations: int, seconds: float) -> Report:
     spend = buyer.payer.spend()[0]
     assert (spend.settled, spend.held) == (Decimal(settled) / 10**6, 0)
     return Report(
-        operations=operations, calls=buyer.calls, cuts=buyer.cuts, restarts=buyer.restarts,
-        payments=states.total(), states=dict(states), settled=settled, moved=sum(moves),
-        proofs_seen=len(buyer.stall.seen), settled_late=late, cancelled=cancelled, blocks=blocks.chain.block(),
-        seconds=round(seconds, 1), moods=dict(buyer.stall.moods),
-    )  # fmt: skip
+        operations=operations,
+        calls=buyer.calls,
+        cuts=buyer.cuts,
+        restarts=buyer.restarts,
+        payments=states.total(),
+        states=dict(states),
+        settled=settled,
+        moved=sum(moves),
+        proofs_seen=len(buyer.stall.seen),
+        settled_late=late,
+        cancelled=cancelled,
+        blocks=blocks.chain.block(),
+        seconds=round(seconds, 1),
+        moods=dict(buyer.stall.moods),
+    )

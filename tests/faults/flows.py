@@ -47,9 +47,12 @@ class Buying(Trial):
 
     def payer_on(self, ledger: MemoryLedger | SQLiteLedger) -> Payer:
         return self.rig.make_payer(
-            ledger=ledger, caps=[Cap("5", per="total")], prefer=PREFER, poll_unpaid=0.5,
+            ledger=ledger,
+            caps=[Cap("5", per="total")],
+            prefer=PREFER,
+            poll_unpaid=0.5,
             poll_paid=1.0,
-        )  # fmt: skip
+        )
 
     def prepare(self) -> None:
         purchase._FIRST_DELAY_S = 0.01  # type: ignore[misc]
@@ -81,9 +84,13 @@ class Tool(Trial):
     def payer_on(self, ledger: MemoryLedger | SQLiteLedger) -> Payer:
         self.market = market(1)
         return self.rig.make_payer(
-            ledger=ledger, caps=[Cap("5", per="total")], origins=[self.market.origin],
-            prefer=self.prefer, poll_unpaid=0.5, poll_paid=1.0,
-        )  # fmt: skip
+            ledger=ledger,
+            caps=[Cap("5", per="total")],
+            origins=[self.market.origin],
+            prefer=self.prefer,
+            poll_unpaid=0.5,
+            poll_paid=1.0,
+        )
 
     def prepare(self) -> None:
         self.shop = Shop(asks(document()))

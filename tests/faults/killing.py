@@ -274,10 +274,17 @@ def _report(
     assert seqs == list(range(1, len(seqs) + 1))
     (represented,) = query(path, "SELECT COUNT(*) FROM history WHERE kind='represented'")[0]
     return Report(
-        kills=kills, seconds=round(seconds, 1), presented=books.presented,
-        distinct=len(books.raws), operations=len(books.shown), collectable=books.total,
-        counted=total, cap=limit, states=states, represented=represented,
-    )  # fmt: skip
+        kills=kills,
+        seconds=round(seconds, 1),
+        presented=books.presented,
+        distinct=len(books.raws),
+        operations=len(books.shown),
+        collectable=books.total,
+        counted=total,
+        cap=limit,
+        states=states,
+        represented=represented,
+    )
 
 
 class _Everything(dict[str, Any]):

@@ -126,9 +126,17 @@ def test_what_it_says_is_made_short_and_harmless(
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"<html>", b"[]", b"{" * 100, b'{"error": "x", "error": "y"}', b"\xff\xfe",
-             json.dumps({"error": "x", "y": "z" * 20_000}).encode()],
-)  # fmt: skip
+    "body",
+    [
+        b"",
+        b"<html>",
+        b"[]",
+        b"{" * 100,
+        b'{"error": "x", "error": "y"}',
+        b"\xff\xfe",
+        json.dumps({"error": "x", "y": "z" * 20_000}).encode(),
+    ],
+)
 def test_a_body_that_says_nothing_is_handed_back_whole(
     world: World, kind: Kind, body: bytes
 ) -> None:

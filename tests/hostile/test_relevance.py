@@ -39,7 +39,7 @@ FOREIGN: list[tuple[dict[str, Any], str]] = [
     ({"network": "eip155:137", "maxTimeoutSeconds": "60"}, "network"),
     ({"network": "fiat", "asset": "USD", "amount": 0.01}, "network"),
     ({"asset": OTHER_PAYEE, "amount": 1000}, "asset"),
-]  # fmt: skip
+]
 OURS: list[tuple[dict[str, Any], str]] = [
     ({"amount": 1000}, "price"),
     ({"amount": "0"}, "price"),
@@ -107,10 +107,15 @@ def test_a_challenge_one_level_down_is_handed_back_with_one_warning(
 
 @pytest.mark.parametrize(
     "body",
-    [{"error": "quota"}, {"accepts_cookies": 1}, {"a": {"b": challenge(offer())}}, {"payTo": PAYEE},
-     {"a": [{"payTo": 1}]}],
+    [
+        {"error": "quota"},
+        {"accepts_cookies": 1},
+        {"a": {"b": challenge(offer())}},
+        {"payTo": PAYEE},
+        {"a": [{"payTo": 1}]},
+    ],
     ids=repr,
-)  # fmt: skip
+)
 def test_what_is_no_challenge_is_not_spoken_of(
     world: World, kind: Kind, body: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -129,11 +129,17 @@ def test_a_closed_seller_refuses_connections() -> None:
         socket.create_connection(("127.0.0.1", port), timeout=1)
 
 
-@pytest.mark.parametrize("cut", [
-    b"PO", b"POST /paid HTTP/1.1", b"POST /paid HTTP/1.1\r\nconte",
-    b"POST /paid HTTP/1.1\r\nContent-Length: ", b"POST /paid HTTP/1.1\r\nContent-Length: 5\r\n",
-    b"POST /paid HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "cut",
+    [
+        b"PO",
+        b"POST /paid HTTP/1.1",
+        b"POST /paid HTTP/1.1\r\nconte",
+        b"POST /paid HTTP/1.1\r\nContent-Length: ",
+        b"POST /paid HTTP/1.1\r\nContent-Length: 5\r\n",
+        b"POST /paid HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1",
+    ],
+)
 def test_a_client_that_goes_away_in_mid_request_is_no_error(
     cut: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

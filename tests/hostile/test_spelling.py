@@ -11,10 +11,15 @@ from x402_mask import Cap, CapExceeded, PaymentRefused
 
 PATH = "/api/tools/mask-refinement"
 SPELLED = [
-    "/API/tools/Mask-Refinement", "//api/tools/mask-refinement", "/api/tools/x/%2e%2e/mask-refinement",
-    "/api/tools/mask-refinement;v=1", "/api/tools/mask-refinement%20", "/api%2ftools%2fmask-refinement",
-    "/api/tools/Aliyun-ImageSeg-Refine-Mask", "/api/tools/mask%252Drefinement",
-]  # fmt: skip
+    "/API/tools/Mask-Refinement",
+    "//api/tools/mask-refinement",
+    "/api/tools/x/%2e%2e/mask-refinement",
+    "/api/tools/mask-refinement;v=1",
+    "/api/tools/mask-refinement%20",
+    "/api%2ftools%2fmask-refinement",
+    "/api/tools/Aliyun-ImageSeg-Refine-Mask",
+    "/api/tools/mask%252Drefinement",
+]
 OWN = Cap("0.001", per="day", service="mask-refinement")
 
 

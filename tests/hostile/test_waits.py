@@ -99,8 +99,9 @@ def test_sync_calls_too(world: World) -> None:
 
     with locked(world):
         threads = [threading.Thread(target=one, args=(number,)) for number in range(12)]
-        took, _ = timed(lambda: [*map(threading.Thread.start, threads),
-                                 *map(threading.Thread.join, threads)])  # fmt: skip
+        took, _ = timed(
+            lambda: [*map(threading.Thread.start, threads), *map(threading.Thread.join, threads)]
+        )
     assert all(isinstance(error, LedgerError) for _, error in found)
     assert took < 1 + SLACK_S
 

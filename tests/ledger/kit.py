@@ -51,11 +51,23 @@ def want(*caps: Cap, **changed: Any) -> Reservation:
     """A reservation of a tenth of a cent, with *changed* fields."""
     micro = changed.get("micro", 1000)
     plain = Reservation(
-        id=new_payment_id(changed.get("at", NOW)), at=NOW, service=SERVICE, origin=ORIGIN,
-        operation=secrets.token_hex(16), keyed=False, route="x402", micro=micro, amount=micro,
-        asset="0x" + "aa" * 20, network="eip155:8453", payer="0x" + "bb" * 20, pay_to=PAYEE,
-        limits=limits(*(caps or (WIDE,))), pin_payee=False, detail={"method": "POST"},
-    )  # fmt: skip
+        id=new_payment_id(changed.get("at", NOW)),
+        at=NOW,
+        service=SERVICE,
+        origin=ORIGIN,
+        operation=secrets.token_hex(16),
+        keyed=False,
+        route="x402",
+        micro=micro,
+        amount=micro,
+        asset="0x" + "aa" * 20,
+        network="eip155:8453",
+        payer="0x" + "bb" * 20,
+        pay_to=PAYEE,
+        limits=limits(*(caps or (WIDE,))),
+        pin_payee=False,
+        detail={"method": "POST"},
+    )
     return replace(plain, **changed)
 
 
@@ -192,8 +204,11 @@ class Worker:
     ) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, json.dumps(dict(spec)), *args],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
         self._timer = threading.Timer(60, self.process.kill)
         self._timer.start()
 

@@ -90,18 +90,26 @@ TAMPERED: dict[str, tuple[str, str]] = {
     "an edited time": ("UPDATE history SET at=at+1 WHERE seq=2", "row 2 .* not as it was written"),
     "an edited kind": ("UPDATE history SET kind='refused' WHERE seq=2", "row 2 .* not as it was"),
     "an edited sum": ("UPDATE history SET sums='0:0' WHERE seq=2", "row 2 .* not as it was"),
-    "an edited link": (("UPDATE history SET mac=proof FROM (SELECT proof FROM payments"
-                       " WHERE proof IS NOT NULL LIMIT 1) AS other WHERE seq=2"), "row 3 .* not as"),
+    "an edited link": (
+        (
+            "UPDATE history SET mac=proof FROM (SELECT proof FROM payments"
+            " WHERE proof IS NOT NULL LIMIT 1) AS other WHERE seq=2"
+        ),
+        "row 3 .* not as",
+    ),
     "a deleted row": ("DELETE FROM history WHERE seq=5", "row 5 is missing from the history"),
     "deleted rows": ("DELETE FROM history WHERE seq BETWEEN 5 AND 8", "rows 5 to 8 are missing"),
     "the first row": ("DELETE FROM history WHERE seq=1", "row 1 is missing"),
     "the last row": (
-        "DELETE FROM history WHERE seq=(SELECT max(seq) FROM history)", "missing from the end"
+        "DELETE FROM history WHERE seq=(SELECT max(seq) FROM history)",
+        "missing from the end",
     ),
     "everything": ("DELETE FROM history", "rows 1 to .* are missing from the end"),
     "closed ranks": (
-        ("DELETE FROM history WHERE seq=7;"
-        "UPDATE history SET seq=-seq WHERE seq>7; UPDATE history SET seq=-seq-1 WHERE seq<0"),
+        (
+            "DELETE FROM history WHERE seq=7;"
+            "UPDATE history SET seq=-seq WHERE seq>7; UPDATE history SET seq=-seq-1 WHERE seq<0"
+        ),
         "row 7 .* not as it was written",
     ),
     "an added row": (
@@ -115,7 +123,8 @@ TAMPERED: dict[str, tuple[str, str]] = {
     # payments
     "a payment made cheap": ("UPDATE payments SET micro=1 WHERE seq=2", "has micro 1, its history"),
     "a payment set free": (
-        "UPDATE payments SET state='released' WHERE seq=2", "has state 'released', .* says 'held'"
+        "UPDATE payments SET state='released' WHERE seq=2",
+        "has state 'released', .* says 'held'",
     ),
     "a payment moved back": ("UPDATE payments SET at=at-86400000000 WHERE seq=2", "has at "),
     "another payee": (f"UPDATE payments SET pay_to='{OTHER}' WHERE seq=2", "has pay_to"),
@@ -127,26 +136,33 @@ TAMPERED: dict[str, tuple[str, str]] = {
     "another transaction": ("UPDATE payments SET trans='0x0' WHERE seq=3", "has trans '0x0'"),
     "said to be seen": ("UPDATE payments SET seen=1 WHERE seq=3", "has seen 1"),
     "another digest": ("UPDATE payments SET proof_digest='00' WHERE seq=2", "proof_digest '00'"),
-    "a proof thrown away": ("UPDATE payments SET proof=NULL WHERE seq=2", "does not hold the proof"),
+    "a proof thrown away": (
+        "UPDATE payments SET proof=NULL WHERE seq=2",
+        "does not hold the proof",
+    ),
     "a proof put in": (
         "UPDATE payments SET proof=(SELECT proof FROM payments WHERE seq=3) WHERE seq=2",
         "does not hold the proof",
     ),
     "a deleted payment": ("DELETE FROM payments WHERE seq=2", "not among the payments"),
     "an added payment": (
-        ("INSERT INTO payments (id, at, updated, state, service, origin, route, micro, amount,"
-        " operation) SELECT 'pay_new', at, updated, state, service, origin, route, micro, amount,"
-        " operation FROM payments WHERE seq=1"),
+        (
+            "INSERT INTO payments (id, at, updated, state, service, origin, route, micro, amount,"
+            " operation) SELECT 'pay_new', at, updated, state, service, origin, route, micro, amount,"
+            " operation FROM payments WHERE seq=1"
+        ),
         "payment pay_new is not in the history",
     ),
     # counters
     "an emptied counter": (
-        "UPDATE counters SET held=0, settled=0", r"says settled 0 and held 0 micro-USD, the payments"
+        "UPDATE counters SET held=0, settled=0",
+        r"says settled 0 and held 0 micro-USD, the payments",
     ),
     "a counter moved": ("UPDATE counters SET bucket=bucket-1", "the payments add up to 0 and 0"),
     "a deleted counter": ("DELETE FROM counters", "the counter .* says settled 0 and held 0"),
     "an added counter": (
-        "INSERT INTO counters SELECT scope, unit, 7, 1, 0 FROM meters LIMIT 1", "/7 says settled 1"
+        "INSERT INTO counters SELECT scope, unit, 7, 1, 0 FROM meters LIMIT 1",
+        "/7 says settled 1",
     ),
     "a stopped counter": ("DELETE FROM meters", "no longer kept up"),
     "an absurd counter": ("INSERT INTO meters VALUES ('*', 'x', 1)", "none that a cap could use"),
@@ -154,10 +170,14 @@ TAMPERED: dict[str, tuple[str, str]] = {
     "a trusted payee": ("UPDATE payees SET trusted=1-trusted", "is seen but not trusted, by the"),
     "a payee forgotten": ("DELETE FROM payees", "is unknown, by the history trusted"),
     "a payee put in": (
-        "INSERT INTO payees VALUES ('o', 's', '0xbad', 1, 1)", "0xbad of s at o is trusted, by the .* unknown"
+        "INSERT INTO payees VALUES ('o', 's', '0xbad', 1, 1)",
+        "0xbad of s at o is trusted, by the .* unknown",
     ),
-    "a pause put on": ("UPDATE meta SET value='1' WHERE name='paused'", "is paused, by the history"),
-}  # fmt: skip
+    "a pause put on": (
+        "UPDATE meta SET value='1' WHERE name='paused'",
+        "is paused, by the history",
+    ),
+}
 
 
 SAMPLE = ("an edited row", "deleted rows", "the last row", "a payment set free", "a trusted payee")

@@ -24,7 +24,7 @@ from tests.ledger.kit import (
     reserved,
     used,
     want,
-)  # fmt: skip
+)
 from x402_mask import Cap, CapExceeded, PaymentRefused
 from x402_mask._ledger.ledger import Ledger
 from x402_mask._ledger.records import Twin
@@ -103,9 +103,13 @@ def test_a_refused_payment_leaves_no_trace_in_any_counter(ledger: Ledger) -> Non
 def test_held_and_settled_money_counts_and_released_and_void_does_not(ledger: Ledger) -> None:
     cap = Cap(1, per="day")
     for state, micro in (
-        ("reserved", 1), ("held", 10), ("settled", 100), ("seen", 1000), ("released", 10_000),
+        ("reserved", 1),
+        ("held", 10),
+        ("settled", 100),
+        ("seen", 1000),
+        ("released", 10_000),
         ("void", 100_000),
-    ):  # fmt: skip
+    ):
         in_state(ledger, state, cap, micro=micro)
     (spend,) = ledger.room(limits(cap), now_us=NOW)
     assert (spend.held, spend.settled) == (Decimal("0.000011"), Decimal("0.0011"))
@@ -185,9 +189,13 @@ def test_after_a_jump_back_both_sides_of_the_edge_count(ledger: Ledger) -> None:
 
 
 SPANS = [
-    timedelta(microseconds=100), timedelta(microseconds=199), timedelta(seconds=1),
-    timedelta(seconds=90), timedelta(hours=36), timedelta(days=365, microseconds=7),
-]  # fmt: skip
+    timedelta(microseconds=100),
+    timedelta(microseconds=199),
+    timedelta(seconds=1),
+    timedelta(seconds=90),
+    timedelta(hours=36),
+    timedelta(days=365, microseconds=7),
+]
 
 
 @pytest.mark.parametrize("span", SPANS, ids=str)
@@ -223,8 +231,14 @@ def test_a_refusal_says_when_there_is_room_again(ledger: Ledger, per: Any) -> No
 
 def test_a_cap_added_later_counts_what_the_ledger_holds(ledger: Ledger) -> None:
     """... in its window and for its service, as if it had been there from the start."""
-    for moment in ("2024-02-29 23:00", "2026-04-30 23:59:59.999999", "2026-05-01 00:00",
-                   "2026-05-14 12:00", "2026-05-15 11:59", "2026-05-15 12:29:59"):  # fmt: skip
+    for moment in (
+        "2024-02-29 23:00",
+        "2026-04-30 23:59:59.999999",
+        "2026-05-01 00:00",
+        "2026-05-14 12:00",
+        "2026-05-15 11:59",
+        "2026-05-15 12:29:59",
+    ):
         for state in ("reserved", "held", "settled", "released", "void"):
             in_state(ledger, state, at=at(moment))
             in_state(ledger, state, at=at(moment), service="another")

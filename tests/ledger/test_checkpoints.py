@@ -238,8 +238,12 @@ def test_killed_while_it_is_made_long(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(path)],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert int(done.stdout) >= sqlite_wal.LOG_BYTES  # all of it stands in the log, uncommitted
     ledger = SQLiteLedger(path)
@@ -324,8 +328,12 @@ def test_a_fork_waits_for_a_checkpoint(
     """
     done = subprocess.run(
         [sys.executable, "-c", FORK, str(tmp_path / "ledger.db"), takes_s, patience_s, ledger],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert " ".join(done.stdout.split()) == said, done.stderr
 
 
@@ -387,8 +395,12 @@ def test_forks_at_odd_moments(tmp_path: Path, script: str, said: str) -> None:
     """In signal handlers while a checkpoint begins; and used first by the child's threads."""
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "ledger.db")],
-        cwd=ROOT, capture_output=True, text=True, timeout=30, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
     assert (" ".join(done.stdout.split()), done.stderr) == (said, "")
 
 

@@ -153,8 +153,11 @@ def test_each_clock_must_be_past_the_end_and_its_margin() -> None:
                 alive = Clocks(ours, seller, lambda database=database: database).alive_by(UNTIL)
                 wanted = {ours: "ours", database: "database", seller: "seller"}
                 assert (alive is None) is (early not in wanted)
-                first = [n for t, n in ((ours, "ours"), (database, "database"), (seller, "seller"))
-                         if t == early]  # fmt: skip
+                first = [
+                    n
+                    for t, n in ((ours, "ours"), (database, "database"), (seller, "seller"))
+                    if t == early
+                ]
                 assert alive == (first[0] if first else None)
 
 

@@ -38,13 +38,27 @@ CAP = Cap(1, per="day")
 OPERATION = "one operation"
 
 JUNK = (
-    "NULL", "'x'", "x'00ff'", "1.5", "-1", "9223372036854775807", "CAST(x'ff41' AS TEXT)",
+    "NULL",
+    "'x'",
+    "x'00ff'",
+    "1.5",
+    "-1",
+    "9223372036854775807",
+    "CAST(x'ff41' AS TEXT)",
     "'{\"a\": 1}'",
-)  # fmt: skip
+)
 TABLES = (
-    "payments", "history", "counters", "meters", "payees", "breakers", "purchases", "tokens",
-    "meta", "denials",
-)  # fmt: skip
+    "payments",
+    "history",
+    "counters",
+    "meters",
+    "payees",
+    "breakers",
+    "purchases",
+    "tokens",
+    "meta",
+    "denials",
+)
 
 
 def lived(ledger: Ledger) -> None:
@@ -164,15 +178,24 @@ def audited(ledger: Ledger, what: str, tmp_path: Path) -> list[str]:
 
 
 TEXTS = (
-    "UPDATE payments SET state='x'", "UPDATE payments SET amount='x'",
-    "UPDATE payments SET route='x'", "UPDATE payments SET also='x'",
-    "UPDATE payments SET proof='\\x00'", "UPDATE payments SET micro=-1",
-    "UPDATE history SET data='x'", "UPDATE history SET data='[]'", "UPDATE history SET sums='x'",
-    "UPDATE history SET sums='1:zz'", "UPDATE meters SET unit='x' WHERE unit='total'", "UPDATE counters SET unit='x' WHERE unit='total'",
-    "UPDATE purchases SET stage='x'", "UPDATE tokens SET sealed='\\x00'",
-    "UPDATE meta SET value='x'", "UPDATE payments SET valid_before=9223372036854775807",
+    "UPDATE payments SET state='x'",
+    "UPDATE payments SET amount='x'",
+    "UPDATE payments SET route='x'",
+    "UPDATE payments SET also='x'",
+    "UPDATE payments SET proof='\\x00'",
+    "UPDATE payments SET micro=-1",
+    "UPDATE history SET data='x'",
+    "UPDATE history SET data='[]'",
+    "UPDATE history SET sums='x'",
+    "UPDATE history SET sums='1:zz'",
+    "UPDATE meters SET unit='x' WHERE unit='total'",
+    "UPDATE counters SET unit='x' WHERE unit='total'",
+    "UPDATE purchases SET stage='x'",
+    "UPDATE tokens SET sealed='\\x00'",
+    "UPDATE meta SET value='x'",
+    "UPDATE payments SET valid_before=9223372036854775807",
     "UPDATE payments SET at=-9223372036854775808",
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("shared", ["postgres"], indirect=True)

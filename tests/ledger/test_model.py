@@ -35,8 +35,14 @@ from x402_mask._ledger.records import Reserved
 
 SERVICES = ("a", "b")
 PERS: tuple[Any, ...] = (
-    "hour", "day", "month", "total", "call", timedelta(minutes=10), timedelta(days=2),
-)  # fmt: skip
+    "hour",
+    "day",
+    "month",
+    "total",
+    "call",
+    timedelta(minutes=10),
+    timedelta(days=2),
+)
 COUNTED = ("reserved", "held", "settled")
 JUMPS = (0, 1, SECOND, 17 * 60 * SECOND, HOUR, DAY, 20 * DAY, -SECOND, -HOUR, -DAY)
 

@@ -103,14 +103,36 @@ def test_a_database_is_the_one_that_the_environment_named_then(
 @pytest.mark.parametrize(
     "path",
     [
-        "postgresql://me:sesame@db/spend", "postgres:/me:sesame@db", "mysql://sesame@h", "file:l.db",
-        "FILE:/tmp/sesame.db?mode=rwc", "sqlite:l.db", ":memory:", "", '"/tmp/sesame.db"', "'l.db'",
-        "/tmp/sesame.db\n", " l.db", "a\0b", "a\nb", "host=h password=sesame dbname=d",
-        "DBNAME = spend", "me:sesame@db/spend", "me:sesame@db:5432/spend", "$HOME/l.db",
-        "${HOME}/l.db", "/srv/${WHERE}/l.db", "/home/$USER/l.db", "$LEDGER", "%APPDATA%\\l.db",
-        "%APPDATA%/l.db", "C:\\Users\\me\\l.db", "c:/l.db", "\\\\host\\share\\l.db",
+        "postgresql://me:sesame@db/spend",
+        "postgres:/me:sesame@db",
+        "mysql://sesame@h",
+        "file:l.db",
+        "FILE:/tmp/sesame.db?mode=rwc",
+        "sqlite:l.db",
+        ":memory:",
+        "",
+        '"/tmp/sesame.db"',
+        "'l.db'",
+        "/tmp/sesame.db\n",
+        " l.db",
+        "a\0b",
+        "a\nb",
+        "host=h password=sesame dbname=d",
+        "DBNAME = spend",
+        "me:sesame@db/spend",
+        "me:sesame@db:5432/spend",
+        "$HOME/l.db",
+        "${HOME}/l.db",
+        "/srv/${WHERE}/l.db",
+        "/home/$USER/l.db",
+        "$LEDGER",
+        "%APPDATA%\\l.db",
+        "%APPDATA%/l.db",
+        "C:\\Users\\me\\l.db",
+        "c:/l.db",
+        "\\\\host\\share\\l.db",
     ],
-)  # fmt: skip
+)
 def test_what_names_no_file_makes_none(rooms: tuple[Path, Path], path: str) -> None:
     """Least of all a directory that is called by a password."""
     kinds = (path, Path(path)) if path and "\n" not in path else (path,)

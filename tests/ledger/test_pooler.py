@@ -24,7 +24,7 @@ from tests.ledger.kit import (
     together,
     used,
     want,
-)  # fmt: skip
+)
 from tests.ledger.proxy import Cut, Proxy
 from tests.ledger.worker import TOTAL
 from tests.support.pgbouncer import MISSING, Pooler, binary

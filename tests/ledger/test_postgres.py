@@ -32,7 +32,7 @@ from tests.ledger.kit import (
     together,
     used,
     want,
-)  # fmt: skip
+)
 from tests.ledger.proxy import Cut, Proxy
 from tests.support.postgres import Postgres
 from x402_mask import Cap, LedgerError, PostgresLedger

@@ -60,8 +60,10 @@ def test_no_umask_opens_the_key_of_a_fleet(dsn: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["ledger.db", "ledger.db.key", "ledger.db.head", "ledger.db-wal"])
-@pytest.mark.parametrize(("wide", "what"), [(0o644, "read"), (0o666, "read and write"),
-                                            (0o622, "write"), (0o640, "read")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("wide", "what"),
+    [(0o644, "read"), (0o666, "read and write"), (0o622, "write"), (0o640, "read")],
+)
 def test_a_file_that_others_may_use_is_mended_and_said(
     path: Path, name: str, wide: int, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -98,8 +100,10 @@ def test_what_cannot_be_mended_is_refused(path: Path, monkeypatch: pytest.Monkey
         assert "belongs to another user" in str(refusal(SQLiteLedger(path), want()))
 
 
-@pytest.mark.parametrize("name", ["ledger.db.key", "ledger.db.head", "ledger.db-wal",
-                                  "ledger.db-shm", "ledger.db-journal"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    ["ledger.db.key", "ledger.db.head", "ledger.db-wal", "ledger.db-shm", "ledger.db-journal"],
+)
 @pytest.mark.parametrize("there", [True, False])
 def test_a_planted_link_is_refused(path: Path, name: str, there: bool) -> None:
     """A key that somebody knows, or a file of the owner's that would be written over."""

@@ -25,7 +25,7 @@ from tests.ledger.kit import (
     together,
     used,
     want,
-)  # fmt: skip
+)
 from tests.ledger.worker import TOTAL
 from x402_mask import Cap, CapExceeded, LedgerError, SQLiteLedger
 from x402_mask._ledger.audit import verify
@@ -255,8 +255,12 @@ print(json.dumps([status, sorted(p.state for p in ledger.payments()), used(ledge
 def test_parent_and_child_of_a_fork_share_the_ledger_and_lose_nothing(shared: Store) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FORK, __import__("json").dumps(dict(shared.spec))],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.stdout.strip() == '[0, ["held", "reserved", "settled"], 3000]', done.stderr
     assert verify(shared.ledger).problems == []
 
@@ -300,8 +304,12 @@ def test_a_child_that_cannot_have_the_ledger_is_told(tmp_path: Any, kind: str) -
     where = "memory" if kind == "memory" else str(tmp_path / "ledger.db")
     done = subprocess.run(
         [sys.executable, "-c", FORK_INSIDE, where],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     first, second, count = done.stdout.splitlines()
     assert first == second
     assert "fork" in first

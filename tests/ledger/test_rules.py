@@ -73,8 +73,9 @@ def test_without_pins_a_new_payee_is_paid_and_reported(ledger: Ledger) -> None:
     assert ledger.reserve(want(pay_to=OTHER)) == Reserved(new_payee=True)
     assert ledger.reserve(want(pay_to=OTHER)) == Reserved(new_payee=False)
     assert ledger.payees() == [
-        (ORIGIN, SERVICE, PAYEE.lower(), True), (ORIGIN, SERVICE, OTHER, False),
-    ]  # fmt: skip
+        (ORIGIN, SERVICE, PAYEE.lower(), True),
+        (ORIGIN, SERVICE, OTHER, False),
+    ]
 
 
 def test_a_pinned_service_refuses_another_payee_until_it_is_accepted(ledger: Ledger) -> None:
@@ -277,9 +278,17 @@ def test_every_decision_is_in_the_history(ledger: Ledger) -> None:
     rows = ledger.history()
     assert [row["seq"] for row in rows] == list(range(1, 11))
     assert [row["kind"] for row in rows] == [
-        "reserved", "held", "unknown", "represented", "settled", "reconciled", "refused", "payee",
-        "paused", "resumed",
-    ]  # fmt: skip
+        "reserved",
+        "held",
+        "unknown",
+        "represented",
+        "settled",
+        "reconciled",
+        "refused",
+        "payee",
+        "paused",
+        "resumed",
+    ]
     assert [row["payment_id"] for row in rows] == [made.id] * 6 + [None] * 4
     first, cap = rows[0], str(made.limits[0].cap)
     assert (first["caps_before"], first["caps_after"]) == ({cap: 0}, {cap: 1000})

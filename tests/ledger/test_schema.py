@@ -45,8 +45,13 @@ def as_before(store: Store, version: int) -> None:
     store.ledger.close()
     store.sql("DROP INDEX payments_summed")
     store.sql("CREATE INDEX payments_counted ON payments (at, service, state, micro)")
-    for table, column in (("payments", "also"), ("payments", "again"), ("payments", "reason"),
-                          ("meters", "summed"), ("history", "sums")):  # fmt: skip
+    for table, column in (
+        ("payments", "also"),
+        ("payments", "again"),
+        ("payments", "reason"),
+        ("meters", "summed"),
+        ("history", "sums"),
+    ):
         store.sql(f"ALTER TABLE {table} DROP COLUMN {column}")
     pins = store.sql("SELECT service, payee, trusted, at FROM payees")
     for statement in ("DROP TABLE payees", SECOND_PAYEES, "DROP TABLE denials"):
@@ -113,9 +118,13 @@ def test_a_ledger_of_an_older_schema_is_migrated(shared: Store, version: int) ->
 
 @pytest.mark.parametrize(
     ("name", "key"),
-    [("Resize", "resize"), ("resize.", "resize"), ("Größe", "grösse"),
-     ("Aliyun-ImageSeg-Refine-Mask", "mask-refinement")],
-)  # fmt: skip
+    [
+        ("Resize", "resize"),
+        ("resize.", "resize"),
+        ("Größe", "grösse"),
+        ("Aliyun-ImageSeg-Refine-Mask", "mask-refinement"),
+    ],
+)
 @pytest.mark.parametrize("version", OLDER)
 def test_a_cap_in_another_spelling_counts_on_after_a_migration(
     shared: Store, version: int, name: str, key: str

@@ -25,7 +25,8 @@ EITHER: dict[str, tuple[str, str]] = {
     "a column renamed": ("ALTER TABLE payments RENAME again TO more", "table payments is not as"),
     "an index gone": ("DROP INDEX payments_held", "index payments_held is missing"),
     "another index": (
-        "CREATE UNIQUE INDEX one ON payments (service)", "index one is not as x402_mask made it"
+        "CREATE UNIQUE INDEX one ON payments (service)",
+        "index one is not as x402_mask made it",
     ),
     "an index on less": (
         "DROP INDEX payments_held; CREATE INDEX payments_held ON payments (seq)",
@@ -34,16 +35,19 @@ EITHER: dict[str, tuple[str, str]] = {
     "a table gone": ("DROP TABLE breakers", "table breakers is missing"),
     "a table of somebody's": ("CREATE TABLE extra (x TEXT)", "table extra is not as"),
     "a view in place of a table": (
-        ("ALTER TABLE meters RENAME TO meters_;"
-        " CREATE VIEW meters AS SELECT * FROM meters_ WHERE 1=0"),
+        (
+            "ALTER TABLE meters RENAME TO meters_;"
+            " CREATE VIEW meters AS SELECT * FROM meters_ WHERE 1=0"
+        ),
         "(view|table|index) meters",
     ),
     "a view": ("CREATE VIEW v AS SELECT * FROM payments", "view v is not as"),
-}  # fmt: skip
+}
 
 SQLITE: dict[str, tuple[str, str]] = {
     "a trigger": (
-        f"CREATE TRIGGER t AFTER INSERT ON payments BEGIN {FREE}; END|", "trigger t is not as"
+        f"CREATE TRIGGER t AFTER INSERT ON payments BEGIN {FREE}; END|",
+        "trigger t is not as",
     ),
     "a trigger called like a backup's table": (
         f"CREATE TRIGGER _litestream_t AFTER INSERT ON history BEGIN {FREE}; END|",
@@ -51,31 +55,37 @@ SQLITE: dict[str, tuple[str, str]] = {
     ),
     "a view called so": ("CREATE VIEW _litestream_v AS SELECT 1", "view _litestream_v is not as"),
     "a check": (
-        ("DROP TABLE breakers; CREATE TABLE breakers (origin TEXT PRIMARY KEY, failures INTEGER NOT"
-        " NULL CHECK (failures < 0), until BIGINT NOT NULL)"),
+        (
+            "DROP TABLE breakers; CREATE TABLE breakers (origin TEXT PRIMARY KEY, failures INTEGER NOT"
+            " NULL CHECK (failures < 0), until BIGINT NOT NULL)"
+        ),
         "table breakers is not as",
     ),
     "no key": (
-        ("DROP TABLE breakers; CREATE TABLE breakers (origin TEXT, failures INTEGER NOT NULL,"
-        " until BIGINT NOT NULL)"),
+        (
+            "DROP TABLE breakers; CREATE TABLE breakers (origin TEXT, failures INTEGER NOT NULL,"
+            " until BIGINT NOT NULL)"
+        ),
         "table breakers is not as",
     ),
     "another collation": (
-        ("DROP TABLE breakers; CREATE TABLE breakers (origin TEXT PRIMARY KEY COLLATE NOCASE,"
-        " failures INTEGER NOT NULL, until BIGINT NOT NULL)"),
+        (
+            "DROP TABLE breakers; CREATE TABLE breakers (origin TEXT PRIMARY KEY COLLATE NOCASE,"
+            " failures INTEGER NOT NULL, until BIGINT NOT NULL)"
+        ),
         "table breakers is not as",
     ),
-}  # fmt: skip
+}
 
 POSTGRES: dict[str, tuple[str, str]] = {
     "a trigger": (
-        ("CREATE OR REPLACE FUNCTION public.f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END"
-        " $$; CREATE TRIGGER t BEFORE INSERT ON counters EXECUTE FUNCTION public.f()"),
+        (
+            "CREATE OR REPLACE FUNCTION public.f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END"
+            " $$; CREATE TRIGGER t BEFORE INSERT ON counters EXECUTE FUNCTION public.f()"
+        ),
         "trigger t is not as",
     ),
-    "a rule": (
-        "CREATE RULE r AS ON UPDATE TO payments DO INSTEAD NOTHING", "rule r is not as"
-    ),
+    "a rule": ("CREATE RULE r AS ON UPDATE TO payments DO INSTEAD NOTHING", "rule r is not as"),
     "a policy on rows": ("ALTER TABLE payments ENABLE ROW LEVEL SECURITY", "payments is not as"),
     "a check": ("ALTER TABLE payments ADD CONSTRAINT c CHECK (micro > 0)", "constraint c is not"),
     "a foreign key": (
@@ -83,25 +93,29 @@ POSTGRES: dict[str, tuple[str, str]] = {
         "constraint c is not",
     ),
     "a column that may be empty": (
-        "ALTER TABLE payments ALTER COLUMN micro DROP NOT NULL", "payments is not as"
+        "ALTER TABLE payments ALTER COLUMN micro DROP NOT NULL",
+        "payments is not as",
     ),
     "another default": ("ALTER TABLE payments ALTER seen SET DEFAULT 1", "payments is not as"),
     "another type": ("ALTER TABLE payments ALTER micro TYPE integer", "payments is not as"),
     "a table that a crash empties": ("ALTER TABLE counters SET UNLOGGED", "counters is not as"),
     "a table that inherits": (
-        "CREATE TABLE public.heir () INHERITS (x402_mask.counters)", "table counters is not as"
+        "CREATE TABLE public.heir () INHERITS (x402_mask.counters)",
+        "table counters is not as",
     ),
     "a function": (
         "CREATE FUNCTION x402_mask.sum(int) RETURNS int LANGUAGE sql AS 'SELECT 0'",
         "function sum is not as",
     ),
     "everybody's table": (
-        "GRANT UPDATE ON counters TO PUBLIC", "grant to everybody on counters is not as"
+        "GRANT UPDATE ON counters TO PUBLIC",
+        "grant to everybody on counters is not as",
     ),
     "everybody's schema": (
-        "GRANT CREATE ON SCHEMA x402_mask TO PUBLIC", "grant to everybody on x402_mask is not as"
+        "GRANT CREATE ON SCHEMA x402_mask TO PUBLIC",
+        "grant to everybody on x402_mask is not as",
     ),
-}  # fmt: skip
+}
 
 
 def change(store: Store, statements: str) -> None:
@@ -161,8 +175,12 @@ def test_statistics_and_a_backup_program_are_no_change(tmp_path: Path) -> None:
     store = sqlite_store(tmp_path / "ledger.db")
     held(store.ledger)
     store.ledger.close()
-    for statement in ("ANALYZE", "CREATE TABLE _litestream_seq (id INTEGER PRIMARY KEY, seq INTEGER)",
-                      "CREATE TABLE _litestream_lock (id INTEGER)", "VACUUM"):  # fmt: skip
+    for statement in (
+        "ANALYZE",
+        "CREATE TABLE _litestream_seq (id INTEGER PRIMARY KEY, seq INTEGER)",
+        "CREATE TABLE _litestream_lock (id INTEGER)",
+        "VACUUM",
+    ):
         store.sql(statement)
     assert used(store.again(), WIDE) == 1000
 

@@ -85,8 +85,9 @@ def test_a_cap_in_another_spelling_is_one_on_the_same_service(ledger: Ledger) ->
     for service in ("dear", "Dear"):
         assert isinstance(refusal(ledger, want(ALL, loud, service=service)), CapExceeded)
     assert [spend.service for spend in ledger.room(limits(loud, quiet), now_us=NOW)] == [
-        "Dear", "dear",
-    ]  # fmt: skip
+        "Dear",
+        "dear",
+    ]
 
 
 def test_the_audit_notices_that_it_was_taken_away(shared: Store) -> None:

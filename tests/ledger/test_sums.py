@@ -38,9 +38,12 @@ from x402_mask._ledger.ledger import Ledger
 from x402_mask._ledger.restore import accept, standing
 
 CAPS = (
-    Cap(1, per="total"), Cap(1, per="month"), Cap(1, per="day"), Cap(1, per="hour"),
+    Cap(1, per="total"),
+    Cap(1, per="month"),
+    Cap(1, per="day"),
+    Cap(1, per="hour"),
     Cap(1, per=timedelta(hours=5), service=SERVICE),
-)  # fmt: skip
+)
 
 
 def lived(ledger: Ledger) -> None:
@@ -54,38 +57,46 @@ CHANGED: dict[str, tuple[str, str]] = {
     "a total emptied": ("UPDATE counters SET held=0, settled=0 WHERE unit='total'", "counters"),
     "a month made less": ("UPDATE counters SET held=held-1 WHERE unit='month'", "counters"),
     "held made settled": (
-        "UPDATE counters SET held=0, settled=settled+held WHERE unit='total'", "counters"
+        "UPDATE counters SET held=0, settled=settled+held WHERE unit='total'",
+        "counters",
     ),
     "all counters gone": ("DELETE FROM counters", "counters"),
     "a counter gone": ("DELETE FROM counters WHERE unit='total'", "counters"),
     "a counter moved": (
-        "UPDATE counters SET bucket=bucket-1 WHERE unit='month' AND held>0", "counters"
+        "UPDATE counters SET bucket=bucket-1 WHERE unit='month' AND held>0",
+        "counters",
     ),
     "a counter more": ("INSERT INTO counters VALUES ('*', 'hour', 1000000, 0, -5)", "counters"),
     "a counter stopped": ("DELETE FROM meters WHERE unit='total'", "counters"),
     "a counter begun anew": ("UPDATE meters SET summed=0 WHERE unit='total'", "counters"),
     "another service's": ("UPDATE counters SET scope='other' WHERE scope<>'*'", "counters"),
     "the sum with it": (
-        "UPDATE counters SET held=0; UPDATE history SET sums='0:0'", "row .* is not as it was"
+        "UPDATE counters SET held=0; UPDATE history SET sums='0:0'",
+        "row .* is not as it was",
     ),
     "no sum": ("UPDATE counters SET held=0; UPDATE history SET sums=NULL", "row .* is not as it"),
     "the last row": (
-        "UPDATE history SET data='{}' WHERE seq=(SELECT MAX(seq) FROM history)", "row .* is not as"
+        "UPDATE history SET data='{}' WHERE seq=(SELECT MAX(seq) FROM history)",
+        "row .* is not as",
     ),
     "a payment made cheap": (
-        f"UPDATE payments SET micro=1 WHERE state='held' AND at={NOW}", "does not hold what"
+        f"UPDATE payments SET micro=1 WHERE state='held' AND at={NOW}",
+        "does not hold what",
     ),
     "a payment set free": (
-        f"UPDATE payments SET state='void' WHERE state='settled' AND at={NOW}", "does not hold what"
+        f"UPDATE payments SET state='void' WHERE state='settled' AND at={NOW}",
+        "does not hold what",
     ),
     "a payment gone": (f"DELETE FROM payments WHERE state='held' AND at={NOW}", "does not hold"),
     "a payment moved back": (
-        f"UPDATE payments SET at={NOW - DAY} WHERE at={NOW} AND state='held'", "does not hold what"
+        f"UPDATE payments SET at={NOW - DAY} WHERE at={NOW} AND state='held'",
+        "does not hold what",
     ),
     "a payment of another service": (
-        f"UPDATE payments SET service='x' WHERE at={NOW} AND state='held'", "does not hold what"
+        f"UPDATE payments SET service='x' WHERE at={NOW} AND state='held'",
+        "does not hold what",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", CHANGED)
@@ -127,8 +138,13 @@ def test_no_honest_life_is_refused_at_the_next_opening(shared: Store, seed: int)
             else:
                 ledger.room(limits(*rng.sample(pool, 2)), now_us=now)
                 with suppress(AssertionError):
-                    ledger.resolve(rng.choice(made).id, rng.choice(("settled", "void")),
-                                   transaction=None, note="", now_us=now)  # fmt: skip
+                    ledger.resolve(
+                        rng.choice(made).id,
+                        rng.choice(("settled", "void")),
+                        transaction=None,
+                        note="",
+                        now_us=now,
+                    )
     ledger.close()
     assert shared.again().payments()
     assert verify(shared.again()).problems == []

@@ -321,7 +321,7 @@ def test_a_token_cannot_pass_for_another(shared: Store) -> None:
         "UPDATE tokens SET sealed=(SELECT sealed FROM tokens AS t WHERE t.payment=?)"
         " WHERE payment=?",
         *(two.id, one.id),
-    )  # fmt: skip
+    )
     with pytest.raises(LedgerError):
         shared.ledger.take_token(ORIGIN, SERVICE, now_us=NOW)
 
@@ -342,14 +342,19 @@ def test_an_edited_purchase_is_detected(shared: Store, edit: str) -> None:
 @pytest.mark.parametrize(
     "edit",
     [
-        "UPDATE purchases SET stage='closed'", "UPDATE purchases SET remote='pay_other'",
-        "UPDATE purchases SET stage='asked', remote=NULL", "DELETE FROM purchases",
+        "UPDATE purchases SET stage='closed'",
+        "UPDATE purchases SET remote='pay_other'",
+        "UPDATE purchases SET stage='asked', remote=NULL",
+        "DELETE FROM purchases",
         "UPDATE purchases SET payment='pay_x'",
-        "UPDATE tokens SET sealed=NULL", "UPDATE tokens SET origin='https://evil.example'",
-        "UPDATE tokens SET service='other'", "UPDATE tokens SET digest='00'", "DELETE FROM tokens",
+        "UPDATE tokens SET sealed=NULL",
+        "UPDATE tokens SET origin='https://evil.example'",
+        "UPDATE tokens SET service='other'",
+        "UPDATE tokens SET digest='00'",
+        "DELETE FROM tokens",
         "UPDATE tokens SET sealed=(SELECT mac FROM history WHERE seq=1)",
     ],
-)  # fmt: skip
+)
 def test_an_edited_step_of_a_purchase_is_detected(shared: Store, edit: str) -> None:
     """So that nobody makes the buyer buy again, or forget what it holds."""
     with_token(shared.ledger, calls=3)
@@ -388,8 +393,16 @@ def test_token_steps_are_in_the_history(ledger: Ledger) -> None:
     ledger.take_token(ORIGIN, SERVICE, now_us=NOW)
     ledger.drop_token(made.id, "refused", now_us=NOW)
     rows = [row for row in ledger.history() if row["payment_id"] == made.id]
-    kinds = ["reserved", "asked", "created", "held", "bought", "settled", "token_used",
-             "token_dropped"]  # fmt: skip
+    kinds = [
+        "reserved",
+        "asked",
+        "created",
+        "held",
+        "bought",
+        "settled",
+        "token_used",
+        "token_dropped",
+    ]
     assert [row["kind"] for row in rows] == kinds
     assert TOKEN not in str(rows)
 

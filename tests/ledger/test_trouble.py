@@ -288,8 +288,12 @@ def test_a_write_that_fails_in_mid_commit_loses_and_invents_nothing(path: Path, 
     """A real write error, wherever it strikes: what was acknowledged is there, and the rest not."""
     done = subprocess.run(
         [sys.executable, "-c", FILLING, str(path), str(limit)],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     said, acknowledged = done.stdout.splitlines()
     assert "ledger.db failed" in said
     ledger = SQLiteLedger(path)

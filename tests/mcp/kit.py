@@ -35,18 +35,23 @@ def document(amount: str = "100000", **changes: Any) -> Json:
     """A version 2 challenge of ten cents."""
     about = {"url": "mcp://tool/make_thing", "mimeType": "application/json"}
     return {
-        "x402Version": 2, "error": "Payment required", "resource": about,
-        "accepts": [offer(amount)], **changes,
-    }  # fmt: skip
+        "x402Version": 2,
+        "error": "Payment required",
+        "resource": about,
+        "accepts": [offer(amount)],
+        **changes,
+    }
 
 
 def said(
     text: str, structured: Any = None, *, is_error: bool = False, meta: Json | None = None
 ) -> CallToolResult:
     return CallToolResult(
-        content=[TextContent(type="text", text=text)], structured_content=structured,
-        is_error=is_error, _meta=meta,
-    )  # fmt: skip
+        content=[TextContent(type="text", text=text)],
+        structured_content=structured,
+        is_error=is_error,
+        _meta=meta,
+    )
 
 
 def asks(challenge: Json, **more: Any) -> CallToolResult:

@@ -12,15 +12,20 @@ from mcp.server.stdio import stdio_server
 from mcp.types import CallToolResult, ListToolsResult, TextContent, Tool
 
 OFFER = {
-    "scheme": "exact", "network": "eip155:8453", "amount": "100000", "maxTimeoutSeconds": 60,
+    "scheme": "exact",
+    "network": "eip155:8453",
+    "amount": "100000",
+    "maxTimeoutSeconds": 60,
     "asset": "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913",
     "payTo": "0x209693Bc6afc0C5328bA36FaF03C514EF312287C",
     "extra": {"name": "USD Coin", "version": "2"},
-}  # fmt: skip
+}
 CHALLENGE = {
-    "x402Version": 2, "error": "payment required", "accepts": [OFFER],
+    "x402Version": 2,
+    "error": "payment required",
+    "accepts": [OFFER],
     "resource": {"url": "mcp://tool/cut_out"},
-}  # fmt: skip
+}
 
 
 async def tools(_context: Any, _params: Any) -> ListToolsResult:

@@ -218,15 +218,25 @@ def test_a_402_without_a_challenge_is_the_servers_own_error(backend: str) -> Non
 
 ERRORS: dict[str, MCPError] = {
     "a URL to visit": MCPError(
-        -32042, "visit", {"elicitations": [{"mode": "url", "url": "https://a.example", "message":
-        "sign in", "elicitationId": "1"}]}
+        -32042,
+        "visit",
+        {
+            "elicitations": [
+                {
+                    "mode": "url",
+                    "url": "https://a.example",
+                    "message": "sign in",
+                    "elicitationId": "1",
+                }
+            ]
+        },
     ),
     "a URL, and nothing": MCPError(-32042, "visit"),
     "another scheme": MCPError(-32402, "pay", {"challenges": [{"method": "tempo"}]}),
     "what it accepts": MCPError(-32402, "pay", {"accepts": ["json"]}),
     "two levels down": MCPError(-32402, "pay", {"a": {"b": document()}}),
     "another code": MCPError(-32000, "Payment required", document()),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", ERRORS)

@@ -14,8 +14,10 @@ def test_arguments_that_the_service_would_refuse() -> None:
     """The challenge names the fields: what lacks one is not paid for, and nothing is signed."""
     with Sandbox() as box:
         payer = payer_of(box.url)
-        good = {n: f"{box.url}/static/{f}.png" for n, f in
-                (("ImageURL", "photo"), ("MaskImageURL", "mask"))}  # fmt: skip
+        good = {
+            n: f"{box.url}/static/{f}.png"
+            for n, f in (("ImageURL", "photo"), ("MaskImageURL", "mask"))
+        }
 
         async def scenario() -> None:
             async with over_http(box.url) as session:

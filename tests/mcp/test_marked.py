@@ -81,9 +81,12 @@ def schema(about: Json) -> Reply:
     properties = {"input": {"type": "object", "properties": {"body": about}}}
     bazaar = {"info": {"input": body}, "schema": {"type": "object", "properties": properties}}
     challenge = {
-        "x402Version": 2, "error": ORDERS, "accepts": [offer()],
-        "resource": {"url": ORDERS}, "extensions": {"bazaar": bazaar},
-    }  # fmt: skip
+        "x402Version": 2,
+        "error": ORDERS,
+        "accepts": [offer()],
+        "resource": {"url": ORDERS},
+        "extensions": {"bazaar": bazaar},
+    }
     return Reply(status=402, headers=[("PAYMENT-REQUIRED", encode(challenge))])
 
 
@@ -111,26 +114,57 @@ SAYS: dict[str, Answer] = {
     "a pattern in a schema": schema({"properties": {"text": {"pattern": ORDERS}}}),
     "a transaction": paywall(
         priced(),
-        Reply(headers=[("PAYMENT-RESPONSE", encode({
-            "success": True, "transaction": ORDERS, "network": "eip155:8453", "payer": ORDERS,
-        }))], body=b"x"),
+        Reply(
+            headers=[
+                (
+                    "PAYMENT-RESPONSE",
+                    encode(
+                        {
+                            "success": True,
+                            "transaction": ORDERS,
+                            "network": "eip155:8453",
+                            "payer": ORDERS,
+                        }
+                    ),
+                )
+            ],
+            body=b"x",
+        ),
     ),
     "an error of a settlement": paywall(
         priced(),
-        Reply(status=402, headers=[("PAYMENT-RESPONSE", encode({
-            "success": False, "errorReason": ORDERS, "transaction": "", "network": ORDERS,
-        }))], body=ORDERS.encode()),
+        Reply(
+            status=402,
+            headers=[
+                (
+                    "PAYMENT-RESPONSE",
+                    encode(
+                        {
+                            "success": False,
+                            "errorReason": ORDERS,
+                            "transaction": "",
+                            "network": ORDERS,
+                        }
+                    ),
+                )
+            ],
+            body=ORDERS.encode(),
+        ),
     ),
-}  # fmt: skip
+}
 
 
 class ByHand(Listener):
     """Sells ``thing``, and sends bytes that no server would: unpaid, paid, and for the catalog."""
 
     def __init__(
-        self, *, unpaid: bytes | None = None, paid: bytes = b"", catalog: bytes = NOT_FOUND,
+        self,
+        *,
+        unpaid: bytes | None = None,
+        paid: bytes = b"",
+        catalog: bytes = NOT_FOUND,
         dripping: bytes = b"",
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.unpaid = priced_by_hand() if unpaid is None else unpaid
         self.paid, self.catalog, self.dripping = paid, catalog, dripping
         super().__init__()

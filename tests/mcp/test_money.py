@@ -85,10 +85,11 @@ def test_after_a_proof_no_challenge_is_new(kind: str) -> None:
 UNKNOWN: dict[str, tuple[CallToolResult, str]] = {
     "a fault": (said("Internal Server Error", is_error=True), "held"),
     "a fault with the receipt": (
-        said("Internal Server Error", is_error=True, meta=made().meta), "settled",
+        said("Internal Server Error", is_error=True, meta=made().meta),
+        "settled",
     ),
     "an error of the tool": (said("the mask is too large", is_error=True), "held"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", UNKNOWN)

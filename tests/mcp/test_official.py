@@ -66,9 +66,11 @@ def seller(failure: str | None = None, *, broken: bool = False) -> Shop:
     async def answer(call: Heard) -> CallToolResult:
         told = await wrapped(call.arguments, {"_meta": call.meta, "toolName": call.tool})
         return CallToolResult(
-            content=told.content, structured_content=told.structured_content,
-            is_error=told.is_error, _meta=told.meta,
-        )  # fmt: skip
+            content=told.content,
+            structured_content=told.structured_content,
+            is_error=told.is_error,
+            _meta=told.meta,
+        )
 
     return Shop(answer, answer)
 

@@ -78,8 +78,9 @@ def faulty(box: Sandbox) -> Iterator[Sandbox]:
 
 def test_mask_refinement(box: Sandbox) -> None:
     """The service itself, by its tool: arguments go through, the cap of the service counts."""
-    pictures = {n: f"{box.url}/static/{f}.png" for n, f in
-                (("ImageURL", "photo"), ("MaskImageURL", "mask"))}  # fmt: skip
+    pictures = {
+        n: f"{box.url}/static/{f}.png" for n, f in (("ImageURL", "photo"), ("MaskImageURL", "mask"))
+    }
     payer = payer_of(box.url, caps=[Cap("0.20", per="day", service="mask-refinement")])
     (result,) = buy(box, payer, "mask_refinement", **pictures)
     assert result.structured_content["code"] == "200"

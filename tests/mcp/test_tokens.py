@@ -16,9 +16,13 @@ TOKENS = ("held-token", "token")
 
 def payer_for(box: Sandbox, wallet: Wallet | None) -> Payer:
     return Payer(
-        wallet, caps=[Cap("1", per="day")], origins=[box.url], ledger=MemoryLedger(),
-        prefer=TOKENS, poll_unpaid=1,
-    )  # fmt: skip
+        wallet,
+        caps=[Cap("1", per="day")],
+        origins=[box.url],
+        ledger=MemoryLedger(),
+        prefer=TOKENS,
+        poll_unpaid=1,
+    )
 
 
 CASES: dict[str, Any] = {

@@ -22,16 +22,25 @@ PROGRAM_S = 60
 KEEP = ("Cache-Control", "public, max-age=60")
 WORDS = "Paid answer"
 CHAT = {
-    "id": "c1", "object": "chat.completion", "created": 1, "model": "m",
-    "choices": [{"index": 0, "message": {"role": "assistant", "content": WORDS},
-                 "finish_reason": "stop"}],
+    "id": "c1",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "m",
+    "choices": [
+        {"index": 0, "message": {"role": "assistant", "content": WORDS}, "finish_reason": "stop"}
+    ],
     "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3},
-}  # fmt: skip
+}
 MESSAGE = {
-    "id": "m1", "type": "message", "role": "assistant", "model": "m", "stop_reason": "end_turn",
-    "stop_sequence": None, "content": [{"type": "text", "text": WORDS}],
+    "id": "m1",
+    "type": "message",
+    "role": "assistant",
+    "model": "m",
+    "stop_reason": "end_turn",
+    "stop_sequence": None,
+    "content": [{"type": "text", "text": WORDS}],
     "usage": {"input_tokens": 1, "output_tokens": 2},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="session")
@@ -73,10 +82,19 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     def run(asked: object, *paths: str) -> Any:
         done = subprocess.run(
             [sys.executable, "-m", "tests.sdks.program", json.dumps(asked), *paths],
-            cwd=ROOT, capture_output=True, text=True, timeout=PROGRAM_S, check=False,
-            env={"PATH": os.environ["PATH"], "HOME": home, "NO_PROXY": "*",
-                 "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
-        )  # fmt: skip
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=PROGRAM_S,
+            check=False,
+            env={
+                "PATH": os.environ["PATH"],
+                "HOME": home,
+                "NO_PROXY": "*",
+                "PYTHONPATH": str(ROOT),
+                "PYTHONDONTWRITEBYTECODE": "1",
+            },
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout.splitlines()[-1])
 

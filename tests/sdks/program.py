@@ -30,9 +30,12 @@ def talk(asked: dict[str, Any]) -> dict[str, Any]:
         return bool(asked["approve"])
 
     with Payer(
-        Wallet.create(), caps=[Cap("1", per="day")], origins=[asked["origin"]],
-        ledger=MemoryLedger(), approve=approve,
-    ) as payer:  # fmt: skip
+        Wallet.create(),
+        caps=[Cap("1", per="day")],
+        origins=[asked["origin"]],
+        ledger=MemoryLedger(),
+        approve=approve,
+    ) as payer:
         made = make(sdk, name, asked, payer)
         try:
             said: Any = words(asked, name, made)
@@ -106,9 +109,11 @@ def build(asked: dict[str, Any]) -> dict[str, Any]:
     from x402_mask import Cap, MemoryLedger, Payer, Wallet
 
     payer = Payer(
-        Wallet.create(), caps=[Cap("1", per="day")], origins=[asked["origin"]],
+        Wallet.create(),
+        caps=[Cap("1", per="day")],
+        origins=[asked["origin"]],
         ledger=MemoryLedger(),
-    )  # fmt: skip
+    )
     stamps = [family.BaseTransport.__module__ for family in (httpx, httpx2)]
     said = []
     for family, mask in ((httpx, x402_mask), (httpx2, x402_mask.httpx2)):
@@ -144,9 +149,11 @@ def cached(asked: dict[str, Any]) -> dict[str, Any]:
             for place in ("below", "above"):
                 case = f"{family.__name__}-{'async' if wait else 'sync'}-{place}"
                 with Payer(
-                    Wallet.create(), caps=[Cap("1", per="day")], origins=[asked["origin"]],
+                    Wallet.create(),
+                    caps=[Cap("1", per="day")],
+                    origins=[asked["origin"]],
                     ledger=MemoryLedger(),
-                ) as payer:  # fmt: skip
+                ) as payer:
                     client = behind(family, mask, payer, wait=wait, above=place == "above")
                     url = f"{asked['origin']}/cached?case={case}"
                     if wait:

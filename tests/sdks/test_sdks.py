@@ -25,8 +25,12 @@ CASES: dict[str, dict[str, Any]] = {
     }.items()
 }
 CASES["raised"] = {
-    "plug": "client", "colour": "sync", "retries": 1, "approve": False, "on_refusal": None,
-}  # fmt: skip
+    "plug": "client",
+    "colour": "sync",
+    "retries": 1,
+    "approve": False,
+    "on_refusal": None,
+}
 
 
 @pytest.fixture(scope="module", params=VERSIONS)

@@ -98,10 +98,14 @@ def test_memory_runs_out_at_every_line_of_a_ledgers_thread(
     count = lines.lines_of(lines.Trial, kind, fast_path, threads=True)
     found = lines.faults(
         lines.interrupted(
-            kind, fast_path, range(1, count + 1), strikes=(MemoryError,), ledgers="file",
+            kind,
+            fast_path,
+            range(1, count + 1),
+            strikes=(MemoryError,),
+            ledgers="file",
             threads=True,
         )
-    )  # fmt: skip
+    )
     with capsys.disabled():
         print(f"\na ledger's thread: {count} lines, {len(found)} faults")
     assert not found, "\n".join(found)

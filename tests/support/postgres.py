@@ -99,9 +99,19 @@ class Postgres:
     def _make(self) -> None:
         try:
             self._run(
-                self._binaries / "initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust",
-                "-E", "UTF8", "--locale=C", "-N", "--no-instructions",
-            )  # fmt: skip
+                self._binaries / "initdb",
+                "-D",
+                str(self.data),
+                "-U",
+                "postgres",
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale=C",
+                "-N",
+                "--no-instructions",
+            )
         except (OSError, subprocess.SubprocessError) as failure:
             output = getattr(failure, "stderr", None) or b""
             text = output.decode(errors="replace").strip() or str(failure)
@@ -109,9 +119,12 @@ class Postgres:
 
     def _run(self, program: Path, *args: str) -> None:
         subprocess.run(
-            self._command(program, *args), check=True, capture_output=True, timeout=60,
+            self._command(program, *args),
+            check=True,
+            capture_output=True,
+            timeout=60,
             cwd=self.folder,
-        )  # fmt: skip
+        )
 
     def _command(self, program: Path, *args: str) -> list[str]:
         become = [sys.executable, "-I", "-S", "-c", _BECOME, str(self._user), str(self._group)]

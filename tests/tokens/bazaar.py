@@ -328,5 +328,20 @@ def saying(document: Mapping[str, Any] | bytes, status: int = 200, **reply: Any)
     return lambda hit: Reply(status=status, body=body, **reply)
 
 
-__all__ = ["FORMS", "GOODS", "PAYMENTS", "PRICE", "SERVICE", "TRANSACTION", "Bazaar", "Sale",
-           "answered", "encode", "lost", "nothing", "once", "saying", "terms"]  # fmt: skip
+__all__ = [
+    "FORMS",
+    "GOODS",
+    "PAYMENTS",
+    "PRICE",
+    "SERVICE",
+    "TRANSACTION",
+    "Bazaar",
+    "Sale",
+    "answered",
+    "encode",
+    "lost",
+    "nothing",
+    "once",
+    "saying",
+    "terms",
+]

@@ -27,10 +27,15 @@ def buyer_on(ledger: Any, origin: str, way: str, **options: Any) -> Payer:
     if way == "named":  # that they have one, they say, and could pay in another way, too
         options.setdefault("balance_origins", [origin])
     return Payer(
-        jobs.WALLET if way in ("x402", "object", "named") else None, caps=[Cap(options.pop("cap", CAP), per="total")],
-        origins=[origin], ledger=ledger, prefer=("held-token", "token"), poll_unpaid=0.3,
-        poll_paid=0.1, **options,
-    )  # fmt: skip
+        jobs.WALLET if way in ("x402", "object", "named") else None,
+        caps=[Cap(options.pop("cap", CAP), per="total")],
+        origins=[origin],
+        ledger=ledger,
+        prefer=("held-token", "token"),
+        poll_unpaid=0.3,
+        poll_paid=0.1,
+        **options,
+    )
 
 
 def killed_call(tell: Any, path: Path, kind: str, url: str, origin: str, way: str, at: int) -> None:

@@ -40,9 +40,12 @@ class Shop:
         """A buyer with an account, on the one ledger."""
         options.setdefault("marketplace_headers", ACCOUNT)
         return payer(
-            self.bazaar, ledger=self.ledger, clock=lambda: time.time() + self.late,
-            poll_unpaid=0.05, **options,
-        )  # fmt: skip
+            self.bazaar,
+            ledger=self.ledger,
+            clock=lambda: time.time() + self.late,
+            poll_unpaid=0.05,
+            **options,
+        )
 
     def ask(self, buyer: Payer, number: int = 1) -> str:
         """Make a call; its status, or the error's name."""
@@ -176,9 +179,14 @@ def test_a_balance_elsewhere_is_no_balance_here(shop: Shop) -> None:
     shop.bazaar.paid_at, shop.bazaar.asks = None, "server402"
     elsewhere = "https://elsewhere.example"
     buyer = Payer(
-        WALLET, caps=[Cap("2", per="total")], origins=[shop.bazaar.origin, elsewhere],
-        ledger=shop.ledger, prefer=("token",), balance_origins=[elsewhere], poll_unpaid=0.05,
-    )  # fmt: skip
+        WALLET,
+        caps=[Cap("2", per="total")],
+        origins=[shop.bazaar.origin, elsewhere],
+        ledger=shop.ledger,
+        prefer=("token",),
+        balance_origins=[elsewhere],
+        poll_unpaid=0.05,
+    )
     shop.lose_the_answer(buyer)
     assert shop.ask(buyer) == "200"
     assert (shop.charged, shop.counted) == (1, 1)

@@ -213,9 +213,10 @@ def test_a_sub_cent_price(bazaar: Bazaar) -> None:
     buyer = payer(bazaar)
     receipt = receipt_of(call("client", buyer, bazaar.url()))
     assert receipt is not None and receipt.amount == 1000
-    assert str(receipt.usd) == "0.001" and bazaar.document(next(iter(bazaar.sales.values())))[
-        "amountCents"
-    ] == 0  # fmt: skip
+    assert (
+        str(receipt.usd) == "0.001"
+        and bazaar.document(next(iter(bazaar.sales.values())))["amountCents"] == 0
+    )
     assert_sound(buyer, bazaar)
 
 
@@ -277,8 +278,18 @@ GARBAGE: dict[str, Reply] = {
 }
 
 
-UNPAID = ("bad id", "encoded", "no id", "paid, they say, and refuse", "unauthorized",
-          "402 of nothing", "negative", "boolean", "expired", "elsewhere")  # fmt: skip
+UNPAID = (
+    "bad id",
+    "encoded",
+    "no id",
+    "paid, they say, and refuse",
+    "unauthorized",
+    "402 of nothing",
+    "negative",
+    "boolean",
+    "expired",
+    "elsewhere",
+)
 
 
 @pytest.mark.parametrize("name", GARBAGE)
@@ -344,8 +355,13 @@ def test_an_answer_about_a_known_payment_without_its_id(bazaar: Bazaar, wallet: 
     assert_sound(buyer, bazaar)
 
 
-@pytest.mark.parametrize("said", ['{"status": "paid", "paymentId": "p", "tok',
-                                  '{"status": "paid", "paymentId": "p", "amountCents": Infinity}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "said",
+    [
+        '{"status": "paid", "paymentId": "p", "tok',
+        '{"status": "paid", "paymentId": "p", "amountCents": Infinity}',
+    ],
+)
 def test_what_says_paid_and_cannot_be_read(bazaar: Bazaar, said: str) -> None:
     """Then no other route is tried, and nothing else is paid, wallet or not."""
     bazaar.paid_at = "creation"
@@ -412,9 +428,13 @@ def test_an_unpaid_payment_that_cannot_be_read_later(
 def test_garbage_instead_of_a_poll_is_waited_out(bazaar: Bazaar) -> None:
     """One bad answer among good ones ends nothing."""
     bazaar.paid_at = 1
-    bad = [Reply(status=500), Reply(status=429, headers=[("Retry-After", "0")]), Reply(body=b"["),
-           Reply(body=b'{"paymentId": "another", "status": "paid", "token": "stolen"}'),
-           Reply(body=BOMB, headers=[("Content-Encoding", "gzip")])]  # fmt: skip
+    bad = [
+        Reply(status=500),
+        Reply(status=429, headers=[("Retry-After", "0")]),
+        Reply(body=b"["),
+        Reply(body=b'{"paymentId": "another", "status": "paid", "token": "stolen"}'),
+        Reply(body=BOMB, headers=[("Content-Encoding", "gzip")]),
+    ]
     bazaar.before["poll"] = lambda hit: bad.pop() if bad else None
     buyer = payer(bazaar, poll_unpaid=3)
     assert call("client", buyer, bazaar.url()).status_code == 200
@@ -479,9 +499,19 @@ def _iso(seconds: float) -> str:
 
 @pytest.mark.parametrize(
     "value",
-    ["0", "1e9", "-1", "99999999", "x" * 5000, "", formatdate(time.time() + 3600, usegmt=True),
-     formatdate(time.time() - 3600), "Mon, 99 Foo 2026 99:99:99 GMT", ","],
-)  # fmt: skip
+    [
+        "0",
+        "1e9",
+        "-1",
+        "99999999",
+        "x" * 5000,
+        "",
+        formatdate(time.time() + 3600, usegmt=True),
+        formatdate(time.time() - 3600),
+        "Mon, 99 Foo 2026 99:99:99 GMT",
+        ",",
+    ],
+)
 def test_retry_after(bazaar: Bazaar, value: str) -> None:
     """Honoured within the bound, whatever it says."""
     bazaar.after["poll"] = lambda hit, reply: Reply(
@@ -541,8 +571,11 @@ def test_a_payments_endpoint_that_redirects(
 def test_a_foreign_payments_url_is_ignored(bazaar: Bazaar) -> None:
     with Bazaar() as other:
         bazaar.paid_at = 2
-        links = {"paymentUrl": other.origin, "createPayment": {"url": f"{other.origin}{PAYMENTS}"},
-                 "verifyPayment": f"{other.origin}/x"}  # fmt: skip
+        links = {
+            "paymentUrl": other.origin,
+            "createPayment": {"url": f"{other.origin}{PAYMENTS}"},
+            "verifyPayment": f"{other.origin}/x",
+        }
         bazaar.extra = links
         bazaar.after["tool"] = lambda hit, reply: Reply(
             status=402, body=json.dumps({**json.loads(bytes(reply.body)), **links}).encode()
@@ -555,9 +588,15 @@ def test_a_foreign_payments_url_is_ignored(bazaar: Bazaar) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"success": False}, {"amount": "1"}, {"payer": OTHER_PAYEE}, {"network": "eip155:1"},
-                {"transaction": ""}],
-)  # fmt: skip
+    "changes",
+    [
+        {"success": False},
+        {"amount": "1"},
+        {"payer": OTHER_PAYEE},
+        {"network": "eip155:1"},
+        {"transaction": ""},
+    ],
+)
 def test_a_settlement_that_does_not_agree(bazaar: Bazaar, changes: dict[str, Any]) -> None:
     """The token is used and the answer handed back; the payment is not called settled."""
     from tests.support.seller import settlement
@@ -577,10 +616,15 @@ def test_a_settlement_that_does_not_agree(bazaar: Bazaar, changes: dict[str, Any
 
 @pytest.mark.parametrize(
     "reply",
-    [Reply(status=402, body=b'{"error": "again"}'), Reply(status=500, body=b"oops"),
-     Reply(drop=True), Reply(reset=True), Reply(status=200, body=b"{"),
-     Reply(status=200, body=b'{"paymentId": "x/../y", "status": "paid"}')],
-)  # fmt: skip
+    [
+        Reply(status=402, body=b'{"error": "again"}'),
+        Reply(status=500, body=b"oops"),
+        Reply(drop=True),
+        Reply(reset=True),
+        Reply(status=200, body=b"{"),
+        Reply(status=200, body=b'{"paymentId": "x/../y", "status": "paid"}'),
+    ],
+)
 @pytest.mark.parametrize("processed", [False, True])
 def test_a_proof_whose_answer_says_nothing(bazaar: Bazaar, reply: Reply, processed: bool) -> None:
     """Held; the identical call shows the same bytes, and one token is bought."""
@@ -607,8 +651,9 @@ def test_a_proof_that_expires_unheard(bazaar: Bazaar, resign: Any) -> None:
     late = [0.0]
     bazaar.asks = "server402"
     bazaar.before["prove"] = lambda hit: Reply(status=503, body=b"busy")
-    buyer = payer(bazaar, wallet=WALLET, resign=resign, clock=lambda: time.time() + late[0],
-                  **TOKEN_ONLY)  # fmt: skip
+    buyer = payer(
+        bazaar, wallet=WALLET, resign=resign, clock=lambda: time.time() + late[0], **TOKEN_ONLY
+    )
     for seconds in (0, 100, 325):  # 300 s, and 30 s of margin
         late[0] = seconds
         with pytest.raises(TokenFlowError) as caught:
@@ -633,10 +678,13 @@ def test_a_payment_that_names_no_end_dies_with_its_proof(bazaar: Bazaar) -> None
     late, slow = [0.0], [True]
     bazaar.asks = "server402"
     bazaar.shape = lambda said: {
-        **said, "expiresAt": None, **({"status": "pending", "token": None} if slow[0] else {})
-    }  # fmt: skip
-    buyer = payer(bazaar, wallet=WALLET, poll_paid=0.02, clock=lambda: time.time() + late[0],
-                  **TOKEN_ONLY)  # fmt: skip
+        **said,
+        "expiresAt": None,
+        **({"status": "pending", "token": None} if slow[0] else {}),
+    }
+    buyer = payer(
+        bazaar, wallet=WALLET, poll_paid=0.02, clock=lambda: time.time() + late[0], **TOKEN_ONLY
+    )
     with pytest.raises(TokenFlowError):
         call("client", buyer, bazaar.url())
     bazaar.before["poll"] = lambda hit: Reply(
@@ -655,8 +703,9 @@ def test_a_proof_that_was_taken_and_is_not_paid_yet(bazaar: Bazaar, ends: str, w
     late, slow = [0.0], [True]
     bazaar.asks = way
     bazaar.shape = lambda said: {**said, "status": "pending", "token": None} if slow[0] else said
-    buyer = payer(bazaar, wallet=WALLET, poll_paid=0.02, clock=lambda: time.time() + late[0],
-                  **TOKEN_ONLY)  # fmt: skip
+    buyer = payer(
+        bazaar, wallet=WALLET, poll_paid=0.02, clock=lambda: time.time() + late[0], **TOKEN_ONLY
+    )
     for seconds in (0, 335, 600):
         late[0] = seconds
         with pytest.raises(TokenFlowError) as caught:
@@ -713,13 +762,19 @@ def test_settle_payment_is_called_once(bazaar: Bazaar) -> None:
 
 def test_paid_and_then_expired_says_the_marketplace(bazaar: Bazaar) -> None:
     """It is asked again: until the operation's proof is dead, nothing is bought twice."""
-    buyer = payer(bazaar, settle_payment=lambda d: bazaar.pay(d.payment_id, "settle"),
-                  caps=[Cap("0.4", per="total")])  # fmt: skip
+    buyer = payer(
+        bazaar,
+        settle_payment=lambda d: bazaar.pay(d.payment_id, "settle"),
+        caps=[Cap("0.4", per="total")],
+    )
     bazaar.after["poll"] = once(
-        lambda hit, reply: Reply(body=json.dumps(
-            {"paymentId": hit.path.rpartition("/")[2], "status": "expired"}).encode()),
+        lambda hit, reply: Reply(
+            body=json.dumps(
+                {"paymentId": hit.path.rpartition("/")[2], "status": "expired"}
+            ).encode()
+        ),
         answered,
-    )  # fmt: skip
+    )
     with pytest.raises(TokenFlowError, match="expired") as caught:
         call("client", buyer, bazaar.url())
     assert caught.value.at_risk and counted(buyer) == USD

@@ -146,16 +146,24 @@ def test_what_only_the_payments_endpoint_names_is_on_the_ledger(bazaar: Bazaar, 
     assert receipt is not None and (receipt.outcome, payment.state) == ("settled", "settled")
     for told in (receipt, payment):
         assert (told.network, told.asset, told.pay_to, told.amount) == (
-            "eip155:8453", OFFER["asset"], signed.to, signed.value,
-        )  # fmt: skip
+            "eip155:8453",
+            OFFER["asset"],
+            signed.to,
+            signed.value,
+        )
     assert verify(payer.ledger).problems == []
 
 
 @pytest.mark.parametrize(
     ("way", "other"),
-    [("x402", "tool"), ("object", "tool"), ("object", "payment"), ("settle", "tool"),
-     ("settle", "payment")],
-)  # fmt: skip
+    [
+        ("x402", "tool"),
+        ("object", "tool"),
+        ("object", "payment"),
+        ("settle", "tool"),
+        ("settle", "payment"),
+    ],
+)
 def test_two_payees_where_the_402_is_a_payment(bazaar: Bazaar, way: str, other: str) -> None:
     """Contract 6.3: whom its payment names is whom the payment that is made names, and its offer."""
     bazaar.asks = {"x402": "server402", "object": "object"}.get(way)

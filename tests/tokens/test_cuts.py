@@ -57,8 +57,12 @@ def market(way: str) -> Market:
     """A marketplace where this is the way to pay."""
     opened = Market()
     opened.asks = {"x402": "server402", "object": "object"}.get(way)
-    opened.paid_at = {"balance": 2, "at-creation": "creation", "account": "creation",
-                      "named": "creation"}.get(way)  # fmt: skip
+    opened.paid_at = {
+        "balance": 2,
+        "at-creation": "creation",
+        "account": "creation",
+        "named": "creation",
+    }.get(way)
     return opened
 
 
@@ -218,9 +222,13 @@ def test_another_call_cut_at_many_points(fast_path: Path, way: str, kind: str, h
 
 @pytest.mark.parametrize(
     ("kind", "how"),
-    [("client", "fault"), ("attach", "interrupt"), ("async-client", "cancel"),
-     ("async-attach", "cancelled-error")],
-)  # fmt: skip
+    [
+        ("client", "fault"),
+        ("attach", "interrupt"),
+        ("async-client", "cancel"),
+        ("async-attach", "cancelled-error"),
+    ],
+)
 def test_a_delivery_that_never_reached_the_caller(fast_path: Path, kind: str, how: str) -> None:
     """Cut after the seller took the token; it delivers again, and nothing is paid again."""
     names, found = points_of(fast_path, "x402", kind), []
@@ -260,10 +268,15 @@ def test_a_process_killed_anywhere(fast_path: Path, way: str, step: int) -> None
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_process_killed_when_the_market_chooses(fast_path: Path, way: str, moment: str) -> None:
     """While it waits for an answer, to something that was done or that never will be."""
-    steps = {"x402": ["create", "prove", "redeem"], "object": ["create", "prove", "redeem"],
-             "settle": ["create", "poll", "redeem"], "balance": ["create", "poll", "redeem"],
-             "at-creation": ["create", "redeem"], "account": ["create", "redeem"],
-             "named": ["create", "redeem"]}  # fmt: skip
+    steps = {
+        "x402": ["create", "prove", "redeem"],
+        "object": ["create", "prove", "redeem"],
+        "settle": ["create", "poll", "redeem"],
+        "balance": ["create", "poll", "redeem"],
+        "at-creation": ["create", "redeem"],
+        "account": ["create", "redeem"],
+        "named": ["create", "redeem"],
+    }
     for step in steps[way]:
         trial = Trial(fast_path, way, "client")
         market, done = trial.market, threading.Event()

@@ -171,9 +171,15 @@ def test_marketplaces_are_among_the_origins(bazaar: Bazaar, name: str) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"settle_payment": 7}, {"poll_unpaid": -1}, {"poll_paid": "10"}, {"poll_paid": float("nan")},
-     {"token_origins": "https://x402vip.com"}, {"balance_origins": "https://x402vip.com"}],
-)  # fmt: skip
+    [
+        {"settle_payment": 7},
+        {"poll_unpaid": -1},
+        {"poll_paid": "10"},
+        {"poll_paid": float("nan")},
+        {"token_origins": "https://x402vip.com"},
+        {"balance_origins": "https://x402vip.com"},
+    ],
+)
 def test_unsound_options(bazaar: Bazaar, wrong: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
         payer(bazaar, **wrong)
@@ -355,10 +361,18 @@ def test_a_price_without_an_offer_is_the_price(bazaar: Bazaar) -> None:
 
 @pytest.mark.parametrize(
     "payment",
-    [{}, {"amountCents": 20}, {"paymentId": "p"}, {"paymentId": "p", "amountCents": 0},
-     {"paymentId": "p", "amountCents": -3}, {"paymentId": "p", "amountCents": 20, "currency": "XIAO"},
-     {"paymentId": "../p", "amountCents": 20}, "x", None],
-)  # fmt: skip
+    [
+        {},
+        {"amountCents": 20},
+        {"paymentId": "p"},
+        {"paymentId": "p", "amountCents": 0},
+        {"paymentId": "p", "amountCents": -3},
+        {"paymentId": "p", "amountCents": 20, "currency": "XIAO"},
+        {"paymentId": "../p", "amountCents": 20},
+        "x",
+        None,
+    ],
+)
 def test_no_price_at_all(bazaar: Bazaar, payment: Any) -> None:
     bazaar.before["tool"] = saying({"accepts": [], "payment": payment}, 402)
     with pytest.raises(PaymentRefused) as caught:

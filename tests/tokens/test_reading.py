@@ -25,14 +25,32 @@ from x402_mask._wire.server402 import (
 
 BASE: dict[str, Any] = {"paymentId": "pay_1", "status": "pending", "amountCents": 20}
 KNOWN = (
-    "paymentId", "status", "amountCents", "currency", "payTo", "serviceId", "service_id",
-    "expiresAt", "maxCalls", "remainingCalls", "allowReuse", "token", "paymentToken",
-    "accessToken", "payment", "data", "accepts",
-)  # fmt: skip
+    "paymentId",
+    "status",
+    "amountCents",
+    "currency",
+    "payTo",
+    "serviceId",
+    "service_id",
+    "expiresAt",
+    "maxCalls",
+    "remainingCalls",
+    "allowReuse",
+    "token",
+    "paymentToken",
+    "accessToken",
+    "payment",
+    "data",
+    "accepts",
+)
 LEAVES = (
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=20) | st.sampled_from(["paid", "USD", "pay_1", "tok", "1E999999", "20"])
-)  # fmt: skip
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=20)
+    | st.sampled_from(["paid", "USD", "pay_1", "tok", "1E999999", "20"])
+)
 DOCUMENTS = st.recursive(
     LEAVES,
     lambda inner: (
@@ -127,9 +145,31 @@ def test_ids(payment_id: Any) -> None:
 
 @pytest.mark.parametrize(
     "payment_id",
-    ["../x", "..", "a..b", "a/b", "%2e", "%2e%2e%2fx", "", "x" * 10_000, "pay é", "pay\n1", "a?b",
-     "a#b", "a\\b", " a", ".", "/api", "http://h/x", -7, 7.5, True, [], {}],
-)  # fmt: skip
+    [
+        "../x",
+        "..",
+        "a..b",
+        "a/b",
+        "%2e",
+        "%2e%2e%2fx",
+        "",
+        "x" * 10_000,
+        "pay é",
+        "pay\n1",
+        "a?b",
+        "a#b",
+        "a\\b",
+        " a",
+        ".",
+        "/api",
+        "http://h/x",
+        -7,
+        7.5,
+        True,
+        [],
+        {},
+    ],
+)
 def test_no_id(payment_id: Any) -> None:
     for status in ("pending", None, "PAID"):
         with pytest.raises(Unreadable) as caught:
@@ -149,8 +189,14 @@ def test_an_answer_about_a_known_id_need_not_repeat_it(where: list[str]) -> None
     wrapped = b'{"status": "success", "data": {"status": "expired"}}'
     assert read_payment(wrapped, "pay_1").is_over
     assert read_payment(b'{"status": "Pending"}', "pay_1").status == "pending"
-    for bad in (b'{"token": "t"}', b'{"status": "paid", "paymentId": "../x"}', b"[]", b"{}",
-                b'{"status": "error"}', b'{"status": 500}'):  # fmt: skip
+    for bad in (
+        b'{"token": "t"}',
+        b'{"status": "paid", "paymentId": "../x"}',
+        b"[]",
+        b"{}",
+        b'{"status": "error"}',
+        b'{"status": 500}',
+    ):
         with pytest.raises(Unreadable):
             read_payment(bad, "pay_1")
 
@@ -166,8 +212,14 @@ def test_paid_without_an_id(where: list[str]) -> None:
     assert caught.value.statuses == {"paid"}
 
 
-@pytest.mark.parametrize("body", [b'{"paymentId": "p", "status": "paid", "tok', b'{"status" :"Paid"',
-                                  b'{"paymentId": "p", "status": "paid", "x": Infinity}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"paymentId": "p", "status": "paid", "tok',
+        b'{"status" :"Paid"',
+        b'{"paymentId": "p", "status": "paid", "x": Infinity}',
+    ],
+)
 def test_paid_in_what_is_no_json(body: bytes) -> None:
     """Cut off, say."""
     with pytest.raises(Unreadable) as caught:
@@ -175,8 +227,18 @@ def test_paid_in_what_is_no_json(body: bytes) -> None:
     assert caught.value.statuses == {"paid"}
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>paid", b"[]", b'"paid"', b'{"x": {"status": "paid"}}',
-                                  b'{"status": ["paid"]}', b'{"status": "unpaid"}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>paid",
+        b"[]",
+        b'"paid"',
+        b'{"x": {"status": "paid"}}',
+        b'{"status": ["paid"]}',
+        b'{"status": "unpaid"}',
+    ],
+)
 def test_not_paid_without_an_id(body: bytes) -> None:
     with pytest.raises(Unreadable) as caught:
         read_payment(body)
@@ -185,17 +247,42 @@ def test_not_paid_without_an_id(body: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("cents", "found"),
-    [(20, 20), (0, 0), (20.0, 20), ("20", 20), ("20.5", Decimal("20.5")), (0.1, Decimal("0.1")),
-     (None, None), (..., None)],
-)  # fmt: skip
+    [
+        (20, 20),
+        (0, 0),
+        (20.0, 20),
+        ("20", 20),
+        ("20.5", Decimal("20.5")),
+        (0.1, Decimal("0.1")),
+        (None, None),
+        (..., None),
+    ],
+)
 def test_cents(cents: Any, found: Any) -> None:
     assert read(amountCents=cents).cents == found
 
 
 @pytest.mark.parametrize(
-    "cents", [-1, "-0.01", True, False, [], {}, "x", "", "nan", "Infinity", "sNaN", 10**16, 1e300,
-              "1E999999999999999999999", "9" * 77, "twenty"],
-)  # fmt: skip
+    "cents",
+    [
+        -1,
+        "-0.01",
+        True,
+        False,
+        [],
+        {},
+        "x",
+        "",
+        "nan",
+        "Infinity",
+        "sNaN",
+        10**16,
+        1e300,
+        "1E999999999999999999999",
+        "9" * 77,
+        "twenty",
+    ],
+)
 def test_no_cents(cents: Any) -> None:
     """The payment can be read, and paid at no price."""
     payment = read(amountCents=cents)
@@ -207,11 +294,20 @@ def test_no_cents(cents: Any) -> None:
 @pytest.mark.parametrize(
     ("cents", "micro", "agrees"),
     [
-        (20, 200_000, True), (20, 200_001, True), (20, 210_000, False), (20, 190_000, False),
-        (19, 200_000, False), (0, 200_000, False), (0, 1000, True), (1, 1000, True),
-        (0.1, 1000, True), ("0.1", 1001, False), (2000, 200_000, False), (None, 5, True),
+        (20, 200_000, True),
+        (20, 200_001, True),
+        (20, 210_000, False),
+        (20, 190_000, False),
+        (19, 200_000, False),
+        (0, 200_000, False),
+        (0, 1000, True),
+        (1, 1000, True),
+        (0.1, 1000, True),
+        ("0.1", 1001, False),
+        (2000, 200_000, False),
+        (None, 5, True),
     ],
-)  # fmt: skip
+)
 def test_prices(cents: Any, micro: int, agrees: bool) -> None:
     assert (price_fault(read(amountCents=cents), micro) is None) is agrees
 
@@ -285,8 +381,21 @@ def test_times() -> None:
 
 
 def test_not_objects() -> None:
-    for body in (None, b"", b"{", b"[]", b"null", b"7", b'"paid"', b"{}", b"\xff\xfe", b"<html>",
-                 b'{"paymentId": "a", "paymentId": "b"}', b"[" * 5000, b'{"payment": []}'):  # fmt: skip
+    for body in (
+        None,
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"7",
+        b'"paid"',
+        b"{}",
+        b"\xff\xfe",
+        b"<html>",
+        b'{"paymentId": "a", "paymentId": "b"}',
+        b"[" * 5000,
+        b'{"payment": []}',
+    ):
         with pytest.raises(Unreadable):
             read_payment(body)
 

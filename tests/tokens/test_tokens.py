@@ -514,9 +514,12 @@ def test_the_callers_secrets_do_not_go_to_the_payments_endpoint(
     bazaar.asks, bazaar.token_late = "server402", 2
     ours = {"X-Market-Key": "market", "user-agent-2": "x"}
     buyer = payer(
-        bazaar, wallet=WALLET, marketplace_headers=ours, provider_id="x402-base-usdc",
+        bazaar,
+        wallet=WALLET,
+        marketplace_headers=ours,
+        provider_id="x402-base-usdc",
         prefer=("token",),
-    )  # fmt: skip
+    )
     options: dict[str, Any] = {
         "cookies": {"session": "secret-1"},
         "headers": {"X-Api-Key": "secret-2", "User-Agent": "me/1", "Accept": "image/png"},

@@ -267,9 +267,13 @@ class ToldChain:
 def asking(bazaar: Bazaar, late: list[float], said: Any) -> Payer:
     """A buyer who was left without a token, and asks this chain once its proof has expired."""
     buyer = arranged(
-        bazaar, "x402-server402", "client", clock=lambda: time.time() + late[0],
-        rpc={"eip155:8453": "http://127.0.0.1:1"}, caps=[Cap(10, per="total")],
-    )  # fmt: skip
+        bazaar,
+        "x402-server402",
+        "client",
+        clock=lambda: time.time() + late[0],
+        rpc={"eip155:8453": "http://127.0.0.1:1"},
+        caps=[Cap(10, per="total")],
+    )
     buyer.poll_paid_s = buyer.poll_unpaid_s = 0.05
     buyer._chain = ToldChain(said)  # type: ignore[assignment]
     bazaar.token_late = 10**6
@@ -328,8 +332,9 @@ def test_a_quote_tells_the_route(bazaar: Bazaar) -> None:
     buyer = payer(bazaar)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(buyer, "approve", lambda quote: False)
-        answer = call("client", payer(bazaar, on_refusal="return", approve=lambda q: False),
-                      bazaar.url())  # fmt: skip
+        answer = call(
+            "client", payer(bazaar, on_refusal="return", approve=lambda q: False), bazaar.url()
+        )
     quote = buyer.quote(answer)
     assert quote is not None
     assert (quote.route, quote.usd, quote.refusal) == ("token", USD, None)

@@ -66,13 +66,24 @@ class Buyer:
     def reserve(self, amount: int = PRICE, **changed: Any) -> Terms:
         """Reserve a payment, and tell what its transfer is to do."""
         made = reserved(
-            self.ledger, network=NETWORK, asset=USDC, payer=self.account.address,
-            pay_to=self.pay_to, amount=amount, micro=amount, route="token", **changed,
-        )  # fmt: skip
+            self.ledger,
+            network=NETWORK,
+            asset=USDC,
+            payer=self.account.address,
+            pay_to=self.pay_to,
+            amount=amount,
+            micro=amount,
+            route="token",
+            **changed,
+        )
         return Terms(
-            payment_id=made.id, network=NETWORK, asset=USDC, payer=self.account.address,
-            pay_to=self.pay_to, amount=amount,
-        )  # fmt: skip
+            payment_id=made.id,
+            network=NETWORK,
+            asset=USDC,
+            payer=self.account.address,
+            pay_to=self.pay_to,
+            amount=amount,
+        )
 
     def hold(self, terms: Terms | None = None) -> SignedTransfer:
         """Prepare and store a transfer; nothing is sent."""

@@ -23,18 +23,26 @@ CAP = Cap("1", per="total")
 def terms(made: Reservation) -> Terms:
     assert made.network and made.asset and made.payer and made.pay_to
     return Terms(
-        payment_id=made.id, network=made.network, asset=made.asset, payer=made.payer,
-        pay_to=made.pay_to, amount=made.amount,
-    )  # fmt: skip
+        payment_id=made.id,
+        network=made.network,
+        asset=made.asset,
+        payer=made.payer,
+        pay_to=made.pay_to,
+        amount=made.amount,
+    )
 
 
 def signed(made: Reservation, nonce: int = 0, **changed: Any) -> SignedTransfer:
     """Bytes that nobody else has; the ledger does not read them."""
     raw = secrets.token_bytes(100)
     plain = SignedTransfer(
-        terms=terms(made), nonce=nonce, hash="0x" + keccak(raw).hex(), raw="0x" + raw.hex(),
-        max_gas_wei=10**30, first_block=5,
-    )  # fmt: skip
+        terms=terms(made),
+        nonce=nonce,
+        hash="0x" + keccak(raw).hex(),
+        raw="0x" + raw.hex(),
+        max_gas_wei=10**30,
+        first_block=5,
+    )
     return replace(plain, **changed)
 
 
@@ -194,8 +202,13 @@ def test_a_block_may_be_replaced_but_not_a_proof(ledger: Ledger) -> None:
         return found.state
 
     assert [closed(s) for s in ("mined", "open", "open", "failed", "open", "mined")] == [
-        "mined", "open", "open", "failed", "failed", "failed",
-    ]  # fmt: skip
+        "mined",
+        "open",
+        "open",
+        "failed",
+        "failed",
+        "failed",
+    ]
     kinds = [entry["kind"] for entry in ledger.history()]
     assert kinds == ["reserved", "held", *["transfer_closed"] * 3]
     with pytest.raises(ValueError, match="not how a transfer ends"):

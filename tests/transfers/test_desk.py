@@ -42,10 +42,14 @@ def send_other(buyer: Buyer, nonce: int | None = None, **fields: Any) -> str:
     """A transaction of the same account, made by another program."""
     w3 = buyer.chain.w3
     plain = {
-        "chainId": 8453, "nonce": buyer.nonce() if nonce is None else nonce, "gas": 100_000,
-        "to": buyer.account.address, "value": 0, "maxFeePerGas": 10**12,
+        "chainId": 8453,
+        "nonce": buyer.nonce() if nonce is None else nonce,
+        "gas": 100_000,
+        "to": buyer.account.address,
+        "value": 0,
+        "maxFeePerGas": 10**12,
         "maxPriorityFeePerGas": 10**11,
-    }  # fmt: skip
+    }
     signed = buyer.account.sign_transaction({**plain, **fields})
     sent = str(Web3.to_hex(w3.eth.send_raw_transaction(signed.raw_transaction)))
     if buyer.chain._mining:
@@ -417,9 +421,13 @@ def test_a_replacement_stays_within_max_gas_wei(
     sent = first.hold()
     limit = sent.max_gas_wei + sent.max_gas_wei // 16
     b = Buyer.make(
-        chain, first.ledger, account=first.account, urls=[proxy.url], max_gas_wei=limit,
+        chain,
+        first.ledger,
+        account=first.account,
+        urls=[proxy.url],
+        max_gas_wei=limit,
         stuck_s=-1,
-    )  # fmt: skip
+    )
     with chain.mining_paused():
         carried = b.desk.carry(sent.terms.payment_id, 0)
     assert f"more than max_gas_wei={limit}; raise that" in carried.detail
@@ -656,9 +664,14 @@ class Storm:
 
 
 METHODS = (
-    "eth_sendRawTransaction", "eth_getTransactionReceipt", "eth_getTransactionCount",
-    "eth_blockNumber", "eth_estimateGas", "eth_getBlockByNumber", "eth_getLogs",
-)  # fmt: skip
+    "eth_sendRawTransaction",
+    "eth_getTransactionReceipt",
+    "eth_getTransactionCount",
+    "eth_blockNumber",
+    "eth_estimateGas",
+    "eth_getBlockByNumber",
+    "eth_getLogs",
+)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -20,9 +20,12 @@ def test_one_is_killed_and_the_others_pay(chain: Chain, buyer: BuyerFor, tmp_pat
     """The killed one's transfer was stored and not sent: who comes next sends it, once."""
     b = buyer(SQLiteLedger(tmp_path / "ledger.db"))
     spec = {
-        "ledger": str(tmp_path / "ledger.db"), "url": chain.url, "key": b.account.key.hex(),
-        "pay_to": b.pay_to, "amount": PRICE,
-    }  # fmt: skip
+        "ledger": str(tmp_path / "ledger.db"),
+        "url": chain.url,
+        "key": b.account.key.hex(),
+        "pay_to": b.pay_to,
+        "amount": PRICE,
+    }
     with ExitStack() as stack:
         workers = [
             stack.enter_context(Worker(spec, job, module="tests.transfers.worker"))

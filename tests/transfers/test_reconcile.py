@@ -22,9 +22,12 @@ DEEP = 13
 
 def payer_of(b: Buyer) -> Payer:
     return Payer(
-        Wallet.from_key(b.account.key), caps=[Cap("5", per="total")], origins=["https://h.example"],
-        ledger=b.ledger, rpc={NETWORK: b.chain.url},
-    )  # fmt: skip
+        Wallet.from_key(b.account.key),
+        caps=[Cap("5", per="total")],
+        origins=["https://h.example"],
+        ledger=b.ledger,
+        rpc={NETWORK: b.chain.url},
+    )
 
 
 def reconciled(b: Buyer) -> Resolved:
@@ -99,21 +102,29 @@ def test_a_chain_that_cannot_be_asked_is_told_apart(chain: Chain, buyer: BuyerFo
     chain.mine(DEEP)
     assert reconciled(b).answered
     with Payer(
-        Wallet.from_key(b.account.key), caps=[Cap("5", per="total")], origins=["https://h.example"],
-        ledger=b.ledger, rpc={NETWORK: "http://127.0.0.1:1"},
-    ) as payer:  # fmt: skip
+        Wallet.from_key(b.account.key),
+        caps=[Cap("5", per="total")],
+        origins=["https://h.example"],
+        ledger=b.ledger,
+        rpc={NETWORK: "http://127.0.0.1:1"},
+    ) as payer:
         (found,) = payer.reconcile()
     assert not found.answered and found.state == "held"
 
 
-@pytest.mark.parametrize(("wei", "error"), [(0, ValueError), (-1, ValueError), (1e15, TypeError),
-                                            (True, TypeError), ("1", TypeError)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("wei", "error"),
+    [(0, ValueError), (-1, ValueError), (1e15, TypeError), (True, TypeError), ("1", TypeError)],
+)
 def test_a_limit_that_is_none(wei: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="max_gas_wei"):
         Payer(
-            None, caps=[Cap("5", per="total")], origins=["https://h.example"],
-            ledger=MemoryLedger(), max_gas_wei=wei,
-        )  # fmt: skip
+            None,
+            caps=[Cap("5", per="total")],
+            origins=["https://h.example"],
+            ledger=MemoryLedger(),
+            max_gas_wei=wei,
+        )
 
 
 def test_a_payer_allows_a_thousandth_of_an_ether() -> None:

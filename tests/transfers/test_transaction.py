@@ -27,13 +27,22 @@ KEY = "0x" + "4c" * 32
 OTHER = "0x" + "4d" * 32
 ACCOUNT = Account.from_key(KEY)
 TERMS = Terms(
-    payment_id="pay_1", network="eip155:8453", asset="0x" + "A5" * 20, payer=ACCOUNT.address,
-    pay_to="0x" + "0b" * 20, amount=250_000,
-)  # fmt: skip
+    payment_id="pay_1",
+    network="eip155:8453",
+    asset="0x" + "A5" * 20,
+    payer=ACCOUNT.address,
+    pay_to="0x" + "0b" * 20,
+    amount=250_000,
+)
 MADE = Transaction(
-    chain_id=8453, nonce=7, fees=Fees(max_fee=2 * 10**9 + 1, tip=3), gas=70_001,
-    to=bytes.fromhex("a5" * 20), value=0, data=calldata(TERMS),
-)  # fmt: skip
+    chain_id=8453,
+    nonce=7,
+    fees=Fees(max_fee=2 * 10**9 + 1, tip=3),
+    gas=70_001,
+    to=bytes.fromhex("a5" * 20),
+    value=0,
+    data=calldata(TERMS),
+)
 LEGACY = replace(MADE, fees=Fees(max_fee=5, tip=None))
 
 
@@ -45,10 +54,16 @@ def signed(made: Transaction = MADE, key: str = KEY, terms: Terms = TERMS) -> Si
 def test_it_is_what_eth_account_signs(nonce: int) -> None:
     made = replace(MADE, nonce=nonce)
     fields: dict[str, Any] = {
-        "type": 2, "chainId": 8453, "nonce": nonce, "maxFeePerGas": made.fees.max_fee,
-        "maxPriorityFeePerGas": 3, "gas": 70_001, "to": Web3.to_checksum_address(TERMS.asset),
-        "value": 0, "data": made.data,
-    }  # fmt: skip
+        "type": 2,
+        "chainId": 8453,
+        "nonce": nonce,
+        "maxFeePerGas": made.fees.max_fee,
+        "maxPriorityFeePerGas": 3,
+        "gas": 70_001,
+        "to": Web3.to_checksum_address(TERMS.asset),
+        "value": 0,
+        "data": made.data,
+    }
     theirs = ACCOUNT.sign_transaction(fields)
     ours = signed(made)
     assert ours.raw == theirs.raw_transaction.to_0x_hex()
@@ -63,9 +78,14 @@ def test_it_is_what_eth_account_signs(nonce: int) -> None:
 @pytest.mark.parametrize("nonce", [0, 7])
 def test_a_legacy_one_is_what_eth_account_signs(nonce: int) -> None:
     fields = {
-        "chainId": 8453, "nonce": nonce, "gasPrice": 5, "gas": 70_001,
-        "to": Web3.to_checksum_address(TERMS.asset), "value": 0, "data": LEGACY.data,
-    }  # fmt: skip
+        "chainId": 8453,
+        "nonce": nonce,
+        "gasPrice": 5,
+        "gas": 70_001,
+        "to": Web3.to_checksum_address(TERMS.asset),
+        "value": 0,
+        "data": LEGACY.data,
+    }
     theirs = ACCOUNT.sign_transaction(fields)
     ours = signed(replace(LEGACY, nonce=nonce))
     assert (ours.raw, ours.hash) == (theirs.raw_transaction.to_0x_hex(), theirs.hash.to_0x_hex())

@@ -24,13 +24,23 @@ def stored(payer: Payer, pay_to: str, amount: int) -> str:
     """Reserve, prepare and store; again where another process was first."""
     assert payer.address is not None
     made = reserved(
-        payer.ledger, network=NETWORK, asset=USDC, payer=payer.address, pay_to=pay_to,
-        amount=amount, micro=amount, route="token",
-    )  # fmt: skip
-    terms = Terms(
-        payment_id=made.id, network=NETWORK, asset=USDC, payer=payer.address, pay_to=pay_to,
+        payer.ledger,
+        network=NETWORK,
+        asset=USDC,
+        payer=payer.address,
+        pay_to=pay_to,
         amount=amount,
-    )  # fmt: skip
+        micro=amount,
+        route="token",
+    )
+    terms = Terms(
+        payment_id=made.id,
+        network=NETWORK,
+        asset=USDC,
+        payer=payer.address,
+        pay_to=pay_to,
+        amount=amount,
+    )
     for _ in range(20):
         try:
             signed = buyer_of(payer).desk().prepare(terms, 20)
@@ -45,10 +55,12 @@ def stored(payer: Payer, pay_to: str, amount: int) -> str:
 
 def main(spec: dict[str, Any], job: str) -> None:
     with Payer(
-        Wallet.from_key(spec["key"]), caps=[Cap("5", per="total")],
-        origins=["https://h.example"], ledger=SQLiteLedger(spec["ledger"]),
+        Wallet.from_key(spec["key"]),
+        caps=[Cap("5", per="total")],
+        origins=["https://h.example"],
+        ledger=SQLiteLedger(spec["ledger"]),
         rpc={NETWORK: spec["url"]},
-    ) as payer:  # fmt: skip
+    ) as payer:
         say("ready")
         sys.stdin.readline()
         payment_id = stored(payer, spec["pay_to"], spec["amount"])

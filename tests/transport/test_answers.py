@@ -310,8 +310,10 @@ async def test_a_quote_reads_no_more_than_a_challenge(rig: Rig) -> None:
     """Contract 1: ``quote`` sends a request unpaid, over the family's own transport."""
     shop = rig.seller()
     asked = v2_header(offer())
-    url = shop.on("/paid", Reply(status=402, headers=asked.headers, body=pieces(400)[:1] * 400,
-                                 framing="chunked"))  # fmt: skip
+    url = shop.on(
+        "/paid",
+        Reply(status=402, headers=asked.headers, body=pieces(400)[:1] * 400, framing="chunked"),
+    )
     payer = rig.make_payer()
     quote = await ask(rig, payer, rig.lib.Request("GET", url))
     assert quote.allowed and quote.amount == 1000 and quote.method == "GET"
@@ -344,12 +346,16 @@ async def test_a_response_is_quoted_without_io(rig: Rig) -> None:
     long = rig.lib.Response(402, content=b" " * 70_000 + (asked.body or b""), request=request)
     assert await ask(rig, payer, long) is None
     assert await ask(rig, payer, rig.lib.Response(200, request=request)) is None
-    refused = await ask(rig, payer, rig.lib.Response(
-        402, headers=v2_header(offer(scheme="upto")).headers, request=request))  # fmt: skip
+    refused = await ask(
+        rig,
+        payer,
+        rig.lib.Response(402, headers=v2_header(offer(scheme="upto")).headers, request=request),
+    )
     assert not refused.allowed and refused.refusal.reason == "scheme"
     with pytest.raises(ChallengeError):
-        await ask(rig, payer, rig.lib.Response(
-            402, headers={"PAYMENT-REQUIRED": "!"}, request=request))  # fmt: skip
+        await ask(
+            rig, payer, rig.lib.Response(402, headers={"PAYMENT-REQUIRED": "!"}, request=request)
+        )
     with pytest.raises(TypeError, match="httpx"):
         await ask(rig, payer, "https://shop.example")
     assert rig.legs == []

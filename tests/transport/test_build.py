@@ -132,10 +132,14 @@ def test_what_is_no_payer_is_refused_at_once(lib: str, wrong: Any) -> None:
     """And not at the first 402."""
     mask, own = mask_of(lib), FAMILY[lib]
     makers = (
-        mask.PaymentTransport, mask.AsyncPaymentTransport, mask.Client, mask.AsyncClient,
-        mask.PaymentAuth, lambda payer: mask.attach(own.Client(), payer),
+        mask.PaymentTransport,
+        mask.AsyncPaymentTransport,
+        mask.Client,
+        mask.AsyncClient,
+        mask.PaymentAuth,
+        lambda payer: mask.attach(own.Client(), payer),
         lambda payer: mask.attach(own.AsyncClient(), payer),
-    )  # fmt: skip
+    )
     for make in makers:
         with pytest.raises(TypeError, match="payer is a Payer"):
             make(wrong)

@@ -58,9 +58,10 @@ def cache(rig: Rig, below: Any) -> Any:
 def keepable(reply: Reply) -> Reply:
     """An answer that any cache may keep."""
     return Reply(
-        status=reply.status, body=reply.body,
+        status=reply.status,
+        body=reply.body,
         headers=[*reply.headers, ("Cache-Control", "public, max-age=60")],
-    )  # fmt: skip
+    )
 
 
 @kinds()
@@ -129,10 +130,20 @@ async def test_a_402_from_a_cache_is_no_wrong_clock(rig: Rig, age: int) -> None:
 @pytest.mark.parametrize(
     ("age", "later"),
     [
-        (None, 0), ("", 0), ("0", 0), ("60", 60), (" 60 ", 60), ("60, 7", 60), ("-60", 0),
-        ("1.5", 0), ("\N{SUPERSCRIPT TWO}", 0), ("9" * 11, 1 << 31), ("9" * 5000, 0), ("x", 0),
+        (None, 0),
+        ("", 0),
+        ("0", 0),
+        ("60", 60),
+        (" 60 ", 60),
+        ("60, 7", 60),
+        ("-60", 0),
+        ("1.5", 0),
+        ("\N{SUPERSCRIPT TWO}", 0),
+        ("9" * 11, 1 << 31),
+        ("9" * 5000, 0),
+        ("x", 0),
     ],
-)  # fmt: skip
+)
 def test_age_is_a_number_of_seconds_or_nothing(age: str | None, later: int) -> None:
     date = "Tue, 01 Dec 2026 00:00:00 GMT"
     then = clock_in(date, None)

@@ -31,9 +31,11 @@ def test_the_first_cookies_are_carried_and_no_more(lib: str, many: int) -> None:
         return family.Response(200)
 
     payer = Payer(
-        Wallet.from_key(b"\1" * 32), caps=[Cap(1, per="call")], origins=[SHOP],
+        Wallet.from_key(b"\1" * 32),
+        caps=[Cap(1, per="call")],
+        origins=[SHOP],
         ledger=MemoryLedger(),
-    )  # fmt: skip
+    )
     inner = family.MockTransport(shop)
     with closing(payer), family.Client(transport=ours.PaymentTransport(payer, inner)) as client:
         assert client.get(f"{SHOP}/x", headers={"cookie": "mine=1; c0=old"}).status_code == 200

@@ -206,9 +206,15 @@ async def test_extensions_of_an_earlier_answer_do_not_make_a_call_paid(rig: Rig)
 
 @pytest.mark.parametrize(
     ("options", "error"),
-    [({"operation": 7}, TypeError), ({"operation": ""}, ValueError), ({"pay": 0}, TypeError),
-     ({"operaton": "one"}, TypeError), ("one", TypeError), ([], TypeError)],
-)  # fmt: skip
+    [
+        ({"operation": 7}, TypeError),
+        ({"operation": ""}, ValueError),
+        ({"pay": 0}, TypeError),
+        ({"operaton": "one"}, TypeError),
+        ("one", TypeError),
+        ([], TypeError),
+    ],
+)
 @kinds("transport", "client", "attach")
 async def test_options_that_are_not_understood(rig: Rig, options: Any, error: type) -> None:
     """A wrong key is an error before anything is sent: else two calls were one, or one was two."""

@@ -76,9 +76,12 @@ async def test_a_retry_that_copies_the_request_shows_the_proof_again(rig: Rig) -
     class Retry(lib.BaseTransport, lib.AsyncBaseTransport):  # type: ignore[misc]
         def copy(self, request: Any) -> Any:
             return lib.Request(
-                request.method, request.url, headers=request.headers, content=request.content,
+                request.method,
+                request.url,
+                headers=request.headers,
+                content=request.content,
                 extensions=request.extensions,
-            )  # fmt: skip
+            )
 
         def handle_request(self, request: Any) -> Any:
             try:

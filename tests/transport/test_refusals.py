@@ -48,9 +48,11 @@ async def test_each_client_says_for_itself(rig: Rig) -> None:
     """Whatever the payer says, which is shared with others."""
     rig.sells(offer(DEAR))
     for payers, own, raised in (
-        ("raise", "return", False), ("return", "raise", True),
-        ("raise", None, True), ("return", None, False),
-    ):  # fmt: skip
+        ("raise", "return", False),
+        ("return", "raise", True),
+        ("raise", None, True),
+        ("return", None, False),
+    ):
         rig.payer = rig.make_payer(on_refusal=payers)
         rig.client = make(rig, rig.payer, own)
         if raised:
@@ -168,8 +170,11 @@ class Owner:
 
 
 NOES: list[Callable[[], Any]] = [
-    lambda: False, lambda: None, lambda: "yes", lambda: ApprovalDenied("not today"),
-]  # fmt: skip
+    lambda: False,
+    lambda: None,
+    lambda: "yes",
+    lambda: ApprovalDenied("not today"),
+]
 
 
 @kinds()

@@ -55,8 +55,18 @@ def endings(seller: Seller) -> str:
     return seller.origin
 
 
-PATHS = ("/paid", "/dear", "/bad", "/plain", "/long", "/long-refused", "/rejected", "/failed",
-         "/dropped", "/free")  # fmt: skip
+PATHS = (
+    "/paid",
+    "/dear",
+    "/bad",
+    "/plain",
+    "/long",
+    "/long-refused",
+    "/rejected",
+    "/failed",
+    "/dropped",
+    "/free",
+)
 
 
 @pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")

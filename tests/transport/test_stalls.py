@@ -63,9 +63,10 @@ def costly(seed: int, breadth: int = 42) -> dict[str, Any]:
     """A schema that is small as text and large when its references are written out."""
     leaf: list[Any] = [{"type": "string"}] * breadth
     return {
-        "title": str(seed), "$defs": {"a": {"anyOf": leaf}},
+        "title": str(seed),
+        "$defs": {"a": {"anyOf": leaf}},
         "anyOf": [{"$ref": "#/$defs/a"}] * breadth + [{}],
-    }  # fmt: skip
+    }
 
 
 @WATCHED
@@ -193,10 +194,12 @@ def test_many_calls_at_a_disk_that_is_neither_quick_nor_slow(kind: Kind, tmp_pat
 
 
 FLOODS = {
-    "informal answers": b"HTTP/1.1 102\n\n" * 8_000 + b"HTTP/1.1 402 P\r\ncontent-length: 0\r\n\r\n",
+    "informal answers": b"HTTP/1.1 102\n\n" * 8_000
+    + b"HTTP/1.1 402 P\r\ncontent-length: 0\r\n\r\n",
     "tiny chunks": b"HTTP/1.1 402 P\r\ntransfer-encoding: chunked\r\n\r\n"
-    + b"1\r\na\r\n" * 20_000 + b"0\r\n\r\n",
-}  # fmt: skip
+    + b"1\r\na\r\n" * 20_000
+    + b"0\r\n\r\n",
+}
 
 
 @pytest.mark.parametrize("what", FLOODS)
@@ -258,7 +261,10 @@ def test_the_first_call_of_a_process(plug: str, tmp_path: Path) -> None:
     for number in range(3):  # the best of three: another process may have had the processor
         done = subprocess.run(
             [sys.executable, "-c", FIRST, plug, str(tmp_path / f"{number}.db")],
-            capture_output=True, text=True, timeout=60, check=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
         worst.append(json.loads(done.stdout))
     assert min(worst) < 0.05, worst

@@ -23,11 +23,13 @@ SOON_S = 8.0
 some = pytest.mark.parametrize(
     "kind",
     [
-        Kind("httpx", "sync", "transport"), Kind("httpx2", "sync", "client"),
-        Kind("httpx", "asyncio", "client"), Kind("httpx2", "trio", "transport"),
+        Kind("httpx", "sync", "transport"),
+        Kind("httpx2", "sync", "client"),
+        Kind("httpx", "asyncio", "client"),
+        Kind("httpx2", "trio", "transport"),
     ],
     ids=str,
-)  # fmt: skip
+)
 """Every family, colour and place of the bound; each of these tests waits for real."""
 
 Answering = Callable[[socket.socket, Any], None]

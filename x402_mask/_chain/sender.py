@@ -146,9 +146,14 @@ class Desk:
         nodes = self._nodes(terms.network)
         nonce, first_block = self._next_nonce(nodes, terms, deadline)
         made = Transaction(
-            chain_id=terms.chain_id, nonce=nonce, fees=_market(nodes), gas=_gas(nodes, terms),
-            to=bytes.fromhex(terms.asset[2:]), value=0, data=calldata(terms),
-        )  # fmt: skip
+            chain_id=terms.chain_id,
+            nonce=nonce,
+            fees=_market(nodes),
+            gas=_gas(nodes, terms),
+            to=bytes.fromhex(terms.asset[2:]),
+            value=0,
+            data=calldata(terms),
+        )
         besides = _l1_fee(nodes, made)
         self._check_cost(nodes, terms, made.max_gas_wei + besides)
         return sign(self._signer, terms, made, besides_wei=besides, first_block=first_block)
@@ -160,8 +165,9 @@ class Desk:
                 f"gas may cost {cost} wei, more than max_gas_wei={self._max_gas_wei}; raise it to"
                 " allow this transfer, or wait for lower fees"
             )
-        owned = min(node.number("balance", lambda e: e.get_balance(checksum(terms.payer)))
-                    for node in nodes)  # fmt: skip
+        owned = min(
+            node.number("balance", lambda e: e.get_balance(checksum(terms.payer))) for node in nodes
+        )
         if owned < cost:
             raise ValueError(
                 f"{terms.payer} has {owned} wei on {terms.network} and gas may cost {cost}: send it"
@@ -324,9 +330,14 @@ class Desk:
             raise ValueError(f"it is stuck after {_ATTEMPTS_MAX} attempts")
         old = _own(stored.last)
         made = Transaction(
-            chain_id=old.chain_id, nonce=old.nonce, gas=old.gas, to=old.to, value=old.value,
-            data=old.data, fees=old.fees.bumped(_market(nodes)),
-        )  # fmt: skip
+            chain_id=old.chain_id,
+            nonce=old.nonce,
+            gas=old.gas,
+            to=old.to,
+            value=old.value,
+            data=old.data,
+            fees=old.fees.bumped(_market(nodes)),
+        )
         besides = _l1_fee(nodes, made)
         if limit is None or made.max_gas_wei + besides > limit:
             raise ValueError(

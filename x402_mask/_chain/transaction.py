@@ -133,9 +133,14 @@ def read(raw: bytes) -> Transaction:
     else:
         raise ValueError("not a transaction of a kind that is made here")
     return Transaction(
-        chain_id=chain, nonce=nonce, fees=fees, gas=gas, to=rest[0], value=_number(rest[1]),
+        chain_id=chain,
+        nonce=nonce,
+        fees=fees,
+        gas=gas,
+        to=rest[0],
+        value=_number(rest[1]),
         data=rest[2],
-    )  # fmt: skip
+    )
 
 
 def _are_bytes(fields: list[Any]) -> bool:
@@ -156,9 +161,13 @@ def sign(
     """
     raw = made.signed(wallet.sign_digest(keccak(made.unsigned())))
     signed = SignedTransfer(
-        terms=terms, nonce=made.nonce, hash="0x" + keccak(raw).hex(), raw="0x" + raw.hex(),
-        max_gas_wei=made.max_gas_wei + besides_wei, first_block=first_block,
-    )  # fmt: skip
+        terms=terms,
+        nonce=made.nonce,
+        hash="0x" + keccak(raw).hex(),
+        raw="0x" + raw.hex(),
+        max_gas_wei=made.max_gas_wei + besides_wei,
+        first_block=first_block,
+    )
     if checked(signed) != made:
         raise ValueError("the signed transaction is not what was to be signed")
     return signed

@@ -24,9 +24,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LATER = (
-    "asyncio", "anyio.lowlevel", "anyio.to_thread", "anyio._backends._asyncio",
-    "concurrent.futures.thread", "cryptography.hazmat.primitives.ciphers.aead", "encodings.ascii",
-)  # fmt: skip
+    "asyncio",
+    "anyio.lowlevel",
+    "anyio.to_thread",
+    "anyio._backends._asyncio",
+    "concurrent.futures.thread",
+    "cryptography.hazmat.primitives.ciphers.aead",
+    "encodings.ascii",
+)
 _THREADS = 8
 """Threads that may wait for others at a ledger at once; and as many that wait for disks only."""
 

@@ -134,9 +134,13 @@ class Buyer:
         if self.settings.on_event is None and not is_told(kind):
             return
         event = Event(
-            kind=kind, service=getattr(about, "service", ""), origin=getattr(about, "origin", ""),
-            payment_id=payment_id, usd=usd, detail=detail or {},
-        )  # fmt: skip
+            kind=kind,
+            service=getattr(about, "service", ""),
+            origin=getattr(about, "origin", ""),
+            payment_id=payment_id,
+            usd=usd,
+            detail=detail or {},
+        )
         tell(event)
         if self.settings.on_event is None:
             return

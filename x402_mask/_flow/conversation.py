@@ -145,9 +145,11 @@ def _after_redirect(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict]
     if row is None or receipt is None or not reply.delivered:
         return Verdict(receipt=receipt)
     result = Result(
-        outcome=receipt.outcome, delivered=True, transaction=receipt.transaction,
+        outcome=receipt.outcome,
+        delivered=True,
+        transaction=receipt.transaction,
         note=f"HTTP {reply.status} after a redirect",
-    )  # fmt: skip
+    )
     return (yield from conclude(buyer, call, row, result, told=True))
 
 
@@ -183,8 +185,9 @@ def challenge_of(
     if below is not None:
         log.warning(
             "%s answered 402 with a challenge under %r, where none is read: not paid, handed back",
-            call.trip.origin, shown(below, 40),
-        )  # fmt: skip
+            call.trip.origin,
+            shown(below, 40),
+        )
     return found
 
 
@@ -334,19 +337,21 @@ def _open(buyer: Buyer, call: Call, purchase: Purchase) -> Generator[Effect, Any
 def look(buyer: Buyer, call: Call, purchase: Purchase) -> Generator[Effect, Any, View]:
     """What the ledger knows of the operation, and of what is on the way to paying for it."""
     now_us, shop = buyer.now_us(), purchase.origin if purchase.is_tool else None
-    return (yield from record(
-        lambda wait_s: buyer.ledger.look(
-            purchase.operation,
-            purchase.service,
-            shop,
-            origin=purchase.origin if buyer.settings.policy.pin else None,
-            also=purchase.also,
-            keyed=call.key is not None,
-            now_us=now_us,
-            seller_us=purchase.seller_us,
-            wait_s=wait_s,
+    return (
+        yield from record(
+            lambda wait_s: buyer.ledger.look(
+                purchase.operation,
+                purchase.service,
+                shop,
+                origin=purchase.origin if buyer.settings.policy.pin else None,
+                also=purchase.also,
+                keyed=call.key is not None,
+                now_us=now_us,
+                seller_us=purchase.seller_us,
+                wait_s=wait_s,
+            )
         )
-    ))  # fmt: skip
+    )
 
 
 def _wait(call: Call, waited: float, twin: Twin) -> Generator[Effect, Any, None]:
@@ -557,17 +562,32 @@ def _reserve_and_buy(
 def _reservation(buyer: Buyer, call: Call, purchase: Purchase, plan: Plan) -> Reservation:
     now_us, asset = buyer.now_us(), plan.asset
     return Reservation(
-        id=new_payment_id(now_us), at=now_us, service=purchase.service,
-        origin=purchase.origin, operation=purchase.operation, keyed=call.key is not None,
-        route=plan.route, micro=plan.micro, amount=plan.amount,
-        asset=asset.address if asset is not None else None, network=plan.network,
-        payer=buyer.address, pay_to=plan.pay_to, limits=buyer.limits, lapsed=purchase.lapsed,
-        pin_payee=buyer.settings.policy.pin, also=purchase.also, seller_us=purchase.seller_us,
+        id=new_payment_id(now_us),
+        at=now_us,
+        service=purchase.service,
+        origin=purchase.origin,
+        operation=purchase.operation,
+        keyed=call.key is not None,
+        route=plan.route,
+        micro=plan.micro,
+        amount=plan.amount,
+        asset=asset.address if asset is not None else None,
+        network=plan.network,
+        payer=buyer.address,
+        pay_to=plan.pay_to,
+        limits=buyer.limits,
+        lapsed=purchase.lapsed,
+        pin_payee=buyer.settings.policy.pin,
+        also=purchase.also,
+        seller_us=purchase.seller_us,
         detail={
-            "method": purchase.method, "path": purchase.path, "form": purchase.challenge.form,
-            "skipped": list(plan.reasons), "approved": buyer.settings.approve is not None,
+            "method": purchase.method,
+            "path": purchase.path,
+            "form": purchase.challenge.form,
+            "skipped": list(plan.reasons),
+            "approved": buyer.settings.approve is not None,
         },
-    )  # fmt: skip
+    )
 
 
 def _reserve(
@@ -598,9 +618,12 @@ def _reserve(
     if isinstance(answer, Twin):
         return None
     buyer.emit(
-        "reserved", purchase, payment_id=want.id, usd=usd(want.micro),
+        "reserved",
+        purchase,
+        payment_id=want.id,
+        usd=usd(want.micro),
         detail={"route": want.route, "skipped": want.detail["skipped"]},
-    )  # fmt: skip
+    )
     if answer.new_payee:
         buyer.emit("payee_changed", purchase, payment_id=want.id, detail={"pay_to": want.pay_to})
     return answer
@@ -698,9 +721,11 @@ def _judge(
         return Result(outcome="settled", delivered=reply.delivered, transaction=told, note=note)
     rejected = reply.status == 402
     return Result(
-        outcome="rejected" if rejected else "unknown", delivered=reply.delivered, note=note,
+        outcome="rejected" if rejected else "unknown",
+        delivered=reply.delivered,
+        note=note,
         reason=(yield from why_refused(row, reply)),
-    )  # fmt: skip
+    )
 
 
 def origin_asked(url: str) -> str:
@@ -727,9 +752,12 @@ def _note_refusal(
         "path": path_of(reply.url)[:200],
     }
     buyer.emit(
-        "refused", Asked(call.method, origin, service), payment_id=refusal.payment_id,
-        usd=_asked_usd(refusal), detail=detail,
-    )  # fmt: skip
+        "refused",
+        Asked(call.method, origin, service),
+        payment_id=refusal.payment_id,
+        usd=_asked_usd(refusal),
+        detail=detail,
+    )
     now_us, payee = buyer.now_us(), None
     if isinstance(refusal, OfferRefused) and refusal.pay_to is not None:
         payee = (call.trip.origin, service, refusal.pay_to)

@@ -116,11 +116,20 @@ def _again(buyer: Buyer, purchase: Purchase, twin: Twin) -> Generator[Effect, An
     caps = yield from room(buyer, limits)
     told = f"payment {row.id} of this operation is open: a call goes on with it, and counts no more"
     return Quote(
-        service=row.service, origin=row.origin, method=purchase.method, url=purchase.reply.url,
-        route=row.route, usd=usd(row.micro), amount=int(row.amount),
+        service=row.service,
+        origin=row.origin,
+        method=purchase.method,
+        url=purchase.reply.url,
+        route=row.route,
+        usd=usd(row.micro),
+        amount=int(row.amount),
         asset=buyer.settings.policy.assets.get((row.network or "", (row.asset or "").lower())),
-        network=row.network, pay_to=row.pay_to, payer=row.payer, skipped=(told,), caps=caps,
-    )  # fmt: skip
+        network=row.network,
+        pay_to=row.pay_to,
+        payer=row.payer,
+        skipped=(told,),
+        caps=caps,
+    )
 
 
 def _priced(
@@ -161,7 +170,16 @@ def _first_plan(buyer: Buyer, purchase: Purchase, view: View) -> tuple[Plan, Pay
 
 def _refused(buyer: Buyer, call: Call, reply: Reply, refusal: PaymentRefused) -> Quote:
     return Quote(
-        service=buyer.settings.services.name(call.trip.url), origin=origin_asked(reply.url),
-        method=call.method, url=reply.url, route=None, usd=None, amount=None, asset=None,
-        network=None, pay_to=None, payer=buyer.address, refusal=refusal,
-    )  # fmt: skip
+        service=buyer.settings.services.name(call.trip.url),
+        origin=origin_asked(reply.url),
+        method=call.method,
+        url=reply.url,
+        route=None,
+        usd=None,
+        amount=None,
+        asset=None,
+        network=None,
+        pay_to=None,
+        payer=buyer.address,
+        refusal=refusal,
+    )

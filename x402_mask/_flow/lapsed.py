@@ -150,5 +150,6 @@ def check_twin(twin: Twin) -> None:
             f"the proof of this operation ({twin.row.id}) has expired by this machine's clock, but"
             f" not by {_NAMES[twin.by]}: nothing new is signed until then, and the seller refused"
             " the old one again; set the clock that is wrong",
-            reason="clock", payment_id=twin.row.id,
-        )  # fmt: skip
+            reason="clock",
+            payment_id=twin.row.id,
+        )

@@ -41,10 +41,14 @@ class Said(NamedTuple):
 def reconcile(buyer: Buyer) -> list[Resolved]:
     """Resolve every payment that the chain can tell the end of; say of the others why not."""
     done = [
-        Resolved(payment_id=found, state="released", transaction=None,
-                 detail="its process ended before a proof was stored")
+        Resolved(
+            payment_id=found,
+            state="released",
+            transaction=None,
+            detail="its process ended before a proof was stored",
+        )
         for found in buyer.ledger.sweep(now_us=buyer.now_us())
-    ]  # fmt: skip
+    ]
     for row in buyer.ledger.unresolved(buyer.chains):
         if buyer.chain_knows(row.network):
             done += [said.resolved for said in resolve(buyer, [row])]
@@ -139,10 +143,17 @@ def _authorization(
     if row.payer is None or row.pay_to is None:
         return None
     return Authorization(
-        network=row.network, asset=row.asset, payer=row.payer, pay_to=row.pay_to,
-        amount=int(row.amount), nonce=nonce, valid_before=valid_before,
-        signed_at=row.at // SECOND, transaction=transaction, time_out_s=time_out_s,
-    )  # fmt: skip
+        network=row.network,
+        asset=row.asset,
+        payer=row.payer,
+        pay_to=row.pay_to,
+        amount=int(row.amount),
+        nonce=nonce,
+        valid_before=valid_before,
+        signed_at=row.at // SECOND,
+        transaction=transaction,
+        time_out_s=time_out_s,
+    )
 
 
 def _write(

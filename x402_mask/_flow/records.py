@@ -152,9 +152,12 @@ class Plan:
     def of(cls, route: Route, choice: Choice, skipped: tuple[str, ...] = ()) -> Plan:
         """The plan to pay the live offer."""
         return cls(
-            route=route, micro=choice.micro, amount=choice.offer.amount, choice=choice,
+            route=route,
+            micro=choice.micro,
+            amount=choice.offer.amount,
+            choice=choice,
             skipped=skipped,
-        )  # fmt: skip
+        )
 
     @property
     def pay_to(self) -> str | None:
@@ -191,28 +194,60 @@ def quote_of(
     refusal: PaymentRefused | None,
 ) -> Quote:
     """The public record of a plan, in which the owner's code may change what it likes."""
-    offer = None if plan.offer is None else replace(
-        plan.offer, raw=deepcopy(plan.offer.raw), extra=deepcopy(plan.offer.extra)
-    )  # fmt: skip
+    offer = (
+        None
+        if plan.offer is None
+        else replace(plan.offer, raw=deepcopy(plan.offer.raw), extra=deepcopy(plan.offer.extra))
+    )
     return Quote(
-        service=purchase.service, origin=purchase.origin, method=purchase.method,
-        url=purchase.reply.url, route=plan.route, usd=usd(plan.micro), amount=plan.amount,
-        asset=plan.asset, network=plan.network,
-        pay_to=plan.pay_to, payer=buyer.address, offer=offer,
-        skipped=plan.reasons, caps=caps, refusal=refusal,
-    )  # fmt: skip
+        service=purchase.service,
+        origin=purchase.origin,
+        method=purchase.method,
+        url=purchase.reply.url,
+        route=plan.route,
+        usd=usd(plan.micro),
+        amount=plan.amount,
+        asset=plan.asset,
+        network=plan.network,
+        pay_to=plan.pay_to,
+        payer=buyer.address,
+        offer=offer,
+        skipped=plan.reasons,
+        caps=caps,
+        refusal=refusal,
+    )
 
 
 def row_of(want: Reservation) -> Row:
     """The reservation as the ledger now has it."""
     return Row(
-        id=want.id, at=want.at, updated=want.at, state="reserved", service=want.service,
-        origin=want.origin, route=want.route, micro=want.micro, amount=str(want.amount),
-        asset=want.asset, network=want.network, payer=want.payer, pay_to=want.pay_to,
-        operation=want.operation, delivered=0, flight=None, nonce=None, valid_before=None,
-        header=None, proof=None, proof_digest=None, outcome=None, trans=None, seen=0, note="",
+        id=want.id,
+        at=want.at,
+        updated=want.at,
+        state="reserved",
+        service=want.service,
+        origin=want.origin,
+        route=want.route,
+        micro=want.micro,
+        amount=str(want.amount),
+        asset=want.asset,
+        network=want.network,
+        payer=want.payer,
+        pay_to=want.pay_to,
+        operation=want.operation,
+        delivered=0,
+        flight=None,
+        nonce=None,
+        valid_before=None,
+        header=None,
+        proof=None,
+        proof_digest=None,
+        outcome=None,
+        trans=None,
+        seen=0,
+        note="",
         also=strict_json.dumps(want.others) if want.others else None,
-    )  # fmt: skip
+    )
 
 
 def receipt_for(
@@ -220,11 +255,21 @@ def receipt_for(
 ) -> Receipt:
     """The receipt of the payment in *row*; a *transaction* that was known before stays known."""
     return Receipt(
-        payment_id=row.id, service=row.service, origin=row.origin, route=row.route,
-        usd=usd(row.micro), amount=int(row.amount), asset=row.asset, network=row.network,
-        payer=row.payer, pay_to=row.pay_to, outcome=outcome, transaction=transaction or row.trans,
-        at=as_datetime(row.at), reason=reason,
-    )  # fmt: skip
+        payment_id=row.id,
+        service=row.service,
+        origin=row.origin,
+        route=row.route,
+        usd=usd(row.micro),
+        amount=int(row.amount),
+        asset=row.asset,
+        network=row.network,
+        payer=row.payer,
+        pay_to=row.pay_to,
+        outcome=outcome,
+        transaction=transaction or row.trans,
+        at=as_datetime(row.at),
+        reason=reason,
+    )
 
 
 def paid_note(receipt: Receipt) -> str:

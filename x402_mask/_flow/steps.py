@@ -95,9 +95,11 @@ def _proof(
         purchase.challenge, choice.offer, authorization.payload(signature), payment_id
     )
     return Proof(
-        header=header, value=value, nonce="0x" + authorization.nonce.hex(),
+        header=header,
+        value=value,
+        nonce="0x" + authorization.nonce.hex(),
         valid_before=authorization.valid_before,
-    )  # fmt: skip
+    )
 
 
 def _sign(buyer: Buyer, authorization: Authorization) -> Generator[Effect, Any, bytes]:
@@ -140,8 +142,9 @@ def check_resign(buyer: Buyer, row: Row) -> None:
     if buyer.settings.resign == "never":
         raise PaymentRefused(
             f"the proof of this operation has expired ({row.id}) and resign='never'",
-            reason="resign", payment_id=row.id,
-        )  # fmt: skip
+            reason="resign",
+            payment_id=row.id,
+        )
 
 
 # --- after the point of no return -----------------------------------------------------------------

@@ -42,13 +42,32 @@ _WAIT_S: Final = 30.0
 _COUNTED: Final = ("reserved", "held", "settled")
 
 _FIXED: Final = (
-    "service", "origin", "route", "micro", "amount", "asset", "network", "payer", "pay_to",
+    "service",
+    "origin",
+    "route",
+    "micro",
+    "amount",
+    "asset",
+    "network",
+    "payer",
+    "pay_to",
     "operation",
-)  # fmt: skip
+)
 _MOVING: Final = (
-    "at", "updated", "state", "delivered", "nonce", "valid_before", "header", "proof_digest",
-    "outcome", "trans", "seen", "note", "reason",
-)  # fmt: skip
+    "at",
+    "updated",
+    "state",
+    "delivered",
+    "nonce",
+    "valid_before",
+    "header",
+    "proof_digest",
+    "outcome",
+    "trans",
+    "seen",
+    "note",
+    "reason",
+)
 _ASIDE: Final = frozenset(
     {
         *("represented", "asked", "created", "paying", "closed"),
@@ -574,11 +593,41 @@ def _write_lines(records: Iterable[Mapping[str, Any]], file: IO[str]) -> int:
 
 
 _FIELDS: Final = (
-    "record", "seq", "payment_id", "at", "updated_at", "state", "kind", "service", "origin",
-    "route", "usd", "micro", "amount", "asset", "network", "payer", "pay_to", "operation",
-    "outcome", "delivered", "transaction", "seen", "nonce", "valid_before", "header",
-    "proof_digest", "note", "reason", "data", "mac", "ok", "rows", "problems", "unknown",
-)  # fmt: skip
+    "record",
+    "seq",
+    "payment_id",
+    "at",
+    "updated_at",
+    "state",
+    "kind",
+    "service",
+    "origin",
+    "route",
+    "usd",
+    "micro",
+    "amount",
+    "asset",
+    "network",
+    "payer",
+    "pay_to",
+    "operation",
+    "outcome",
+    "delivered",
+    "transaction",
+    "seen",
+    "nonce",
+    "valid_before",
+    "header",
+    "proof_digest",
+    "note",
+    "reason",
+    "data",
+    "mac",
+    "ok",
+    "rows",
+    "problems",
+    "unknown",
+)
 
 
 def _write_csv(records: Iterable[Mapping[str, Any]], file: IO[str]) -> int:

@@ -30,9 +30,15 @@ class Vault:
     """Encrypts, decrypts and chains with keys derived from one secret (HKDF-like, by HMAC)."""
 
     __slots__ = (
-        "_cipher", "_inner", "_numbers", "_outer", "_proof_key", "_sum_inner", "_sum_outer",
+        "_cipher",
+        "_inner",
+        "_numbers",
+        "_outer",
+        "_proof_key",
+        "_sum_inner",
+        "_sum_outer",
         "key_id",
-    )  # fmt: skip
+    )
 
     def __init__(self, key: bytes) -> None:
         if len(key) != _KEY_BYTES:

@@ -695,17 +695,27 @@ class Ledger(TokenBook, TransferBook, DenialBook):
         """The payment's row and its first entries of history; held at once with a *proof*."""
         others = want.others
         fixed = {
-            "service": want.service, "origin": want.origin, "route": want.route,
-            "micro": want.micro, "amount": str(want.amount), "asset": want.asset,
-            "network": want.network, "payer": want.payer, "pay_to": want.pay_to,
+            "service": want.service,
+            "origin": want.origin,
+            "route": want.route,
+            "micro": want.micro,
+            "amount": str(want.amount),
+            "asset": want.asset,
+            "network": want.network,
+            "payer": want.payer,
+            "pay_to": want.pay_to,
             "operation": want.operation,
-        }  # fmt: skip
+        }
         columns = {
-            "id": want.id, "at": want.at, "updated": want.at, "flight": self._me(),
-            "state": "reserved" if proof is None else "held", **fixed,
+            "id": want.id,
+            "at": want.at,
+            "updated": want.at,
+            "flight": self._me(),
+            "state": "reserved" if proof is None else "held",
+            **fixed,
             "also": strict_json.dumps(others) if others else None,
             **(_NO_PROOF if proof is None else self._stored(proof, want.id)),
-        }  # fmt: skip
+        }
         names, marks = ", ".join(columns), ", ".join("?" * len(columns))
         sql = f"INSERT INTO payments ({names}) VALUES ({marks})"  # noqa: S608
         db.run(sql, *columns.values())
@@ -748,8 +758,11 @@ class Ledger(TokenBook, TransferBook, DenialBook):
         if reason is not None:
             detail["reason"] = reason
         also = {
-            "delivered": int(delivered), "outcome": outcome, "trans": told, "reason": reason,
-        }  # fmt: skip
+            "delivered": int(delivered),
+            "outcome": outcome,
+            "trans": told,
+            "reason": reason,
+        }
         self._move(db, row, state, now_us, detail, note=note, kind=kind, also=also)
         if row.route == "token" and delivered:
             self._forget_spent(db, row.id)
@@ -761,12 +774,24 @@ class Ledger(TokenBook, TransferBook, DenialBook):
         No cap is asked: what may have been spent counts, whether it was allowed or not.
         """
         want = Reservation(
-            id=new_payment_id(now_us), at=row.at, service=row.service, origin=row.origin,
-            operation=row.operation, keyed=False, route=row.route, micro=row.micro,
-            amount=int(row.amount), asset=row.asset, network=row.network, payer=row.payer,
-            pay_to=row.pay_to, limits=(), pin_payee=False, also=row.others,
+            id=new_payment_id(now_us),
+            at=row.at,
+            service=row.service,
+            origin=row.origin,
+            operation=row.operation,
+            keyed=False,
+            route=row.route,
+            micro=row.micro,
+            amount=int(row.amount),
+            asset=row.asset,
+            network=row.network,
+            payer=row.payer,
+            pay_to=row.pay_to,
+            limits=(),
+            pin_payee=False,
+            also=row.others,
             detail={"besides": row.id},
-        )  # fmt: skip
+        )
         _counters.count(db, _sums.take(db, row.keys), row.at, 0, row.micro)
         self._insert(db, want, {}, None)
         held = self._reserved(db, want.id)
@@ -779,10 +804,12 @@ class Ledger(TokenBook, TransferBook, DenialBook):
     def _stored(self, proof: Proof, payment_id: str) -> dict[str, object]:
         """The columns that hold a proof."""
         return {
-            "header": proof.header, "nonce": proof.nonce, "valid_before": proof.valid_before,
+            "header": proof.header,
+            "nonce": proof.nonce,
+            "valid_before": proof.valid_before,
             "proof": self._vault().seal(proof.value, payment_id),
             "proof_digest": digest(proof.value),
-        }  # fmt: skip
+        }
 
     def _move(  # noqa: PLR0913  # a keyword for each thing that changes with the state
         self,

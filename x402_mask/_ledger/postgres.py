@@ -391,9 +391,13 @@ class PostgresLedger(Ledger):
     ) -> Reserved | Twin:
         """Check every cap and reserve; see :meth:`Ledger.reserve`."""
         return super().reserve(
-            want, breaker, durable=durable, prove=prove, carrier=carrier,
+            want,
+            breaker,
+            durable=durable,
+            prove=prove,
+            carrier=carrier,
             wait_s=self._stay_alive(wait_s),
-        )  # fmt: skip
+        )
 
     def claim(
         self,
@@ -407,9 +411,13 @@ class PostgresLedger(Ledger):
     ) -> Proof | None:
         """Take an open proof in hand; see :meth:`Ledger.claim`."""
         return super().claim(
-            payment_id, carrier, now_us=now_us, seller_us=seller_us, by_chain=by_chain,
+            payment_id,
+            carrier,
+            now_us=now_us,
+            seller_us=seller_us,
+            by_chain=by_chain,
             wait_s=self._stay_alive(wait_s),
-        )  # fmt: skip
+        )
 
     def _stay_alive(self, wait_s: float) -> float:
         """Hold a lease that outlasts this call, and keep it while calls are in flight.

@@ -57,9 +57,13 @@ _PAUSE_S: Final = 0.05
 _SECRETS: Final = ("password", "sslpassword")
 _IDENTITY: Final = ("host", "hostaddr", "port", "dbname", "user", "service")
 _VARIABLES: Final = {
-    "host": "PGHOST", "hostaddr": "PGHOSTADDR", "port": "PGPORT", "dbname": "PGDATABASE",
-    "user": "PGUSER", "service": "PGSERVICE",
-}  # fmt: skip
+    "host": "PGHOST",
+    "hostaddr": "PGHOSTADDR",
+    "port": "PGPORT",
+    "dbname": "PGDATABASE",
+    "user": "PGUSER",
+    "service": "PGSERVICE",
+}
 _DEFAULTS: Final = {
     "fallback_application_name": "x402_mask",
     "keepalives_idle": 10,
@@ -348,9 +352,11 @@ class Pool:
         def connect() -> None:
             try:
                 raw = Connection.connect(
-                    self._conninfo(), autocommit=True, prepare_threshold=None,
+                    self._conninfo(),
+                    autocommit=True,
+                    prepare_threshold=None,
                     connect_timeout=max(2, math.ceil(left)),
-                )  # fmt: skip
+                )
             except BaseException as failure:  # noqa: BLE001  # raised where it is waited for
                 reached.set_exception(failure)
             else:

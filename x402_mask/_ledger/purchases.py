@@ -229,11 +229,16 @@ class TokenBook(Book):
 
     def _write_bought(self, db: Db, row: Row, bought: Bought, now_us: int) -> None:
         state: State = "settled" if bought.settled else row.state
-        data = {"transaction": bought.transaction, "token": digest(bought.token),
-                "calls": bought.calls, "note": bought.note}  # fmt: skip
+        data = {
+            "transaction": bought.transaction,
+            "token": digest(bought.token),
+            "calls": bought.calls,
+            "note": bought.note,
+        }
         self._move(db, row, state, now_us, data, note=bought.note, kind="bought", keep_flight=True)
-        db.run("UPDATE payments SET trans=COALESCE(trans, ?) WHERE id=?",
-               bought.transaction, row.id)  # fmt: skip
+        db.run(
+            "UPDATE payments SET trans=COALESCE(trans, ?) WHERE id=?", bought.transaction, row.id
+        )
 
     def give_up(self, payment_id: str, note: str, *, now_us: int, wait_s: float = WAIT_S) -> None:
         """Nothing more can come of a purchase that was paid for: an identical call buys anew."""
@@ -282,16 +287,24 @@ class TokenBook(Book):
         if row.proof is not None:
             value = self._vault().open(row.proof, row.id)
             proof = Proof(
-                header=row.header or "", value=value, nonce=row.nonce,
+                header=row.header or "",
+                value=value,
+                nonce=row.nonce,
                 valid_before=row.valid_before,
-            )  # fmt: skip
+            )
         label = token_label(row.id)
         return Begun(
-            row=row, stage=stage, at=at, way=way,
+            row=row,
+            stage=stage,
+            at=at,
+            way=way,
             purse=_purse(db, row.origin, way if way in get_args(Purse) else None),
-            remote=remote, until=until, behind_us=behind_us, proof=proof,
+            remote=remote,
+            until=until,
+            behind_us=behind_us,
+            proof=proof,
             token=None if token is None else self._vault().open(token[0], label),
-        )  # fmt: skip
+        )
 
     def _resumable(self, db: Db, row: Row) -> bool:
         """Whether an identical call goes on with this purchase instead of buying again."""

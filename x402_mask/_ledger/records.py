@@ -162,10 +162,15 @@ class Row(NamedTuple):
 
 
 _KINDS: Final[Mapping[str, tuple[type, ...]]] = {
-    "str": (str,), "State": (str,), "Route": (str,), "int": (int,),
-    "str | None": (str, type(None)), "Outcome | None": (str, type(None)),
-    "int | None": (int, type(None)), "bytes | None": (bytes, type(None)),
-}  # fmt: skip
+    "str": (str,),
+    "State": (str,),
+    "Route": (str,),
+    "int": (int,),
+    "str | None": (str, type(None)),
+    "Outcome | None": (str, type(None)),
+    "int | None": (int, type(None)),
+    "bytes | None": (bytes, type(None)),
+}
 _TYPES_OF_ROW: Final = tuple(
     _KINDS[str(getattr(noted, "__forward_arg__", noted))] for noted in Row.__annotations__.values()
 )
@@ -333,8 +338,9 @@ def paid_before(row: Row, *, keyed: bool) -> PaymentRefused:
     shown = f" in {row.trans}" if row.trans else ""
     return PaymentRefused(
         f"this was paid before ({row.id}, settled{shown}), and its answer never arrived; {then}",
-        reason="paid_before", payment_id=row.id,
-    )  # fmt: skip
+        reason="paid_before",
+        payment_id=row.id,
+    )
 
 
 def _text_of(at_us: int) -> str:

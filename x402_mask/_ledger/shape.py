@@ -101,9 +101,13 @@ def _compare(found: Shape, should: Shape, name: str) -> None:
 
 _DATABASE: Final = "the ledger's database"
 _TYPES: Final = {
-    "BIGSERIAL": "int8", "BIGINT": "int8", "INTEGER": "int4", "TEXT": "text", "BYTEA": "bytea",
+    "BIGSERIAL": "int8",
+    "BIGINT": "int8",
+    "INTEGER": "int4",
+    "TEXT": "text",
+    "BYTEA": "bytea",
     "TIMESTAMPTZ": "timestamptz",
-}  # fmt: skip
+}
 
 _CATALOG: Final = """
 SELECT CASE c.relkind WHEN 'r' THEN 'table' WHEN 'i' THEN 'index' WHEN 'v' THEN 'view'

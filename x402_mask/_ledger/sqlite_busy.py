@@ -97,8 +97,11 @@ def is_busy(exc: sqlite3.Error) -> bool:
 
 
 _BROKEN: Final = (
-    sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN,
-)  # fmt: skip
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_CANTOPEN,
+)
 
 
 def is_broken(failure: BaseException) -> bool:

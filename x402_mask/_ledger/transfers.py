@@ -221,15 +221,23 @@ class TransferBook(Book):
         vault = self._vault()
         attempts = tuple(
             SignedTransfer(
-                terms=terms, nonce=nonce, hash=name, max_gas_wei=int(gas), first_block=block,
+                terms=terms,
+                nonce=nonce,
+                hash=name,
+                max_gas_wei=int(gas),
+                first_block=block,
                 raw=vault.open(raw, transfer_label(payment_id, attempt)),
             )
             for attempt, nonce, name, raw, gas, block, _, _ in rows
-        )  # fmt: skip
+        )
         return StoredTransfer(
-            terms=terms, nonce=attempts[0].nonce, state=rows[0][6], payment=row.state,
-            attempts=attempts, last_at=rows[-1][7],
-        )  # fmt: skip
+            terms=terms,
+            nonce=attempts[0].nonce,
+            state=rows[0][6],
+            payment=row.state,
+            attempts=attempts,
+            last_at=rows[-1][7],
+        )
 
     def standing(self, network: str, payer: str, *, wait_s: float = WAIT_S) -> Standing:
         """Which transfer from *payer* is open, and which was the last."""
@@ -317,9 +325,13 @@ def _terms(row: Row) -> Terms | None:
     if row.network is None or row.asset is None or row.payer is None or row.pay_to is None:
         return None
     return Terms(
-        payment_id=row.id, network=row.network, asset=row.asset, payer=row.payer,
-        pay_to=row.pay_to, amount=int(row.amount),
-    )  # fmt: skip
+        payment_id=row.id,
+        network=row.network,
+        asset=row.asset,
+        payer=row.payer,
+        pay_to=row.pay_to,
+        amount=int(row.amount),
+    )
 
 
 def _check_terms(row: Row, terms: Terms) -> None:

@@ -30,10 +30,15 @@ _KIND: Final = re.compile(r"(authorization|signature|signing)(method|type|scheme
 _DOMAIN: Final = re.compile(r"(?:eip712)?(?:domain)?(name|version|chainid|verifyingcontract)")
 _OTHER_WAYS: Final = frozenset(
     {
-        "permit2", "eip2612", "erc2612", "erc7710", "receivewithauthorization",
-        "permittransferfrom", "permitwitnesstransferfrom",
+        "permit2",
+        "eip2612",
+        "erc2612",
+        "erc7710",
+        "receivewithauthorization",
+        "permittransferfrom",
+        "permitwitnesstransferfrom",
     }
-)  # fmt: skip
+)
 """What else is signed for a transfer, whatever the key is under which only that stands."""
 
 _WORDS: Final = re.compile(

@@ -14,9 +14,14 @@ if TYPE_CHECKING:
     Check = Callable[[Any], bool]
 
 _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
-    "object": (dict,), "array": (list,), "string": (str,), "boolean": (bool,),
-    "null": (type(None),), "integer": (int,), "number": (int, float),
-}  # fmt: skip
+    "object": (dict,),
+    "array": (list,),
+    "string": (str,),
+    "boolean": (bool,),
+    "null": (type(None),),
+    "integer": (int,),
+    "number": (int, float),
+}
 _KNOWN: Final = frozenset({"type", "properties", "required", "format", "enum"})
 
 

@@ -33,9 +33,16 @@ FOREIGN: Final = ("no_offer", "scheme", "network")
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
 _FLOWS: Final = ("authorization", "upfront", "escrow")
 _REASONS: Final = (  # in the order of the checks: the last one reached is the one reported
-    "scheme", "network", "asset", "transfer_method", "domain", "payee", "validity", "price",
+    "scheme",
+    "network",
+    "asset",
+    "transfer_method",
+    "domain",
+    "payee",
+    "validity",
+    "price",
     "too_large",
-)  # fmt: skip
+)
 _KNOWN_ELSEWHERE: Final = frozenset(
     (asset.network, asset.address.lower()) for asset in (*EIP3009_ASSETS, *PERMIT2_ASSETS)
 )

@@ -82,10 +82,13 @@ def compiled(text: str) -> Checker:
     except (strict_json.BadJSON, Unusable) as exc:
         return Checker(schema={}, ignored=(str(exc),), cost=0, nodes=cleaner.nodes, find=None)
     return Checker(
-        schema=schema, ignored=tuple(sorted(cleaner.ignored)), cost=cleaner.cost,
+        schema=schema,
+        ignored=tuple(sorted(cleaner.ignored)),
+        cost=cleaner.cost,
         nodes=cleaner.nodes,
-        find=_finder(schema) if schema else None, fits=plainly(schema, {"uri": is_uri}),
-    )  # fmt: skip
+        find=_finder(schema) if schema else None,
+        fits=plainly(schema, {"uri": is_uri}),
+    )
 
 
 def _finder(schema: dict[str, Any]) -> Callable[[Any], Iterator[Any]]:
@@ -250,28 +253,74 @@ _PLAIN: Final[Mapping[str, Callable[[object], bool]]] = {
     "const": lambda _: True,
     "enum": lambda value: isinstance(value, list) and bool(value),
     "required": _is_names,
-    "minItems": _is_count, "maxItems": _is_count,
-    "minLength": _is_count, "maxLength": _is_count,
-    "minProperties": _is_count, "maxProperties": _is_count,
-    "minimum": _is_number, "maximum": _is_number,
-    "exclusiveMinimum": _is_number, "exclusiveMaximum": _is_number,
-}  # fmt: skip
+    "minItems": _is_count,
+    "maxItems": _is_count,
+    "minLength": _is_count,
+    "maxLength": _is_count,
+    "minProperties": _is_count,
+    "maxProperties": _is_count,
+    "minimum": _is_number,
+    "maximum": _is_number,
+    "exclusiveMinimum": _is_number,
+    "exclusiveMaximum": _is_number,
+}
 """Keywords kept as they are, where their values make sense."""
 
 _LISTS: Final = frozenset({"const", "enum", "required"})
-_DECIDED: Final = frozenset({
-    *_PLAIN, "type", "$ref", "properties", "additionalProperties", "items", "prefixItems",
-    "allOf", "anyOf", "oneOf", "not", "if", "then", "else", "format",
-})  # fmt: skip
-_SAYS_NOTHING: Final = frozenset({
-    "$comment", "$defs", "$id", "$schema", "default", "definitions", "deprecated", "description",
-    "example", "examples", "nullable", "readOnly", "title", "writeOnly",
-})  # fmt: skip
-_LEFT_OUT: Final = frozenset({
-    "$dynamicRef", "$recursiveRef", "contains", "dependencies", "dependentRequired",
-    "dependentSchemas", "multipleOf", "pattern", "patternProperties", "propertyNames",
-    "unevaluatedItems", "unevaluatedProperties", "uniqueItems",
-})  # fmt: skip
+_DECIDED: Final = frozenset(
+    {
+        *_PLAIN,
+        "type",
+        "$ref",
+        "properties",
+        "additionalProperties",
+        "items",
+        "prefixItems",
+        "allOf",
+        "anyOf",
+        "oneOf",
+        "not",
+        "if",
+        "then",
+        "else",
+        "format",
+    }
+)
+_SAYS_NOTHING: Final = frozenset(
+    {
+        "$comment",
+        "$defs",
+        "$id",
+        "$schema",
+        "default",
+        "definitions",
+        "deprecated",
+        "description",
+        "example",
+        "examples",
+        "nullable",
+        "readOnly",
+        "title",
+        "writeOnly",
+    }
+)
+_LEFT_OUT: Final = frozenset(
+    {
+        "$dynamicRef",
+        "$recursiveRef",
+        "contains",
+        "dependencies",
+        "dependentRequired",
+        "dependentSchemas",
+        "multipleOf",
+        "pattern",
+        "patternProperties",
+        "propertyNames",
+        "unevaluatedItems",
+        "unevaluatedProperties",
+        "uniqueItems",
+    }
+)
 """Keywords that would assert something: worth a word when they are left out."""
 
 
@@ -451,8 +500,12 @@ def schemas_of(challenge: Challenge) -> tuple[str, ...]:
     it) and what its schema says of ``input.body``.
     """
     bazaar = challenge.extensions.get("bazaar")
-    found = [challenge.document.get("inputSchema"), _inside_of(bazaar, "inputSchema"),
-             _inside_of(bazaar, "info", "input", "inputSchema"), _of_bazaar(bazaar)]  # fmt: skip
+    found = [
+        challenge.document.get("inputSchema"),
+        _inside_of(bazaar, "inputSchema"),
+        _inside_of(bazaar, "info", "input", "inputSchema"),
+        _of_bazaar(bazaar),
+    ]
     for offer in challenge.offers[:_OFFERS_READ]:
         found += [offer.raw.get("inputSchema"), _of_output(offer.raw.get("outputSchema"))]
     texts = (text_of(schema) for schema in found)

@@ -42,8 +42,12 @@ def _told(what: str, given: Sequence[str]) -> int:
     import json
 
     error = {
-        "code": "missing_extra", "reason": None, "message": message, "at_risk": False,
-        "payment_id": None, "exit_code": 1,
-    }  # fmt: skip
+        "code": "missing_extra",
+        "reason": None,
+        "message": message,
+        "at_risk": False,
+        "payment_id": None,
+        "exit_code": 1,
+    }
     sys.stdout.write(json.dumps({"error": error}, indent=2) + "\n")
     return 1

@@ -212,8 +212,12 @@ class Agent:
             *ALIASES.values(),
             *(one.cap.service for one in buyer_of(self._payer).limits),
         }
-        told = {"id": service.id, "name": service.name, "description": service.description,
-                "inputSchema": service.input_schema}  # fmt: skip
+        told = {
+            "id": service.id,
+            "name": service.name,
+            "description": service.description,
+            "inputSchema": service.input_schema,
+        }
         return {
             "id": service.id if service.id in ours else None,
             "catalog_price_usd": plain(service.usd),

@@ -223,9 +223,13 @@ class Answer:
     def _failure(self, what: str, code: str, more: dict[str, Any]) -> Failure:
         paid = self.paid
         return Failure(
-            f"{what}; {paid.line}", paid.exit_code, code=code, at_risk=paid.at_risk,
-            payment_id=paid.payment_id, more={**self._head(), **more},
-        )  # fmt: skip
+            f"{what}; {paid.line}",
+            paid.exit_code,
+            code=code,
+            at_risk=paid.at_risk,
+            payment_id=paid.payment_id,
+            more={**self._head(), **more},
+        )
 
 
 def told(response: httpx.Response) -> str:
@@ -269,9 +273,12 @@ def bounded(response: httpx.Response, limit: int = _QUOTE_BYTES_MAX) -> httpx.Re
         if name.lower() not in (b"content-encoding", b"content-length", b"transfer-encoding")
     ]
     return httpx.Response(
-        response.status_code, headers=headers, content=bytes(content),
-        request=response.request, extensions={"reason_phrase": response.reason_phrase.encode()},
-    )  # fmt: skip
+        response.status_code,
+        headers=headers,
+        content=bytes(content),
+        request=response.request,
+        extensions={"reason_phrase": response.reason_phrase.encode()},
+    )
 
 
 def _readable(content: bytes) -> str | None:

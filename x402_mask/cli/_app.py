@@ -59,9 +59,22 @@ def app(session: Session, debug: bool, config: str | None) -> None:
 
 
 for _command in (
-    demo, call, quote, wallet, spend, payments, payees, reconcile, pause, resume, ledger,
-    sandbox, mcp_server, doctor, completion,
-):  # fmt: skip
+    demo,
+    call,
+    quote,
+    wallet,
+    spend,
+    payments,
+    payees,
+    reconcile,
+    pause,
+    resume,
+    ledger,
+    sandbox,
+    mcp_server,
+    doctor,
+    completion,
+):
     app.add_command(_command)
 
 
@@ -137,9 +150,12 @@ def _with_money(message: str, code: str, money: Money) -> Failure:
         "settled": f"payment {money.payment_id} was settled",
     }[money.state]
     return Failure(
-        f"{message}; {told}", money.exit_code(FAILED), code=code,
-        at_risk=money.state == "unknown", payment_id=money.payment_id,
-    )  # fmt: skip
+        f"{message}; {told}",
+        money.exit_code(FAILED),
+        code=code,
+        at_risk=money.state == "unknown",
+        payment_id=money.payment_id,
+    )
 
 
 def _report(failure: Failure, exc: BaseException, *, as_json: bool) -> None:

@@ -129,22 +129,28 @@ def _asking(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def command(session: Session, **options: Any) -> Any:
         asked = Asked(
-            service=options.pop("service"), method=options.pop("method"),
-            fields=options.pop("pairs"), base_url=options.pop("base_url"),
+            service=options.pop("service"),
+            method=options.pop("method"),
+            fields=options.pop("pairs"),
+            base_url=options.pop("base_url"),
             timeout=options.pop("timeout"),
-        )  # fmt: skip
+        )
         return function(session, asked, **options)
 
     wrapped: Callable[..., Any] = common(command)
     for option in (
         click.option(
-            "--timeout", type=click.FloatRange(0, 3600, min_open=True), default=60.0,
-            show_default=True, metavar="SECONDS",
+            "--timeout",
+            type=click.FloatRange(0, 3600, min_open=True),
+            default=60.0,
+            show_default=True,
+            metavar="SECONDS",
             help="Longest silence of the seller; twice that until its answer begins, and ten times"
             " that for all of it.",
         ),
         click.option(
-            "--method", type=click.Choice(["GET", "POST"], case_sensitive=False),
+            "--method",
+            type=click.Choice(["GET", "POST"], case_sensitive=False),
             help="GET sends the fields as a query.  [default: POST; GET where the seller says so]",
         ),
         click.option(
@@ -152,7 +158,7 @@ def _asking(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.argument("pairs", metavar="[KEY=VALUE | KEY:=JSON]...", nargs=-1, callback=_fields),
         click.argument("service", callback=_service),
-    ):  # fmt: skip
+    ):
         wrapped = option(wrapped)
     return wrapped
 
@@ -313,8 +319,10 @@ def _no_price(session: Session, response: httpx.Response) -> int:
     if not response.is_success:
         raise Failure(
             f"{clean(response.url)} asks for no payment: {_answer.told(response)}",
-            FAILED, code="seller", more={"status": response.status_code},
-        )  # fmt: skip
+            FAILED,
+            code="seller",
+            more={"status": response.status_code},
+        )
     if session.as_json:
         put({"status": response.status_code, "usd": "0.00", "allowed": True})
     else:

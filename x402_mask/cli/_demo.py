@@ -87,10 +87,13 @@ class _Shown:
 
 @click.command()
 @click.option(
-    "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-    default=Path("demo-out/refined-mask.png"), show_default=True,
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    default=Path("demo-out/refined-mask.png"),
+    show_default=True,
     help="Where the refined mask goes.",
-)  # fmt: skip
+)
 @common
 def demo(session: Session, output: Path) -> int:
     """Pay for one mask-refinement on this machine: no account, no real money, no network.
@@ -123,9 +126,13 @@ def _run(url: str, ledger: Path, output: Path) -> _Shown:
 
     diary, wallet = _Diary(), Wallet.create()
     payer = Payer(
-        wallet, caps=[parse_cap(cap) for cap in _CAPS], origins=[url], ledger=SQLiteLedger(ledger),
-        approve=diary.approve, on_event=diary.watch,
-    )  # fmt: skip
+        wallet,
+        caps=[parse_cap(cap) for cap in _CAPS],
+        origins=[url],
+        ledger=SQLiteLedger(ledger),
+        approve=diary.approve,
+        on_event=diary.watch,
+    )
     pictures = {"ImageURL": f"{url}/static/photo.png", "MaskImageURL": f"{url}/static/mask.png"}
     call = f"{url}/api/tools/mask-refinement"
     with contextlib.ExitStack() as stack:
@@ -142,9 +149,14 @@ def _run(url: str, ledger: Path, output: Path) -> _Shown:
         else:
             raise Failure("the second call was not refused: this demo is broken, please report it")
         return _Shown(
-            diary=diary, wallet=wallet.address, url=url, receipt=receipt, spends=payer.spend(),
-            refusal=refusal, picture=output,
-        )  # fmt: skip
+            diary=diary,
+            wallet=wallet.address,
+            url=url,
+            receipt=receipt,
+            spends=payer.spend(),
+            refusal=refusal,
+            picture=output,
+        )
 
 
 def _paid(client: httpx.Client, call: str, pictures: dict[str, str], output: Path) -> Receipt:

@@ -87,9 +87,10 @@ def _show(check: Check) -> None:
     from rich.text import Text
 
     line = Text.assemble(
-        (f"{check.status:<5}", _STYLES[check.status]), f"{clean(check.name, 60):<12} ",
+        (f"{check.status:<5}", _STYLES[check.status]),
+        f"{clean(check.name, 60):<12} ",
         clean(check.detail, 400),
-    )  # fmt: skip
+    )
     if check.advice:
         line.append(f"\n{'':<18} → {clean(check.advice, 400)}")
     show(line)
@@ -157,9 +158,10 @@ def _keystore_checks(source: sources.KeystoreSource) -> Iterator[Check]:
     if source.password is None:
         claimed = source.claimed_address or "a keystore that names no address"
         yield _warn(
-            "wallet", f"{claimed} from {source.path}, not opened",
+            "wallet",
+            f"{claimed} from {source.path}, not opened",
             f"set {source.password_told} to have it opened here; commands that pay ask for it",
-        )  # fmt: skip
+        )
 
 
 # --- ledger ---------------------------------------------------------------------------------------
@@ -190,9 +192,10 @@ def _ledger_lines(ledger: Ledger) -> Iterator[Check]:
         total = money(sum((payment.usd for payment in held), start=held[0].usd * 0))
         are, its = ("is", "its") if len(held) == 1 else ("are", "their")
         yield _warn(
-            "ledger", f"{count(len(held), 'payment')} ({total}) {are} held: nobody knows {its} end",
+            "ledger",
+            f"{count(len(held), 'payment')} ({total}) {are} held: nobody knows {its} end",
             "`x402-mask payments --state held` says what each waits for",
-        )  # fmt: skip
+        )
     for line in stop_lines(stops_of(ledger)):
         yield _warn("ledger", line)
 
@@ -208,9 +211,10 @@ def _cap_lines(session: Session, ledger: Ledger) -> Iterator[Check]:
     limits = compile_caps(values.get("caps", ()), services.canonical)
     for limit in ledger.unnamed(limits):
         yield _warn(
-            "caps", said(limit),
+            "caps",
+            said(limit),
             "is it spelled as calls name it? `x402-mask payments` shows the names of what was paid",
-        )  # fmt: skip
+        )
 
 
 def _past_lines(session: Session, ledger: Ledger) -> Iterator[Check]:
@@ -245,10 +249,11 @@ def _history_check(ledger: Ledger) -> Check:
     told = "; ".join(clean(problem, 120) for problem in report.problems[:3])
     more = f" (and {len(report.problems) - 3} more)" if len(report.problems) > 3 else ""
     return _fail(
-        "history", f"{told}{more}",
+        "history",
+        f"{told}{more}",
         "somebody or something changed the ledger; `x402-mask payments --export jsonl` ends with"
         " every problem, the chain and a backup tell what is true",
-    )  # fmt: skip
+    )
 
 
 # --- chain ----------------------------------------------------------------------------------------
@@ -288,9 +293,10 @@ def _balance_checks(session: Session) -> Iterator[Check]:
                 elif found.lacks(None):
                     where = network_told(found.asset.network)
                     yield _warn(
-                        "balance", f"{payer.address} has {found.line}",
+                        "balance",
+                        f"{payer.address} has {found.line}",
                         f"send it {found.asset.name} on {where} to pay with",
-                    )  # fmt: skip
+                    )
                 else:
                     yield _ok("balance", f"{payer.address} has {found.line}")
     except Failure as exc:

@@ -124,9 +124,14 @@ def of_payment_error(error: PaymentError, money: Money) -> Failure:
     if isinstance(error, PaymentRefused) and error.quote is not None:
         more["quote"] = quote_document(error.quote)
     return Failure(
-        on_command_line(error), exit_code, code=code, reason=getattr(error, "reason", None),
-        at_risk=at_risk, payment_id=error.payment_id or money.payment_id, more=more,
-    )  # fmt: skip
+        on_command_line(error),
+        exit_code,
+        code=code,
+        reason=getattr(error, "reason", None),
+        at_risk=at_risk,
+        payment_id=error.payment_id or money.payment_id,
+        more=more,
+    )
 
 
 def of_lost_answer(error: Exception, url: str, money: Money) -> Failure:
@@ -141,9 +146,12 @@ def of_lost_answer(error: Exception, url: str, money: Money) -> Failure:
         " `x402-mask payments` shows its state"
     )
     return Failure(
-        message, money.exit_code(), code="network", at_risk=money.state == "unknown",
+        message,
+        money.exit_code(),
+        code="network",
+        at_risk=money.state == "unknown",
         payment_id=money.payment_id,
-    )  # fmt: skip
+    )
 
 
 def quote_document(quote: Any) -> dict[str, Any]:

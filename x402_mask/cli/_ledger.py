@@ -26,10 +26,12 @@ def ledger() -> None:
 
 @ledger.command()
 @click.option(
-    "--spent", metavar="USD", callback=usd_option,
+    "--spent",
+    metavar="USD",
+    callback=usd_option,
     help="What may have been spent by the rows that are lost: it counts against every cap from now"
     " on, in place of full caps. Without it every cap is full until its window has passed.",
-)  # fmt: skip
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @common
 def accept(session: Session, spent: Decimal | None, yes: bool) -> None:

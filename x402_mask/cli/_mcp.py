@@ -78,9 +78,12 @@ def server_of(agent: Agent) -> Server[Any]:
 
     tools = _Tools(agent)
     return Server(
-        "x402-mask", version=version("x402-mask"), instructions=INSTRUCTIONS,
-        on_list_tools=tools.listed, on_call_tool=tools.call,
-    )  # fmt: skip
+        "x402-mask",
+        version=version("x402-mask"),
+        instructions=INSTRUCTIONS,
+        on_list_tools=tools.listed,
+        on_call_tool=tools.call,
+    )
 
 
 class _Tools:

@@ -160,9 +160,14 @@ def accept(session: Session, service: str, address: str, origin: str | None) -> 
 
 @click.command()
 @click.option(
-    "--watch", is_flag=False, flag_value=60.0, default=None, metavar="[SECONDS]",
-    type=click.FloatRange(1, 86400), help="Do it again every so many seconds (60), until stopped.",
-)  # fmt: skip
+    "--watch",
+    is_flag=False,
+    flag_value=60.0,
+    default=None,
+    metavar="[SECONDS]",
+    type=click.FloatRange(1, 86400),
+    help="Do it again every so many seconds (60), until stopped.",
+)
 @common
 def reconcile(session: Session, watch: float | None) -> int:
     """Ask the chain about every payment whose end is not proven.

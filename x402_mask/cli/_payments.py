@@ -194,5 +194,6 @@ def _check(report: AuditReport, told: dict[str, Any]) -> None:
     raise Failure(
         f"{where}THE AUDIT FAILED: somebody or something changed this ledger"
         f" ({count(len(report.problems), 'problem')}): {found}",
-        code="audit", more={**told, "problems": report.problems},
-    )  # fmt: skip
+        code="audit",
+        more={**told, "problems": report.problems},
+    )

@@ -84,13 +84,33 @@ _CODES: Final = {
     "payment": "the payment failed",
 }
 
-KINDS: Final = frozenset({
-    "application/json", "application/pdf", "application/xml", "application/zip",
-    "application/octet-stream", "application/problem+json", "application/ld+json",
-    "application/x-ndjson", "image/jpeg", "image/png", "image/gif", "image/webp", "image/svg+xml",
-    "audio/mpeg", "audio/wav", "audio/ogg", "video/mp4", "text/plain", "text/html", "text/csv",
-    "text/markdown", "text/xml", "text/event-stream",
-})  # fmt: skip
+KINDS: Final = frozenset(
+    {
+        "application/json",
+        "application/pdf",
+        "application/xml",
+        "application/zip",
+        "application/octet-stream",
+        "application/problem+json",
+        "application/ld+json",
+        "application/x-ndjson",
+        "image/jpeg",
+        "image/png",
+        "image/gif",
+        "image/webp",
+        "image/svg+xml",
+        "audio/mpeg",
+        "audio/wav",
+        "audio/ogg",
+        "video/mp4",
+        "text/plain",
+        "text/html",
+        "text/csv",
+        "text/markdown",
+        "text/xml",
+        "text/event-stream",
+    }
+)
 """Content types that are named; another is the seller's word for what it sent."""
 
 _TRANSACTION: Final = re.compile(r"0x[0-9a-fA-F]{64}")
@@ -130,11 +150,14 @@ def _over(error: CapExceeded) -> str:
 def quoted(quote: Quote, networks: Collection[str]) -> Json:
     """What a call would cost; every value is ours, a number, or an address."""
     told: Json = {
-        "service": quote.service, "route": quote.route,
-        "usd": None if quote.usd is None else str(quote.usd), "amount": quote.amount,
+        "service": quote.service,
+        "route": quote.route,
+        "usd": None if quote.usd is None else str(quote.usd),
+        "amount": quote.amount,
         "network": quote.network if quote.network in networks else None,
-        "pay_to": _matching(_ADDRESS, quote.pay_to), "allowed": quote.allowed,
-    }  # fmt: skip
+        "pay_to": _matching(_ADDRESS, quote.pay_to),
+        "allowed": quote.allowed,
+    }
     if quote.refusal is None:
         return {"quote": told}
     refused = refusal(quote.refusal)
@@ -145,11 +168,14 @@ def quoted(quote: Quote, networks: Collection[str]) -> Json:
 def paid(receipt: Receipt, networks: Collection[str]) -> Json:
     """What was paid; a transaction is named if it is one, not if it is a seller's prose."""
     return {
-        "payment_id": receipt.payment_id, "service": receipt.service, "route": receipt.route,
-        "usd": str(receipt.usd), "outcome": receipt.outcome,
+        "payment_id": receipt.payment_id,
+        "service": receipt.service,
+        "route": receipt.route,
+        "usd": str(receipt.usd),
+        "outcome": receipt.outcome,
         "network": receipt.network if receipt.network in networks else None,
         "transaction": _matching(_TRANSACTION, receipt.transaction),
-    }  # fmt: skip
+    }
 
 
 def _matching(pattern: re.Pattern[str], text: str | None) -> str | None:

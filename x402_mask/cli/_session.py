@@ -188,9 +188,13 @@ def ask_password(prompt: str, *, confirm: bool = False) -> str:
     if not sys.stdin.isatty():
         raise Failure(f"{prompt}: nobody can be asked here; set {PASSWORD}", USAGE, code="config")
     answer: str = click.prompt(
-        prompt, hide_input=True, confirmation_prompt=confirm, err=True, default="",
+        prompt,
+        hide_input=True,
+        confirmation_prompt=confirm,
+        err=True,
+        default="",
         show_default=False,
-    )  # fmt: skip
+    )
     return answer
 
 
@@ -223,18 +227,31 @@ def _with_options(function: Callable[..., Any], *, hides_json: bool) -> Callable
 
     for option in (
         click.option(
-            "--debug", is_flag=True, expose_value=False, is_eager=True, callback=_set("debug"),
+            "--debug",
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_set("debug"),
             help="Show the traceback of a failure.",
         ),
         click.option(
-            "--config", metavar="FILE", expose_value=False, is_eager=True, callback=_set("config"),
+            "--config",
+            metavar="FILE",
+            expose_value=False,
+            is_eager=True,
+            callback=_set("config"),
             help="A TOML file, instead of X402_MASK_CONFIG.",
         ),
         click.option(
-            "--json", is_flag=True, expose_value=False, is_eager=True, callback=_set("as_json"),
-            hidden=hides_json, help="Print one JSON document and nothing else.",
+            "--json",
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_set("as_json"),
+            hidden=hides_json,
+            help="Print one JSON document and nothing else.",
         ),
-    ):  # fmt: skip
+    ):
         with_session = option(with_session)
     return with_session
 

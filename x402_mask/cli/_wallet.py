@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
 _SECRET_MAX: Final = 64 << 10
 _PATH: Final = click.option(
-    "--path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    "--path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
     help="The new keystore; by default keystore.json in the user's data directory.",
-)  # fmt: skip
+)
 
 
 @click.group()
@@ -45,9 +47,11 @@ def new(session: Session, path: Path | None) -> None:
 @wallet.command("import")
 @click.option("--mnemonic", is_flag=True, help="Ask for BIP-39 words instead of a private key.")
 @click.option(
-    "--keystore", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+    "--keystore",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
     help="Copy this keystore instead.",
-)  # fmt: skip
+)
 @_PATH
 @common
 def import_(session: Session, mnemonic: bool, keystore: Path | None, path: Path | None) -> None:
@@ -75,8 +79,9 @@ def show_(session: Session) -> None:
     if source is None:
         raise Failure(
             "no wallet is configured: `x402-mask wallet new` makes one, or set"
-            " X402_MASK_PRIVATE_KEY or X402_MASK_KEYSTORE", code="no_wallet",
-        )  # fmt: skip
+            " X402_MASK_PRIVATE_KEY or X402_MASK_KEYSTORE",
+            code="no_wallet",
+        )
     try:
         address = source.claimed_address or source.open().address
     except ValueError as exc:
@@ -159,9 +164,11 @@ def _write(session: Session, target: Path, make: Callable[[], bytes]) -> None:
 def _copy(session: Session, keystore: Path, target: Path) -> None:
     """Copy a keystore as it is, once its password has been seen to open it."""
     source = sources.KeystoreSource(
-        where="--keystore", path=keystore, password_name=PASSWORD,
+        where="--keystore",
+        path=keystore,
+        password_name=PASSWORD,
         password=os.environ.get(PASSWORD),
-    )  # fmt: skip
+    )
     given = None if source.password is not None else ask_password(f"Password of {keystore}")
     try:
         address = source.open(given).address

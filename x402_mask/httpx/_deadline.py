@@ -138,8 +138,9 @@ def _shortened(limit: Limit, request: httpx.Request) -> Iterator[None]:
         raise limit.error(request)
     waits = {name: known.get(name) for name in ("connect", "read", "write", "pool")}
     request.extensions["timeout"] = {
-        **known, **{name: left if s is None else min(s, left) for name, s in waits.items()}
-    }  # fmt: skip
+        **known,
+        **{name: left if s is None else min(s, left) for name, s in waits.items()},
+    }
     try:
         yield
     except httpx.TimeoutException as exc:

@@ -159,9 +159,12 @@ class _Session:
         named.update(wanted.headers)
         named["cache-control"] = uncached(named.get_list("cache-control"))
         errand = httpx2.Request(
-            wanted.method, url, headers=named, content=wanted.content,
+            wanted.method,
+            url,
+            headers=named,
+            content=wanted.content,
             extensions=self.request.extensions,
-        )  # fmt: skip
+        )
         if self.cookies is not None:
             carry_cookies(self.cookies, errand)
         if wanted.proof is not None:

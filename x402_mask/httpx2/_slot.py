@@ -48,9 +48,19 @@ class Slot:
     """What the requests of one call share: redirects copy extensions, but not what is in them."""
 
     __slots__ = (
-        "_layers", "_leads_to", "_trip", "_url", "carrier", "deferred", "errand", "private",
-        "proof", "requests", "retry", "returns",
-    )  # fmt: skip
+        "_layers",
+        "_leads_to",
+        "_trip",
+        "_url",
+        "carrier",
+        "deferred",
+        "errand",
+        "private",
+        "proof",
+        "requests",
+        "retry",
+        "returns",
+    )
 
     def __init__(self, request: httpx2.Request) -> None:
         self._url = request.url

@@ -175,9 +175,14 @@ class PaidSession:
         url, carrier = tool_url(self._place, name), Carrier()
         has_proof = PAYMENT_META in (meta or {}) or TOKEN_ARGUMENT in (arguments or {})
         call = Call(
-            method="tools/call", url=url, trip=Trip(origin=self.origin, url=url, tool=name),
-            key=key, wait_s=read_timeout_seconds, has_proof=has_proof, carrier=carrier,
-        )  # fmt: skip
+            method="tools/call",
+            url=url,
+            trip=Trip(origin=self.origin, url=url, tool=name),
+            key=key,
+            wait_s=read_timeout_seconds,
+            has_proof=has_proof,
+            carrier=carrier,
+        )
         paid = _ToolCall(self.payer, call, name, arguments, send)
         allowed = (allow_input_required, allow_claimed)
         return await carrier.follow(self._paid(carrier, paid, name, allowed))

@@ -295,11 +295,20 @@ def resume(
             return None  # decided anew
         buyer.emit("represented", row, payment_id=row.id, usd=usd(row.micro))
         deal = Deal(
-            buyer, call, purchase, row, terms,
-            remote=begun.remote, until=begun.until, held=row.state != "reserved",
-            settled=row.state == "settled", transaction=row.trans,
-            purse=begun.purse, stale=stale, behind_us=begun.behind_us,
-        )  # fmt: skip
+            buyer,
+            call,
+            purchase,
+            row,
+            terms,
+            remote=begun.remote,
+            until=begun.until,
+            held=row.state != "reserved",
+            settled=row.state == "settled",
+            transaction=row.trans,
+            purse=begun.purse,
+            stale=stale,
+            behind_us=begun.behind_us,
+        )
         return (yield from _orderly(deal, _go_on(deal, begun)))
     finally:
         buyer.ledger.put_down(twin.row.id, call.by, now_us=now_us)

@@ -329,9 +329,13 @@ def _hold_transfer(deal: Deal) -> Generator[Effect, Any, None]:
     buyer, row = deal.buyer, deal.row
     assert None not in (row.network, row.asset, row.payer, row.pay_to)  # the live offer has them
     terms = Transfer(
-        payment_id=row.id, network=str(row.network), asset=str(row.asset), payer=str(row.payer),
-        pay_to=str(row.pay_to), amount=int(row.amount),
-    )  # fmt: skip
+        payment_id=row.id,
+        network=str(row.network),
+        asset=str(row.asset),
+        payer=str(row.payer),
+        pay_to=str(row.pay_to),
+        amount=int(row.amount),
+    )
     wait_s = deal.call.within(PREPARE_S)
     while True:  # as long as others are first; `prepare` gives up in time
         prepared = yield from consult(buyer.desk(wait_s).prepare, terms, wait_s)

@@ -133,9 +133,11 @@ def hold(
     buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
     if choice is not None:
         row = row._replace(
-            network=choice.offer.network, asset=choice.asset.address,
-            amount=str(choice.offer.amount), pay_to=choice.offer.pay_to,
-        )  # fmt: skip
+            network=choice.offer.network,
+            asset=choice.asset.address,
+            amount=str(choice.offer.amount),
+            pay_to=choice.offer.pay_to,
+        )
     terms = {} if choice is None else {name: getattr(row, name) for name in TERMS}
     yield from record(
         lambda wait_s: buyer.ledger.hold_purchase(
@@ -151,9 +153,12 @@ def mark_held(deal: Deal, way: str) -> None:
     deal.held = True
     deal.row = deal.row._replace(state="held")
     deal.buyer.emit(
-        "sent", deal.purchase, payment_id=deal.row.id, usd=usd(deal.row.micro),
+        "sent",
+        deal.purchase,
+        payment_id=deal.row.id,
+        usd=usd(deal.row.micro),
         detail={"way": way},
-    )  # fmt: skip
+    )
 
 
 def end(
@@ -210,9 +215,12 @@ def order(deal: Deal, proof: tuple[str, str] | None = None) -> Fetch:
     if deal.buyer.settings.provider_id is not None:
         wanted["providerId"] = deal.buyer.settings.provider_id
     return Fetch(
-        method="POST", path=PAYMENTS_PATH, headers=deal.buyer.settings.marketplace_headers,
-        content=strict_json.dumps(wanted).encode(), proof=proof,
-    )  # fmt: skip
+        method="POST",
+        path=PAYMENTS_PATH,
+        headers=deal.buyer.settings.marketplace_headers,
+        content=strict_json.dumps(wanted).encode(),
+        proof=proof,
+    )
 
 
 def poll(
@@ -243,10 +251,11 @@ def read(deal: Deal) -> Generator[Effect, Any, tuple[MarketPayment | None, Fetch
     assert deal.remote is not None
     answer = yield from fetch(
         Fetch(
-            method="GET", path=f"{PAYMENTS_PATH}/{deal.remote}",
+            method="GET",
+            path=f"{PAYMENTS_PATH}/{deal.remote}",
             headers=deal.buyer.settings.marketplace_headers,
         )
-    )  # fmt: skip
+    )
     try:
         payment = read_payment(answer.body, deal.remote)
     except Unreadable:

@@ -117,9 +117,13 @@ def take(deal: Deal, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:
         payment = found
     assert payment.token is not None
     bought = Bought(
-        token=payment.token, calls=payment.calls, until=payment.until, settled=deal.settled,
-        transaction=deal.transaction, note=deal.note,
-    )  # fmt: skip
+        token=payment.token,
+        calls=payment.calls,
+        until=payment.until,
+        settled=deal.settled,
+        transaction=deal.transaction,
+        note=deal.note,
+    )
     try:
         yield from record(
             lambda wait_s: buyer.ledger.store_token(row.id, bought, now_us=now_us, wait_s=wait_s)
@@ -165,7 +169,10 @@ def redeem(
     warn_of_error(row, reply)
     outcome: Outcome = "rejected" if reply.status == 402 else paid
     result = Result(
-        outcome=outcome, delivered=reply.delivered, transaction=deal.transaction,
-        note=f"HTTP {reply.status}", reason=(yield from why_refused(row, reply)),
-    )  # fmt: skip
+        outcome=outcome,
+        delivered=reply.delivered,
+        transaction=deal.transaction,
+        note=f"HTTP {reply.status}",
+        reason=(yield from why_refused(row, reply)),
+    )
     return (yield from conclude(deal.buyer, call, row, result))
