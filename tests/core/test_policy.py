@@ -16,8 +16,9 @@ from x402_mask import Asset, Cap, MemoryLedger, OfferRefused, Payer, Wallet
 from x402_mask._models import Offer
 from x402_mask._money import MICRO_MAX
 from x402_mask._payer import buyer_of
+from x402_mask._policy.clocks import SKEW_MAX_S, seller_clock
 from x402_mask._policy.offers import VALIDITY_MIN_S, Choice, Policy, choose, payee_fault
-from x402_mask._schemes.exact_eip3009 import SKEW_MAX_S, authorize, seller_clock
+from x402_mask._schemes.exact_eip3009 import authorize
 from x402_mask._wire.x402 import Challenge, read_challenge
 
 WALLET = Wallet.from_key("11" * 32)

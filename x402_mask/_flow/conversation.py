@@ -60,8 +60,8 @@ from x402_mask._ledger.records import Proof, Reservation, Result, Row, Twin, new
 from x402_mask._money import SECOND, usd
 from x402_mask._policy.caps import applying
 from x402_mask._policy.catalog_cache import Asked
+from x402_mask._policy.clocks import seller_clock
 from x402_mask._policy.offers import FOREIGN, Choice, choose
-from x402_mask._schemes.exact_eip3009 import seller_clock
 from x402_mask._services import origin_of, path_of, tool_of
 from x402_mask._wallets.local import Wallet
 from x402_mask._wire.x402 import (

@@ -16,7 +16,8 @@ from x402_mask._flow.journal import service_at
 from x402_mask._flow.records import Verdict, receipt_for
 from x402_mask._ledger.records import Proof, Result, Row
 from x402_mask._money import usd
-from x402_mask._schemes.exact_eip3009 import authorize, seller_clock
+from x402_mask._policy.clocks import seller_clock
+from x402_mask._schemes.exact_eip3009 import authorize
 from x402_mask._wallets.local import Wallet, checked_signature
 from x402_mask._wire.x402 import proof_header, shown
 from x402_mask.errors import (

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final, Literal
 
 from x402_mask._money import SECOND
+from x402_mask.errors import OfferRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +24,10 @@ EXPIRY_MARGIN_S: Final = 30
 DAY_US: Final = 86_400 * SECOND
 """How long a seller's clock may keep an operation open that has expired by ours; and for how long,
 without a key, what is proven settled is not paid for again."""
+
+SKEW_IGNORED_S: Final = 10
+SKEW_MAX_S: Final = 300
+"""Most that a seller's ``Date`` may move our clock: five minutes, as Kerberos allows (RFC 4120)."""
 
 Clock = Literal["ours", "database", "seller", "chain"]
 
@@ -66,3 +71,25 @@ class Clocks:
         if self.seller is not None and self.seller <= dead and self.ours <= dead + DAY_US:
             return "seller"
         return None
+
+
+def seller_clock(now: float, date: float | None, *, strict: bool) -> float:
+    """The time to stamp by: ours, or the seller's ``Date`` where that is later, by five minutes.
+
+    One that is earlier moves nothing.  Whether a proof has expired is judged by our clock: stamped
+    by an earlier one it were dead to us, and signed anew, while it can still be settled.
+
+    Raises:
+        OfferRefused: *strict*, and the clocks are further apart than that.
+    """
+    skew = 0.0 if date is None else date - now
+    if date is not None and SKEW_IGNORED_S < skew <= SKEW_MAX_S:
+        return date
+    if abs(skew) <= SKEW_MAX_S:
+        return now
+    if strict:
+        raise OfferRefused(
+            f"this machine's clock is {skew:+.0f} s from the seller's; set the clock",
+            reason="clock",
+        )
+    return now

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from x402_mask._policy.offers import Choice
 
 V1_BACKDATE_S: Final = 600
-SKEW_IGNORED_S: Final = 10
-SKEW_MAX_S: Final = 300
-"""Most that a seller's ``Date`` may move our clock: five minutes, as Kerberos allows (RFC 4120)."""
 
 
 class Authorization(NamedTuple):
@@ -102,25 +99,3 @@ def authorize(
         valid_before=before,
         nonce=nonce,
     )
-
-
-def seller_clock(now: float, date: float | None, *, strict: bool) -> float:
-    """The time to stamp by: ours, or the seller's ``Date`` where that is later, by five minutes.
-
-    One that is earlier moves nothing.  Whether a proof has expired is judged by our clock: stamped
-    by an earlier one it were dead to us, and signed anew, while it can still be settled.
-
-    Raises:
-        OfferRefused: *strict*, and the clocks are further apart than that.
-    """
-    skew = 0.0 if date is None else date - now
-    if date is not None and SKEW_IGNORED_S < skew <= SKEW_MAX_S:
-        return date
-    if abs(skew) <= SKEW_MAX_S:
-        return now
-    if strict:
-        raise OfferRefused(
-            f"this machine's clock is {skew:+.0f} s from the seller's; set the clock",
-            reason="clock",
-        )
-    return now

@@ -14,7 +14,7 @@ import httpx
 
 from x402_mask._drive.clients import around
 from x402_mask._flow.reasons import network_told
-from x402_mask._schemes.exact_eip3009 import SKEW_IGNORED_S, SKEW_MAX_S
+from x402_mask._policy.clocks import SKEW_IGNORED_S, SKEW_MAX_S
 from x402_mask._settings import sources
 from x402_mask.cli._answer import bounded, told
 from x402_mask.cli._faults import DONE, FAILED, Failure
