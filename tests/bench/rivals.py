@@ -154,7 +154,8 @@ def sign_ours(url: str) -> Callable[[int], None]:
     """One EIP-3009 signature: authorization, payload encoded, self-checked."""
     from tests.bench.seller import CHALLENGE, _encoded
     from x402_mask._policy.offers import Choice
-    from x402_mask._schemes.exact_eip3009 import authorize
+    from x402_mask._schemes.exact_eip3009 import ExactEip3009
+    from x402_mask._schemes.scheme import Moment
     from x402_mask._wallets.local import Wallet
     from x402_mask._wire.assets import EIP3009_ASSETS
     from x402_mask._wire.x402 import proof_header, read_challenge
@@ -163,21 +164,25 @@ def sign_ours(url: str) -> Callable[[int], None]:
     challenge = read_challenge([_encoded(CHALLENGE).decode()], None)
     assert challenge is not None
     choice = Choice(
-        offer=challenge.offers[0], asset=EIP3009_ASSETS[0], micro=200000, validity_s=300, skipped=()
+        offer=challenge.offers[0],
+        scheme="exact-eip3009",
+        form="v2",
+        asset=EIP3009_ASSETS[0],
+        micro=200000,
+        validity_s=300,
+        skipped=(),
     )
 
     def call(number: int) -> None:
-        signed = authorize(
+        signed = ExactEip3009().prepare(
             choice,
             payer=wallet.address,
-            now=1.7e9,
-            seller_now=1.7e9,
-            cap_s=300,
+            moment=Moment(1.7e9, 1.7e9, 300),
             nonce=number.to_bytes(32, "big"),
-            backdate=False,
         )
         signature = wallet.sign_checked(signed.digest)
-        proof_header(challenge, choice.offer, signed.payload(signature), "pay_" + "0" * 32)
+        payload = signed.payload(signature)
+        proof_header(challenge, choice.offer, payload, "pay_" + "0" * 32, payload_bytes=640)
 
     return call
 

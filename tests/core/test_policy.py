@@ -18,7 +18,8 @@ from x402_mask._money import MICRO_MAX
 from x402_mask._payer import buyer_of
 from x402_mask._policy.clocks import SKEW_MAX_S, seller_clock
 from x402_mask._policy.offers import VALIDITY_MIN_S, Choice, Policy, choose, payee_fault
-from x402_mask._schemes.exact_eip3009 import authorize
+from x402_mask._schemes.exact_eip3009 import ExactEip3009
+from x402_mask._schemes.scheme import Moment
 from x402_mask._wire.x402 import Challenge, read_challenge
 
 WALLET = Wallet.from_key("11" * 32)
@@ -269,14 +270,11 @@ def test_an_authorization_never_outlives_the_owners_limit(
     """By our clock, whatever the seller's says; and it is worth something by the seller's."""
     theirs = seller_clock(now, now + skew, strict=False)
     try:
-        made = authorize(
+        made = ExactEip3009().prepare(
             a_choice(validity_s),
             payer=WALLET.address,
-            now=now,
-            seller_now=theirs,
-            cap_s=cap_s,
+            moment=Moment(now, theirs, cap_s),
             nonce=b"n" * 32,
-            backdate=False,
         )
     except OfferRefused as refused:
         reason = refused.reason
@@ -314,28 +312,17 @@ def test_the_sellers_clock_is_followed_within_five_minutes() -> None:
 def test_clocks_that_leave_no_time_are_refused() -> None:
     """The seller is ahead by more than the owner lets a signature live."""
     with pytest.raises(OfferRefused, match="set the clock") as caught:
-        authorize(
-            a_choice(),
-            payer=WALLET.address,
-            now=1000,
-            seller_now=1200,
-            cap_s=100,
-            nonce=b"n" * 32,
-            backdate=False,
+        ExactEip3009().prepare(
+            a_choice(), payer=WALLET.address, moment=Moment(1000, 1200, 100), nonce=b"n" * 32
         )
     assert caught.value.reason == "clock"
 
 
 def test_version_1_is_backdated() -> None:
     """PyPI x402: ten minutes."""
-    made = authorize(
-        a_choice(),
-        payer=WALLET.address,
-        now=1000.7,
-        seller_now=1000.7,
-        cap_s=300,
-        nonce=b"n" * 32,
-        backdate=True,
+    choice = dataclasses.replace(a_choice(), form="v1")
+    made = ExactEip3009().prepare(
+        choice, payer=WALLET.address, moment=Moment(1000.7, 1000.7, 300), nonce=b"n" * 32
     )
     assert (made.valid_after, made.valid_before) == (400, 1060)
 

@@ -24,7 +24,8 @@ from x402_mask._crypto.eip712 import (
 )
 from x402_mask._payer import buyer_of
 from x402_mask._policy.offers import Choice, choose
-from x402_mask._schemes.exact_eip3009 import Authorization, authorize
+from x402_mask._schemes.exact_eip3009 import Authorization, ExactEip3009
+from x402_mask._schemes.scheme import Moment
 from x402_mask._wallets.local import checked_signature
 from x402_mask._wire.assets import EIP3009_ASSETS
 from x402_mask._wire.x402 import read_challenge
@@ -78,14 +79,8 @@ def test_exact_payloads_from_the_challenge_on(vector: Any, signer: Any) -> None:
         networks=["eip155:8453", "eip155:84532"],
     )
     choice = choose(buyer_of(payer).settings.policy, challenge, {})
-    made = authorize(
-        choice,
-        payer=wallet.address,
-        now=CLOCK,
-        seller_now=CLOCK,
-        cap_s=300,
-        nonce=raw(inputs["nonce"]),
-        backdate=challenge.form == "v1",
+    made = ExactEip3009().prepare(
+        choice, payer=wallet.address, moment=Moment(CLOCK, CLOCK, 300), nonce=raw(inputs["nonce"])
     )
     assert "0x" + made.digest.hex() == vector["digest"]
     assert json.loads(made.payload(wallet.sign_digest(made.digest))) == vector["payload"]
@@ -286,15 +281,17 @@ def test_the_chosen_offer_is_what_is_signed() -> None:
     }
     challenge = read_challenge([], json.dumps(document).encode())
     assert challenge is not None
-    choice = Choice(offer=challenge.offers[0], asset=usdc, micro=12345, validity_s=300, skipped=())
-    made = authorize(
-        choice,
-        payer="0x" + "11" * 20,
-        now=1000.9,
-        seller_now=1000.9,
-        cap_s=300,
-        nonce=b"n" * 32,
-        backdate=False,
+    choice = Choice(
+        offer=challenge.offers[0],
+        scheme="exact-eip3009",
+        form="v2",
+        asset=usdc,
+        micro=12345,
+        validity_s=300,
+        skipped=(),
+    )
+    made = ExactEip3009().prepare(
+        choice, payer="0x" + "11" * 20, moment=Moment(1000.9, 1000.9, 300), nonce=b"n" * 32
     )
     assert (made.asset, made.amount, made.pay_to) == (usdc, 12345, choice.offer.pay_to)
     assert (made.valid_after, made.valid_before) == (0, 1300)

@@ -17,7 +17,7 @@ from x402_mask._flow.records import Verdict, receipt_for
 from x402_mask._ledger.records import Proof, Result, Row
 from x402_mask._money import usd
 from x402_mask._policy.clocks import seller_clock
-from x402_mask._schemes.exact_eip3009 import authorize
+from x402_mask._schemes.scheme import Moment, held_to
 from x402_mask._wallets.local import Wallet, checked_signature
 from x402_mask._wire.x402 import proof_header, shown
 from x402_mask.errors import (
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from x402_mask._flow.effects import Effect, Reply
     from x402_mask._flow.records import Call, Purchase
     from x402_mask._policy.offers import Choice
-    from x402_mask._schemes.exact_eip3009 import Authorization
+    from x402_mask._schemes.scheme import Unsigned
     from x402_mask._wire.x402 import Settlement
 
 log = logging.getLogger("x402_mask")
@@ -51,10 +51,10 @@ _HASH: Final = re.compile("0x[0-9a-fA-F]{1,64}")
 
 def prove_here(buyer: Buyer, purchase: Purchase, choice: Choice, payment_id: str) -> Proof:
     """The proof by a wallet in this process."""
-    authorization = _authorization(buyer, purchase, choice, buyer.now())
+    unsigned = _prepared(buyer, purchase, choice, buyer.now())
     assert isinstance(buyer.settings.signer, Wallet)
-    signature = buyer.settings.signer.sign_checked(authorization.digest)
-    return _proof(purchase, choice, authorization, signature, payment_id)
+    signature = buyer.settings.signer.sign_checked(unsigned.digest)
+    return _proof(buyer, purchase, choice, unsigned, signature, payment_id)
 
 
 def prove(
@@ -64,50 +64,51 @@ def prove(
     if isinstance(buyer.settings.signer, Wallet):
         return prove_here(buyer, purchase, choice, payment_id)
     now = buyer.now()
-    authorization = _authorization(buyer, purchase, choice, now)
-    signature = yield from _sign(buyer, authorization)
+    unsigned = _prepared(buyer, purchase, choice, now)
+    signature = yield from _sign(buyer, unsigned)
     waited = buyer.now() - now
     if waited > choice.validity_s - _LEFT_MIN_S:
         raise OfferRefused(f"signing took {waited:.0f} s, the offer ran out", reason="wait")
-    return _proof(purchase, choice, authorization, signature, payment_id)
+    return _proof(buyer, purchase, choice, unsigned, signature, payment_id)
 
 
-def _authorization(buyer: Buyer, purchase: Purchase, choice: Choice, now: float) -> Authorization:
-    assert buyer.address is not None
-    return authorize(
-        choice,
-        payer=buyer.address,
+def _prepared(buyer: Buyer, purchase: Purchase, choice: Choice, now: float) -> Unsigned:
+    settings, date = buyer.settings, purchase.reply.date
+    assert settings.address is not None
+    moment = Moment(
         now=now,
-        seller_now=seller_clock(now, purchase.reply.date, strict=buyer.settings.strict_clock),
-        cap_s=buyer.settings.policy.max_validity_s,
-        nonce=secrets.token_bytes(32),
-        backdate=purchase.challenge.form_of(choice.offer) == "v1",
+        seller=seller_clock(now, date, strict=settings.strict_clock),
+        life_max_s=settings.policy.max_validity_s,
     )
+    unsigned = settings.schemes[choice.scheme].prepare(
+        choice, payer=settings.address, moment=moment, nonce=secrets.token_bytes(32)
+    )
+    return held_to(choice, unsigned, moment)
 
 
 def _proof(
+    buyer: Buyer,
     purchase: Purchase,
     choice: Choice,
-    authorization: Authorization,
+    unsigned: Unsigned,
     signature: bytes,
     payment_id: str,
 ) -> Proof:
     header, value = proof_header(
-        purchase.challenge, choice.offer, authorization.payload(signature), payment_id
+        purchase.challenge,
+        choice.offer,
+        unsigned.payload(signature),
+        payment_id,
+        payload_bytes=buyer.settings.schemes[choice.scheme].payload_bytes,
     )
-    return Proof(
-        header=header,
-        value=value,
-        nonce="0x" + authorization.nonce.hex(),
-        valid_before=authorization.valid_before,
-    )
+    return Proof(header=header, value=value, nonce=unsigned.key, valid_before=unsigned.valid_before)
 
 
-def _sign(buyer: Buyer, authorization: Authorization) -> Generator[Effect, Any, bytes]:
-    signer, digest = buyer.settings.signer, authorization.digest
+def _sign(buyer: Buyer, unsigned: Unsigned) -> Generator[Effect, Any, bytes]:
+    signer, digest = buyer.settings.signer, unsigned.digest
     assert signer is not None
     try:
-        returned = yield from consult(signer.sign_typed_data, *authorization.typed_data())
+        returned = yield from consult(signer.sign_typed_data, *unsigned.typed_data())
     except Exception as exc:
         raise SignerError(f"the wallet failed: {type(exc).__name__}") from exc
     return checked_signature(returned, digest, signer.address)

@@ -15,6 +15,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from x402_mask._crypto.eip712 import TRANSFER_TYPES, asset_domain, domain_separator
+from x402_mask._policy.offers import Objection
 from x402_mask._wire.x402 import shown
 
 if TYPE_CHECKING:
@@ -58,12 +59,14 @@ _OTHER: Final = re.compile(
 )
 
 
-def demand(offer: Offer, asset: Asset) -> tuple[str, str] | None:
+def demand(offer: Offer, asset: Asset) -> Objection | None:
     """Reason code and words for what *offer* demands and is not done here; ``None`` if nothing."""
     for field, ours in (("name", asset.name), ("version", asset.version)):
         theirs = offer.extra.get(field)
         if theirs is not None and (isinstance(theirs, bool) or str(theirs) != ours):
-            return "domain", f"the token's {field} is {ours!r}, the offer says {shown(theirs, 40)}"
+            return Objection(
+                "domain", f"the token's {field} is {ours!r}, the offer says {shown(theirs, 40)}"
+            )
     for place in (offer.extra, offer.raw):
         for name, value in place.items():
             found = _demanded(_bare(name), value, asset)
@@ -72,7 +75,7 @@ def demand(offer: Offer, asset: Asset) -> tuple[str, str] | None:
     return _demanded_inside(offer.extra, _INNER_MAX)
 
 
-def _demanded_inside(place: Mapping[str, Any], depth: int) -> tuple[str, str] | None:
+def _demanded_inside(place: Mapping[str, Any], depth: int) -> Objection | None:
     """What an object within says of the kind of signature, in a word and by its own name."""
     for key, value in place.items():
         name = _bare(key)
@@ -82,7 +85,7 @@ def _demanded_inside(place: Mapping[str, Any], depth: int) -> tuple[str, str] | 
     return None
 
 
-def _one_demanded(name: str, value: Any, depth: int) -> tuple[str, str] | None:
+def _one_demanded(name: str, value: Any, depth: int) -> Objection | None:
     """What a member demands; of a list, where there is nothing else in it to choose."""
     if isinstance(value, dict):
         return _demanded_inside(value, depth - 1) if depth else None
@@ -96,7 +99,7 @@ def _one_demanded(name: str, value: Any, depth: int) -> tuple[str, str] | None:
     return found[0] if all(found) else None
 
 
-def _word_demanded(name: str, value: str) -> tuple[str, str] | None:
+def _word_demanded(name: str, value: str) -> Objection | None:
     if name == "primarytype":
         return None if value == _PRIMARY else _asks("the primary type", value)
     if _METHOD.fullmatch(name) or _KIND.fullmatch(name):
@@ -108,7 +111,7 @@ def _word_demanded(name: str, value: str) -> tuple[str, str] | None:
     return None
 
 
-def _demanded(name: str, value: Any, asset: Asset) -> tuple[str, str] | None:
+def _demanded(name: str, value: Any, asset: Asset) -> Objection | None:
     if value is None or value is False:
         return None
     if name in ("domain", "eip712domain", "eip712") and isinstance(value, dict):
@@ -116,7 +119,9 @@ def _demanded(name: str, value: Any, asset: Asset) -> tuple[str, str] | None:
     if name in ("domainseparator", "eip712domainseparator"):
         same = str(value).lower() == f"0x{domain_separator(asset_domain(asset)).hex()}"
         return (
-            None if same else ("domain", "the offer names another domain separator for the token")
+            None
+            if same
+            else Objection("domain", "the offer names another domain separator for the token")
         )
     part = _DOMAIN.fullmatch(name)
     if part is not None and name not in ("name", "version"):
@@ -133,13 +138,14 @@ def _demanded(name: str, value: Any, asset: Asset) -> tuple[str, str] | None:
     return _asks("another kind of signature,", name) if _OTHER.fullmatch(name) else None
 
 
-def _asks(what: str, value: object = "") -> tuple[str, str]:
-    return "transfer_method", f"the offer demands {what} {shown(value, 30)}".rstrip() + (
-        "; only EIP-3009 TransferWithAuthorization is signed"
+def _asks(what: str, value: object = "") -> Objection:
+    told = f"the offer demands {what} {shown(value, 30)}".rstrip()
+    return Objection(
+        "transfer_method", f"{told}; only EIP-3009 TransferWithAuthorization is signed"
     )
 
 
-def _domain_fault(theirs: Mapping[str, Any], asset: Asset) -> tuple[str, str] | None:
+def _domain_fault(theirs: Mapping[str, Any], asset: Asset) -> Objection | None:
     """Why a domain that the seller names, or a part of one, is not the token's."""
     for name, value in theirs.items():
         word, told = _bare(name), str(value)
@@ -150,7 +156,7 @@ def _domain_fault(theirs: Mapping[str, Any], asset: Asset) -> tuple[str, str] | 
             "verifyingcontract": told.lower() == asset.address.lower(),
         }
         if value is not None and not same.get(word, False):
-            return "domain", f"the offer names another {shown(name, 30)} for the token"
+            return Objection("domain", f"the offer names another {shown(name, 30)} for the token")
     return None
 
 

@@ -6,17 +6,22 @@ Sources: EIP-3009; x402 ``schemes/exact/scheme_exact_evm.md``; PyPI x402 2.25.0 
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from x402_mask._crypto.eip712 import TRANSFER_TYPES, asset_domain, transfer_digest
-from x402_mask._policy.offers import VALIDITY_MIN_S
+from x402_mask._policy.demands import demand
+from x402_mask._policy.offers import VALIDITY_MIN_S, Objection, payee_fault
 from x402_mask.errors import OfferRefused
 
 if TYPE_CHECKING:
-    from x402_mask._models import Asset
+    from x402_mask._models import Asset, Offer
     from x402_mask._policy.offers import Choice
+    from x402_mask._schemes.scheme import Moment
 
 V1_BACKDATE_S: Final = 600
+
+_NONCE: Final = re.compile("0x[0-9a-fA-F]{64}")
 
 
 class Authorization(NamedTuple):
@@ -29,6 +34,16 @@ class Authorization(NamedTuple):
     valid_after: int
     valid_before: int
     nonce: bytes
+
+    @property
+    def key(self) -> str:
+        """The nonce, which a payer uses once."""
+        return "0x" + self.nonce.hex()
+
+    @property
+    def most(self) -> int:
+        """What it moves, which is exactly its amount."""
+        return self.amount
 
     @property
     def digest(self) -> bytes:
@@ -65,37 +80,50 @@ class Authorization(NamedTuple):
         )
 
 
-def authorize(
-    choice: Choice,
-    *,
-    payer: str,
-    now: float,
-    seller_now: float,
-    cap_s: int,
-    nonce: bytes,
-    backdate: bool,
-) -> Authorization:
-    """The authorization for *choice*.
+class ExactEip3009:
+    """The scheme: offers of ``exact`` that ask for no other signature than this one."""
 
-    It lives for the validity agreed, by the seller's clock, and never longer than *cap_s* seconds
-    by ours, whatever the seller's clock says.
+    __slots__ = ()
 
-    Raises:
-        OfferRefused: the two clocks leave less than ten seconds.
-    """
-    before = min(int(seller_now) + choice.validity_s, int(now) + cap_s)
-    if before - int(seller_now) < VALIDITY_MIN_S:
-        raise OfferRefused(
-            f"this machine's clock is {seller_now - now:+.0f} s from the seller's, which leaves"
-            " no valid time; set the clock",
-            reason="clock",
+    id: Final = "exact-eip3009"
+    name: Final = "exact"
+    payload_bytes: Final = 640  # three numbers, four hex texts, names
+
+    def fits(self, offer: Offer, asset: Asset, payer: str | None) -> Objection | None:
+        """What the offer demands that this is not, or why nobody should ever pay its payee."""
+        found = demand(offer, asset)
+        if found is None:
+            fault = payee_fault(offer.pay_to, payer=payer, asset=offer.asset)
+            found = None if fault is None else Objection("payee", fault)
+        return found
+
+    def prepare(self, choice: Choice, *, payer: str, moment: Moment, nonce: bytes) -> Authorization:
+        """The authorization for *choice*.
+
+        It lives for the validity agreed, by the seller's clock, and never longer than the owner's
+        limit by ours, whatever the seller's clock says.
+
+        Raises:
+            OfferRefused: the two clocks leave less than ten seconds.
+        """
+        now, seller = int(moment.now), int(moment.seller)
+        before = min(seller + choice.validity_s, now + moment.life_max_s)
+        if before - seller < VALIDITY_MIN_S:
+            raise OfferRefused(
+                f"this machine's clock is {moment.seller - moment.now:+.0f} s from the seller's,"
+                " which leaves no valid time; set the clock",
+                reason="clock",
+            )
+        return Authorization(
+            asset=choice.asset,
+            payer=payer,
+            pay_to=choice.offer.pay_to,
+            amount=choice.offer.amount,
+            valid_after=now - V1_BACKDATE_S if choice.form == "v1" else 0,
+            valid_before=before,
+            nonce=nonce,
         )
-    return Authorization(
-        asset=choice.asset,
-        payer=payer,
-        pay_to=choice.offer.pay_to,
-        amount=choice.offer.amount,
-        valid_after=int(now) - V1_BACKDATE_S if backdate else 0,
-        valid_before=before,
-        nonce=nonce,
-    )
+
+    def evidence_key(self, key: str) -> str | None:
+        """The nonce: 0x and 64 hex digits."""
+        return key if _NONCE.fullmatch(key) else None

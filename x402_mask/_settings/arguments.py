@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from x402_mask._ledger.records import Breaker
 from x402_mask._models import Asset, Cap
 from x402_mask._policy.offers import Policy, payee_fault
+from x402_mask._schemes.registry import registered
 from x402_mask._services import Services, parse_origins
 from x402_mask._system.owner_text import Unshown, can_be_sent
 from x402_mask._wallets.local import as_signer, is_async
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from x402_mask._ledger.ledger import Ledger
     from x402_mask._models import Event, Quote, Route
+    from x402_mask._schemes.scheme import Scheme
     from x402_mask._wallets.local import Signer
     from x402_mask._wire.server402 import PaymentDocument
 
@@ -37,6 +39,7 @@ class Settings:
     origins: frozenset[str]
     services: Services
     caps: tuple[Cap, ...]
+    schemes: Mapping[str, Scheme]
     policy: Policy
     prefer: tuple[Route, ...]
     approve: Callable[[Quote], Any] | None
@@ -77,17 +80,19 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
     """
     wallet = given["wallet"]
     signer = None if wallet is None else as_signer(wallet)
-    origins = parse_origins(given["origins"])
+    origins, schemes = parse_origins(given["origins"]), registered()
     return Settings(
         signer=signer,
         origins=origins,
         services=Services(given["services"]),
         caps=_caps(given["caps"]),
+        schemes=schemes,
         policy=_policy(
             given["networks"],
             given["assets"],
             payees=given["payees"],
             max_validity=given["max_validity"],
+            schemes=tuple(schemes.values()),
             payer=None if signer is None else signer.address,
         ),
         prefer=_one_of_each(given["prefer"]),
@@ -139,6 +144,7 @@ def _policy(
     *,
     payees: str | Iterable[str] | None,
     max_validity: timedelta,
+    schemes: tuple[Scheme, ...],
     payer: str | None,
 ) -> Policy:
     names = frozenset((BASE,) if networks is None else _texts(networks, "networks"))
@@ -158,6 +164,7 @@ def _policy(
     return Policy(
         networks=chains,
         names=names,
+        schemes=schemes,
         assets=_assets(assets, chains),
         payees=None if payees is None or payees == "pin" else _payees(payees),
         pin=payees == "pin",

@@ -34,7 +34,6 @@ PROOF_BYTES_MAX: Final = 12 * 1024
 """Longest header line of a proof.  Node answers 431 where all headers together pass 16 KiB, nginx
 allows 8 KiB for one line by default, and what a seller refuses unread holds the money."""
 
-_PAYLOAD_BYTES: Final = 640  # most of an EIP-3009 payload: three numbers, four hex texts, names
 _ID_LENGTH: Final = 36
 _CATALOG: Final = "bazaar"
 
@@ -360,9 +359,12 @@ def _read_extra(value: object) -> Mapping[str, Any] | None:
 
 
 def proof_header(
-    challenge: Challenge, offer: Offer, payload: str, payment_id: str
+    challenge: Challenge, offer: Offer, payload: str, payment_id: str, *, payload_bytes: int = 0
 ) -> tuple[str, str]:
     """Name and value of the header that presents *payload*, which is JSON.
+
+    What is repeated is what goes beside *payload_bytes*, the most that a payload of its kind has,
+    so that this is known before there is one.
 
     ``accepted``, ``resource`` and ``extensions`` go back to the letter as received; the one
     addition is the ``id`` of ``payment-identifier``, where the seller advertises it.
@@ -370,19 +372,20 @@ def proof_header(
     if challenge.form_of(offer) == "v1":
         message = {"x402Version": 1, "scheme": offer.scheme, "network": offer.raw["network"]}
         return V1_HEADER, _encode({**_texts(message), "payload": payload})
-    fields = _repeated(challenge, offer, payment_id, max(len(payload), _PAYLOAD_BYTES))
+    fields = _repeated(challenge, offer, payment_id, max(len(payload), payload_bytes))
     return SIGNATURE_HEADER, _encode({**fields, "payload": payload})
 
 
-def is_too_large(challenge: Challenge, offer: Offer) -> bool:
+def is_too_large(challenge: Challenge, offer: Offer, payload_bytes: int) -> bool:
     """Whether the header that would pay *offer* is longer than servers take, whatever is left out.
 
-    Known before anything is signed: all but the payload is what the challenge said.
+    Known before anything is signed: all but the payload, of *payload_bytes* at most, is what the
+    challenge said.
     """
     if challenge.form_of(offer) == "v1" or len(challenge.text) * 4 < PROOF_BYTES_MAX // 2:
         return False
-    fields = _repeated(challenge, offer, "-" * _ID_LENGTH, _PAYLOAD_BYTES)
-    return _line_bytes(fields, _PAYLOAD_BYTES) > PROOF_BYTES_MAX
+    fields = _repeated(challenge, offer, "-" * _ID_LENGTH, payload_bytes)
+    return _line_bytes(fields, payload_bytes) > PROOF_BYTES_MAX
 
 
 def _repeated(

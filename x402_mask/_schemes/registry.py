@@ -1,0 +1,42 @@
+"""The schemes that are known here.  A payer speaks those that are registered when it is made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from x402_mask._schemes.exact_eip3009 import ExactEip3009
+
+if TYPE_CHECKING:
+    from x402_mask._schemes.scheme import Scheme
+
+_known: dict[str, Scheme] = {}
+
+
+def register(scheme: Scheme) -> None:
+    """Let payers that are made from now on pay by *scheme*.
+
+    Of schemes that offers call by one name, the first that fits an offer is taken.
+
+    Raises:
+        ValueError: there is one of that id.
+    """
+    if scheme.id in _known:
+        raise ValueError(f"there is a scheme {scheme.id!r} already")
+    _known[scheme.id] = scheme
+
+
+def registered() -> dict[str, Scheme]:
+    """Every scheme by its id, in the order of preference."""
+    return dict(_known)
+
+
+def key_of(key: str) -> tuple[str, str] | None:
+    """The id of the scheme that the ledger's *key* is of, and what the chain is asked by."""
+    for scheme in _known.values():
+        found = scheme.evidence_key(key)
+        if found is not None:
+            return scheme.id, found
+    return None
+
+
+register(ExactEip3009())
