@@ -10,8 +10,8 @@ import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from x402_mask._crypto.eip712 import TRANSFER_TYPES, asset_domain, transfer_digest
-from x402_mask._policy.demands import demand
 from x402_mask._policy.offers import VALIDITY_MIN_S, Objection, payee_fault
+from x402_mask._schemes.demands import demand
 from x402_mask.errors import OfferRefused
 
 if TYPE_CHECKING:
