@@ -329,6 +329,7 @@ def test_environment_proxies_are_used_for_https(
             connection, _ = proxy.accept()
             with connection:
                 assert connection.recv(100).startswith(b"CONNECT rpc.invalid:443 ")
+                proxy.close()  # else the next try is taken by nobody, and waited for
             assert isinstance(answer.result(), Unknown)
     monkeypatch.setenv("https_proxy", "gopher://127.0.0.1:1")
     answered = reader("https://rpc.invalid/v2/key").evidence(A)

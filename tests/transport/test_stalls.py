@@ -251,6 +251,7 @@ print(json.dumps(asyncio.run(main())) if (json := __import__("json")) else "")
 """
 
 
+@pytest.mark.timeout(120)  # three processes that import everything, on a machine with much else to do
 @pytest.mark.parametrize("plug", ["transport", "client", "auth", "attach"])
 def test_the_first_call_of_a_process(plug: str, tmp_path: Path) -> None:
     """What it needs was imported when its client was made."""
@@ -267,4 +268,6 @@ def test_the_first_call_of_a_process(plug: str, tmp_path: Path) -> None:
             check=True,
         )
         worst.append(json.loads(done.stdout))
+        if worst[-1] < 0.05:
+            break
     assert min(worst) < 0.05, worst
