@@ -251,7 +251,7 @@ print(json.dumps(asyncio.run(main())) if (json := __import__("json")) else "")
 """
 
 
-@pytest.mark.timeout(120)  # three processes that import everything, on a machine with much else to do
+@pytest.mark.timeout(120)  # three processes, on a busy machine
 @pytest.mark.parametrize("plug", ["transport", "client", "auth", "attach"])
 def test_the_first_call_of_a_process(plug: str, tmp_path: Path) -> None:
     """What it needs was imported when its client was made."""
