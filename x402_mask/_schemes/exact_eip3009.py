@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from x402_mask._crypto.eip712 import TRANSFER_TYPES, asset_domain, transfer_digest
 from x402_mask._policy.offers import VALIDITY_MIN_S, Objection, payee_fault
-from x402_mask._schemes.demands import demand
+from x402_mask._schemes.demands import Signs, demand
 from x402_mask.errors import OfferRefused
 
 if TYPE_CHECKING:
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
 V1_BACKDATE_S: Final = 600
 
+_SIGNS: Final = Signs(
+    told="EIP-3009 TransferWithAuthorization",
+    primary="TransferWithAuthorization",
+    methods=frozenset({"eip3009"}),
+    types=TRANSFER_TYPES,
+    domain=asset_domain,
+)
 _NONCE: Final = re.compile("0x[0-9a-fA-F]{64}")
 
 
@@ -91,7 +98,7 @@ class ExactEip3009:
 
     def fits(self, offer: Offer, asset: Asset, payer: str | None) -> Objection | None:
         """What the offer demands that this is not, or why nobody should ever pay its payee."""
-        found = demand(offer, asset)
+        found = demand(_SIGNS, offer, asset)
         if found is None:
             fault = payee_fault(offer.pay_to, payer=payer, asset=offer.asset)
             found = None if fault is None else Objection("payee", fault)
