@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from x402_mask._money import usd
 from x402_mask._wire import strict_json
-from x402_mask._wire.assets import EIP3009_ASSETS, NETWORK_NAMES
+from x402_mask._wire.assets import KNOWN_ASSETS, NETWORK_NAMES
 from x402_mask._wire.x402 import REASON_MAX, REQUIRED_HEADER, error_of, read_settlement, shown
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def explained(said: str, row: Row) -> str:
 def _sum(row: Row) -> str:
     """What a payment needs, and where: in the token's own name where it is known."""
     same = (row.network, (row.asset or "").lower())
-    names = [one.name for one in EIP3009_ASSETS if (one.network, one.address.lower()) == same]
+    names = [one.name for one in KNOWN_ASSETS if (one.network, one.address.lower()) == same]
     token = f"{names[0]}, {row.asset}," if names else f"the token {row.asset}"
     return f"${usd(row.micro)} in {token} on {network_told(row.network or '')}"
 

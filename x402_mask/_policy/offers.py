@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from x402_mask._crypto.eip712 import checksum
 from x402_mask._money import MICRO_MAX
-from x402_mask._wire.assets import DISPUTED_NAMES, EIP3009_ASSETS, PERMIT2_ASSETS, caip2
+from x402_mask._wire.assets import DISPUTED_NAMES, KNOWN_ASSETS, caip2
 from x402_mask._wire.x402 import PROOF_BYTES_MAX, Skipped, is_too_large, shown
 from x402_mask.errors import OfferRefused
 
@@ -43,7 +43,7 @@ _REASONS: Final = (  # in the order of the checks: the last one reached is the o
     "too_large",
 )
 _KNOWN_ELSEWHERE: Final = frozenset(
-    (asset.network, asset.address.lower()) for asset in (*EIP3009_ASSETS, *PERMIT2_ASSETS)
+    (asset.network, asset.address.lower()) for asset in KNOWN_ASSETS
 )
 
 

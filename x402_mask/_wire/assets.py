@@ -54,6 +54,8 @@ PERMIT2_ASSETS: Final = (
 )
 """Known tokens that would need Permit2, which this library does not sign: recognised, refused."""
 
+KNOWN_ASSETS: Final = (*EIP3009_ASSETS, *PERMIT2_ASSETS)
+
 NETWORK_NAMES: Final = {
     "abstract": "eip155:2741",
     "abstract-testnet": "eip155:11124",
