@@ -14,7 +14,7 @@ from tests.ledger.kit import reserved, state_of
 from tests.support.chain import NETWORK, USDC, Chain
 from x402_mask import Wallet
 from x402_mask._chain.authorizations import ChainReader
-from x402_mask._chain.sender import MAX_GAS_WEI, Desk
+from x402_mask._chain.sender import MAX_GAS_WEI, TransferSender
 from x402_mask._ledger.ledger import Ledger
 from x402_mask._ledger.transfers import SignedTransfer, StoredTransfer, Terms
 
@@ -32,7 +32,7 @@ class Buyer:
     account: LocalAccount
     pay_to: str
     reader: ChainReader
-    desk: Desk
+    sender: TransferSender
     clock: list[float] = field(default_factory=lambda: [0.0])
 
     @classmethod
@@ -53,7 +53,7 @@ class Buyer:
         account = account or chain.account(ether=ether, usdc=usdc)
         reader = ChainReader({NETWORK: urls or [chain.url]}, margin_blocks=MARGIN)
         clock = [0.0]
-        desk = Desk(
+        sender = TransferSender(
             lambda: reader,
             ledger,
             signer=signer or Wallet.from_key(account.key),
@@ -61,7 +61,9 @@ class Buyer:
             now_us=lambda: int((time.time() + clock[0]) * 1e6),
             stuck_s=stuck_s,
         )
-        return cls(chain, ledger, account, pay_to or Account.create().address, reader, desk, clock)
+        return cls(
+            chain, ledger, account, pay_to or Account.create().address, reader, sender, clock
+        )
 
     def reserve(self, amount: int = PRICE, **changed: Any) -> Terms:
         """Reserve a payment, and tell what its transfer is to do."""
@@ -87,7 +89,7 @@ class Buyer:
 
     def hold(self, terms: Terms | None = None) -> SignedTransfer:
         """Prepare and store a transfer; nothing is sent."""
-        signed = self.desk.prepare(terms or self.reserve())
+        signed = self.sender.prepare(terms or self.reserve())
         assert self.ledger.hold_transfer(signed.terms.payment_id, signed, now_us=self.now_us())
         return signed
 

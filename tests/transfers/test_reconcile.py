@@ -9,7 +9,7 @@ import pytest
 from tests.support.chain import NETWORK, Chain
 from tests.transfers.conftest import BuyerFor
 from tests.transfers.kit import PRICE, Buyer
-from tests.transfers.test_desk import BLACKLIST, admin, send_other
+from tests.transfers.test_sender import BLACKLIST, admin, send_other
 from x402_mask import Cap, MemoryLedger, Payer, Resolved, Wallet
 from x402_mask._ledger.audit import verify
 from x402_mask._ledger.records import Result
@@ -42,7 +42,7 @@ def test_what_was_paid_is_settled_at_depth(chain: Chain, buyer: BuyerFor) -> Non
     chain.mine(DEEP)  # a chain that is younger than the margin proves nothing
     b = buyer()
     sent = b.hold()
-    b.desk.carry(sent.terms.payment_id, 10)
+    b.sender.carry(sent.terms.payment_id, 10)
     early = reconciled(b)
     assert early.state == "held" and "not confirmed yet" in early.detail
     chain.mine(DEEP)
@@ -74,7 +74,7 @@ def test_what_moved_nothing_is_void_at_depth(chain: Chain, buyer: BuyerFor, how:
         send_other(b, sent.nonce)
     else:
         admin(chain, BLACKLIST, b.account.address)
-        b.desk.carry(sent.terms.payment_id, 0)
+        b.sender.carry(sent.terms.payment_id, 0)
     assert reconciled(b).state == "held"
     chain.mine(DEEP)
     found = reconciled(b)
@@ -92,7 +92,7 @@ def test_what_was_never_sent_stays_held_and_unsent(chain: Chain, buyer: BuyerFor
     found = reconciled(b)
     assert found.state == "held" and "nonce 0 is unused" in found.detail
     assert b.nonce() == 0
-    assert b.desk.carry(sent.terms.payment_id, 10).state == "mined"
+    assert b.sender.carry(sent.terms.payment_id, 10).state == "mined"
     assert b.paid() == [PRICE]
 
 
@@ -132,4 +132,4 @@ def test_a_payer_allows_a_thousandth_of_an_ether() -> None:
         None, caps=[Cap("5", per="total")], origins=["https://h.example"], ledger=MemoryLedger()
     ) as payer:
         assert buyer_of(payer).settings.max_gas_wei == 10**15
-        assert buyer_of(payer).desk().possible(NETWORK) is not None
+        assert buyer_of(payer).transfer_sender().possible(NETWORK) is not None

@@ -43,7 +43,7 @@ def stored(payer: Payer, pay_to: str, amount: int) -> str:
     )
     for _ in range(20):
         try:
-            signed = buyer_of(payer).desk().prepare(terms, 20)
+            signed = buyer_of(payer).transfer_sender().prepare(terms, 20)
         except TokenFlowError as refused:
             if "cannot send on" in str(refused):  # not its turn yet
                 continue
@@ -67,7 +67,7 @@ def main(spec: dict[str, Any], job: str) -> None:
         if job == "hold":
             say(payment_id)
             sys.stdin.readline()
-        say([payment_id, buyer_of(payer).desk().carry(payment_id, 20).state])
+        say([payment_id, buyer_of(payer).transfer_sender().carry(payment_id, 20).state])
 
 
 if __name__ == "__main__":

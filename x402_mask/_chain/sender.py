@@ -1,9 +1,9 @@
 """Paying by an on-chain transfer: prepare, (the ledger stores), carry.
 
-:meth:`Desk.prepare` asks the network what a transfer needs and signs it; nothing leaves.  The
-caller lets the ledger store it (``hold_transfer``), which is the point of no return.
-:meth:`Desk.carry` broadcasts what is stored until a block has it, and replaces it by the same
-transfer with higher fees and the same nonce where it is stuck, each replacement stored first.
+:meth:`TransferSender.prepare` asks the network what a transfer needs and signs it; nothing leaves.
+The caller lets the ledger store it (``hold_transfer``), which is the point of no return.
+:meth:`TransferSender.carry` broadcasts what is stored until a block has it, and replaces it by the
+same transfer with higher fees and the same nonce where it is stuck, each replacement stored first.
 
 Why nobody pays twice: a payment has one nonce for ever, so of all that was ever signed for it one
 transaction at most is mined; what is not stored is not sent; what is stored may be sent by anyone,
@@ -68,7 +68,7 @@ class Carried:
     detail: str
 
 
-class Desk:
+class TransferSender:
     """Makes transfers and carries them to their end.  Safe to share by threads.
 
     Args:

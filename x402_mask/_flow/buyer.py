@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from x402_mask._chain.authorizations import ChainReader
-    from x402_mask._chain.sender import Desk
+    from x402_mask._chain.sender import TransferSender
     from x402_mask._flow.effects import Content
     from x402_mask._flow.reconciling import Said
     from x402_mask._flow.records import Purchase
@@ -171,15 +171,15 @@ class Buyer:
             self._chain = ChainReader(self.settings.rpc, clock=self.now)
         return self._chain
 
-    def desk(self, wait_s: float | None = None) -> Desk:
+    def transfer_sender(self, wait_s: float | None = None) -> TransferSender:
         """What makes on-chain transfers from the wallet, and carries them to their end.
 
         Its questions to the chain end *wait_s* seconds from now.
         """
-        from x402_mask._chain.sender import Desk  # noqa: PLC0415
+        from x402_mask._chain.sender import TransferSender  # noqa: PLC0415
 
         until = Deadline(wait_s).at
-        return Desk(
+        return TransferSender(
             self.chain if until is None else lambda: self.chain().until(until),
             self.ledger,
             signer=self.settings.signer,

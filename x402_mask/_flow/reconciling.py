@@ -107,9 +107,9 @@ def _transferred(buyer: Buyer, row: Row, deadline: Deadline) -> Said:
     stored = buyer.ledger.transfer_of(row.id)
     if stored is None:
         return _unresolved(row, "it was not paid by a signature")
-    desk = buyer.desk(deadline.left())
-    verdict = desk.evidence(stored)
-    ended = desk.close(stored, verdict)
+    sender = buyer.transfer_sender(deadline.left())
+    verdict = sender.evidence(stored)
+    ended = sender.close(stored, verdict)
     if ended.state == "mined":
         return _write(buyer, row, "settled", ended.transaction, "seen on chain", deadline)
     if ended.state != "pending":

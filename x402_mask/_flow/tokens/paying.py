@@ -308,7 +308,7 @@ def _believed(deal: Deal, proof: Proof, told: str | None) -> Generator[Effect, A
 def _can_transfer(deal: Deal, payment: MarketPayment) -> bool:
     buyer, network = deal.buyer, deal.terms.network
     known = payment.pay_to is not None and buyer.chain_knows(network)
-    return known and network is not None and buyer.desk().possible(network) is None
+    return known and network is not None and buyer.transfer_sender().possible(network) is None
 
 
 def _pay_by_transfer(deal: Deal, payment: MarketPayment) -> Generator[Effect, Any, Verdict | None]:
@@ -338,7 +338,7 @@ def _hold_transfer(deal: Deal) -> Generator[Effect, Any, None]:
     )
     wait_s = deal.call.within(PREPARE_S)
     while True:  # as long as others are first; `prepare` gives up in time
-        prepared = yield from consult(buyer.desk(wait_s).prepare, terms, wait_s)
+        prepared = yield from consult(buyer.transfer_sender(wait_s).prepare, terms, wait_s)
         if (yield from _store_transfer(deal, prepared)):
             return
 
@@ -358,7 +358,7 @@ def carry(deal: Deal, payment: MarketPayment | None) -> Generator[Effect, Any, V
     """Bring the stored transaction to its end on chain, then wait for the token."""
     buyer, row = deal.buyer, deal.row
     wait_s = deal.call.within(buyer.settings.poll_paid_s)
-    carried = yield from consult(buyer.desk(deal.call.wait_s).carry, row.id, wait_s)
+    carried = yield from consult(buyer.transfer_sender(deal.call.wait_s).carry, row.id, wait_s)
     if carried.state == "mined":
         deal.settled, deal.transaction, deal.note = True, carried.transaction, "seen on chain"
         return (yield from await_paid(deal, payment))

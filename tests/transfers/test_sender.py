@@ -31,7 +31,7 @@ def refusal(buyer: Buyer, terms: Terms | None = None, wait_s: float = 0) -> str:
     """Why nothing is prepared; nothing is stored or used up by it."""
     terms = terms or buyer.reserve()
     with pytest.raises(TokenFlowError) as caught:
-        buyer.desk.prepare(terms, wait_s)
+        buyer.sender.prepare(terms, wait_s)
     assert caught.value.at_risk is False
     assert buyer.ledger.transfer_of(terms.payment_id) is None
     assert buyer.state(terms.payment_id) == "reserved"
@@ -69,7 +69,7 @@ def test_the_payee_gets_exactly_the_amount(chain: Chain, buyer: BuyerFor) -> Non
     had, ether = chain.balance(b.account.address), b.ether()
     for number in range(2):
         sent = b.hold()
-        carried = b.desk.carry(sent.terms.payment_id, 10)
+        carried = b.sender.carry(sent.terms.payment_id, 10)
         assert (carried.state, carried.transaction) == ("mined", sent.hash)
         assert b.stored(sent.terms.payment_id).state == "mined"
         assert sent.nonce == number
@@ -81,7 +81,7 @@ def test_the_payee_gets_exactly_the_amount(chain: Chain, buyer: BuyerFor) -> Non
 
 def test_nothing_signed_leaves_before_it_is_stored(buyer: BuyerFor, proxy: Proxy) -> None:
     b = buyer(urls=[proxy.url])
-    signed = b.desk.prepare(b.reserve())
+    signed = b.sender.prepare(b.reserve())
     told = json.dumps(proxy.calls)
     signature = signed.raw[-100:]
     assert not proxy.sent and signed.hash not in told and signature not in told
@@ -97,19 +97,19 @@ def test_it_is_carried_by_whoever_finds_it(chain: Chain, buyer: BuyerFor, tmp_pa
         buyer(SQLiteLedger(tmp_path / "ledger.db"), account=first.account, pay_to=first.pay_to)
         for _ in range(2)
     ]
-    carried = together(2, lambda n: others[n].desk.carry(sent.terms.payment_id, 10))
+    carried = together(2, lambda n: others[n].sender.carry(sent.terms.payment_id, 10))
     assert {(each.state, each.transaction) for each in carried} == {("mined", sent.hash)}
-    assert others[0].desk.carry(sent.terms.payment_id, 0).state == "mined"
+    assert others[0].sender.carry(sent.terms.payment_id, 0).state == "mined"
     assert first.paid() == [PRICE] and first.nonce() == 1
 
 
 def test_what_may_not_be_carried(buyer: BuyerFor) -> None:
     b = buyer()
     with pytest.raises(LedgerError, match="no stored transfer"):
-        b.desk.carry(b.reserve().payment_id, 0)
+        b.sender.carry(b.reserve().payment_id, 0)
     sent = b.hold()
     b.ledger.resolve(sent.terms.payment_id, "void", transaction=None, note="", now_us=0)
-    carried = b.desk.carry(sent.terms.payment_id, 0)
+    carried = b.sender.carry(sent.terms.payment_id, 0)
     assert carried.state == "pending" and "the payment is void" in carried.detail
     assert b.paid() == [] and b.nonce() == 0
 
@@ -118,11 +118,11 @@ def test_what_was_stored_is_read_again_before_it_is_sent(buyer: BuyerFor) -> Non
     """A ledger could be restored from anywhere: bytes that do something else stay here."""
     b = buyer()
     terms = b.reserve()
-    other = b.desk.prepare(replace(terms, pay_to=Account.create().address))
+    other = b.sender.prepare(replace(terms, pay_to=Account.create().address))
     made = replace(other, terms=terms)
     assert b.ledger.hold_transfer(terms.payment_id, made, now_us=b.now_us())
     with pytest.raises(LedgerError, match="does something else"):
-        b.desk.carry(terms.payment_id, 0)
+        b.sender.carry(terms.payment_id, 0)
     assert b.nonce() == 0
 
 
@@ -158,7 +158,7 @@ def test_a_wallet_that_signs_typed_data_only(chain: Chain, buyer: BuyerFor) -> N
             raise AssertionError("not asked")
 
     b = buyer(account=account, signer=Remote())
-    assert b.desk.possible(NETWORK) is not None
+    assert b.sender.possible(NETWORK) is not None
     assert "needs a Wallet" in refusal(b)
 
 
@@ -170,7 +170,7 @@ def test_another_network(buyer: BuyerFor) -> None:
     b = buyer()
     terms = replace(b.reserve(), network="eip155:1")
     assert "no rpc= is given for eip155:1" in refusal(b, terms)
-    assert b.desk.possible(NETWORK) is None
+    assert b.sender.possible(NETWORK) is None
 
 
 def test_an_endpoint_of_another_chain(buyer: BuyerFor, proxy: Proxy) -> None:
@@ -178,7 +178,7 @@ def test_an_endpoint_of_another_chain(buyer: BuyerFor, proxy: Proxy) -> None:
     sent = b.hold()
     proxy.lies["eth_chainId"] = lambda params, told: {"result": "0x1"}
     assert "serves chain 1" in refusal(b, replace(sent.terms, payment_id=b.reserve().payment_id))
-    carried = b.desk.carry(sent.terms.payment_id, 0)
+    carried = b.sender.carry(sent.terms.payment_id, 0)
     assert carried.state == "pending" and "serves chain 1" in carried.detail
     assert not proxy.sent and b.nonce() == 0
 
@@ -206,7 +206,7 @@ def test_endpoints_that_disagree_on_the_nonce(chain: Chain, buyer: BuyerFor, pro
 def test_a_nonce_that_was_used_before(buyer: BuyerFor, proxy: Proxy) -> None:
     """An endpoint that lags, or a chain that was reset."""
     b = buyer(urls=[proxy.url])
-    b.desk.carry(b.hold().terms.payment_id, 10)
+    b.sender.carry(b.hold().terms.payment_id, 10)
     proxy.lies["eth_getTransactionCount"] = lambda params, told: {"result": "0x0"}
     assert "says nonce 0, but 0 was used" in refusal(b)
 
@@ -216,7 +216,7 @@ def test_transactions_of_another_program_under_way(chain: Chain, buyer: BuyerFor
     with chain.mining_paused():
         send_other(b)
         assert "a wallet of its own" in refusal(b)
-    b.desk.carry(b.hold().terms.payment_id, 10)
+    b.sender.carry(b.hold().terms.payment_id, 10)
     assert b.paid() == [PRICE]
 
 
@@ -235,7 +235,7 @@ def test_the_layer_below_counts(buyer: BuyerFor, proxy: Proxy) -> None:
 
     proxy.lies["eth_call"] = lie
     b = buyer(urls=[proxy.url])
-    assert b.desk.prepare(b.reserve()).max_gas_wei > 2 * fee
+    assert b.sender.prepare(b.reserve()).max_gas_wei > 2 * fee
     other = buyer(urls=[proxy.url], max_gas_wei=2 * fee)
     assert "more than max_gas_wei" in refusal(other)
 
@@ -249,7 +249,7 @@ def test_a_chain_without_a_base_fee(buyer: BuyerFor, proxy: Proxy) -> None:
     b = buyer(urls=[proxy.url])
     sent = b.hold()
     assert not sent.raw.startswith("0x02")
-    assert b.desk.carry(sent.terms.payment_id, 10).state == "mined"
+    assert b.sender.carry(sent.terms.payment_id, 10).state == "mined"
     assert b.paid() == [PRICE]
 
 
@@ -265,7 +265,7 @@ def test_a_lost_answer(buyer: BuyerFor, proxy: Proxy) -> None:
     proxy.lies["eth_sendRawTransaction"] = lie
     b = buyer(urls=[proxy.url])
     sent = b.hold()
-    assert b.desk.carry(sent.terms.payment_id, 10).state == "mined"
+    assert b.sender.carry(sent.terms.payment_id, 10).state == "mined"
     assert b.paid() == [PRICE]
     assert set(proxy.sent) == {sent.raw}
 
@@ -275,7 +275,7 @@ def test_every_endpoint_gets_it(chain: Chain, buyer: BuyerFor, proxy: Proxy) -> 
     proxy.lies["eth_sendRawTransaction"] = lambda params, told: {
         "error": {"code": -32000, "message": "too busy"}
     }
-    assert b.desk.carry(b.hold().terms.payment_id, 10).state == "mined"
+    assert b.sender.carry(b.hold().terms.payment_id, 10).state == "mined"
     assert b.paid() == [PRICE]
 
 
@@ -286,12 +286,12 @@ def test_endpoints_that_disagree_prove_nothing(
     b = buyer(urls=[proxy.url, chain.url][:: 1 - 2 * first])
     proxy.lies["eth_getTransactionReceipt"] = lambda params, told: {"result": None}
     sent = b.hold()
-    carried = b.desk.carry(sent.terms.payment_id, 0.5)
+    carried = b.sender.carry(sent.terms.payment_id, 0.5)
     assert carried.state == "pending" and "disagree" in carried.detail
     chain.mine(MARGIN)
-    assert isinstance(b.desk.evidence(b.stored(sent.terms.payment_id)), Unknown)
+    assert isinstance(b.sender.evidence(b.stored(sent.terms.payment_id)), Unknown)
     del proxy.lies["eth_getTransactionReceipt"]
-    assert b.desk.carry(sent.terms.payment_id, 0).state == "mined"
+    assert b.sender.carry(sent.terms.payment_id, 0).state == "mined"
     assert b.paid() == [PRICE]
 
 
@@ -324,13 +324,13 @@ def test_one_lie_frees_no_money(chain: Chain, buyer: BuyerFor, proxy: Proxy, lie
     """A receipt that is wrong, on an endpoint that is honest in all else."""
     b = buyer(urls=[proxy.url])
     sent = b.hold()
-    b.desk.carry(sent.terms.payment_id, 0)
+    b.sender.carry(sent.terms.payment_id, 0)
     chain.mine(MARGIN)
     proxy.lies["eth_getTransactionReceipt"] = lambda params, told: (
         {"result": lie(told["result"])} if params[0] == sent.hash else told
     )
-    assert isinstance(b.desk.evidence(b.stored(sent.terms.payment_id)), Unknown)
-    assert b.desk.carry(sent.terms.payment_id, 0).state == "pending"
+    assert isinstance(b.sender.evidence(b.stored(sent.terms.payment_id)), Unknown)
+    assert b.sender.carry(sent.terms.payment_id, 0).state == "pending"
     assert b.paid() == [PRICE]
 
 
@@ -339,13 +339,13 @@ def test_a_consistent_liar_does_not_convince_beside_an_honest_endpoint(
 ) -> None:
     b = buyer(urls=[proxy.url, chain.url])
     sent = b.hold()
-    b.desk.carry(sent.terms.payment_id, 0)
+    b.sender.carry(sent.terms.payment_id, 0)
     chain.mine(MARGIN)
     proxy.lies["eth_getTransactionReceipt"] = lambda params, told: {
         "result": _failed_without_logs(told["result"])
     }
     proxy.lies["eth_getLogs"] = lambda params, told: {"result": []}
-    verdict = b.desk.evidence(b.stored(sent.terms.payment_id))
+    verdict = b.sender.evidence(b.stored(sent.terms.payment_id))
     assert isinstance(verdict, Unknown) and "disagree" in verdict.reason
 
 
@@ -353,11 +353,11 @@ def test_an_endpoint_that_has_forgotten(chain: Chain, buyer: BuyerFor, proxy: Pr
     """Neither receipts nor logs of those days are left, and it says so of none."""
     b = buyer(urls=[proxy.url])
     sent = b.hold()
-    b.desk.carry(sent.terms.payment_id, 0)
+    b.sender.carry(sent.terms.payment_id, 0)
     chain.mine(MARGIN)
     proxy.lies["eth_getTransactionReceipt"] = lambda params, told: {"result": None}
     proxy.lies["eth_getLogs"] = lambda params, told: {"result": []}
-    verdict = b.desk.evidence(b.stored(sent.terms.payment_id))
+    verdict = b.sender.evidence(b.stored(sent.terms.payment_id))
     assert isinstance(verdict, Unknown) and "has no receipts of block" in verdict.reason
 
 
@@ -366,11 +366,11 @@ def test_a_block_that_was_replaced(chain: Chain, buyer: BuyerFor) -> None:
     b = buyer()
     sent = b.hold()
     before = chain.snapshot()
-    assert b.desk.carry(sent.terms.payment_id, 10).state == "mined"
+    assert b.sender.carry(sent.terms.payment_id, 10).state == "mined"
     chain.revert(before)
     assert b.paid() == [] and b.nonce() == 0
     with chain.mining_paused():
-        assert b.desk.carry(sent.terms.payment_id, 0).state == "pending"
+        assert b.sender.carry(sent.terms.payment_id, 0).state == "pending"
         assert b.stored(sent.terms.payment_id).state == "open"
         chain.rpc("anvil_dropTransaction", sent.hash)
     assert b.paid() == []
@@ -387,17 +387,17 @@ def test_a_stuck_one_is_replaced_and_one_lands(chain: Chain, buyer: BuyerFor, pr
     ether = b.ether()
     sent = b.hold()
     with chain.mining_paused():
-        assert b.desk.carry(sent.terms.payment_id, 0).state == "pending"
+        assert b.sender.carry(sent.terms.payment_id, 0).state == "pending"
         assert len(b.stored(sent.terms.payment_id).attempts) == 1
         for count in (2, 3):
             b.clock[0] += 30
-            assert b.desk.carry(sent.terms.payment_id, 0).state == "pending"
+            assert b.sender.carry(sent.terms.payment_id, 0).state == "pending"
             assert len(b.stored(sent.terms.payment_id).attempts) == count
     stored = b.stored(sent.terms.payment_id)
     assert {each.nonce for each in stored.attempts} == {sent.nonce}
     assert proxy.sent == [each.raw for each in stored.attempts]
     assert sent.max_gas_wei < stored.last.max_gas_wei <= MAX_GAS_WEI
-    carried = b.desk.carry(sent.terms.payment_id, 10)
+    carried = b.sender.carry(sent.terms.payment_id, 10)
     assert (carried.state, carried.transaction) == ("mined", stored.last.hash)
     assert b.paid() == [PRICE] and b.spent_wei(ether) <= MAX_GAS_WEI
 
@@ -406,11 +406,11 @@ def test_two_carriers_replace_it_once(chain: Chain, buyer: BuyerFor) -> None:
     b = buyer()
     sent = b.hold()
     with chain.mining_paused():
-        b.desk.carry(sent.terms.payment_id, 0)
+        b.sender.carry(sent.terms.payment_id, 0)
         b.clock[0] += 30
-        together(2, lambda n: b.desk.carry(sent.terms.payment_id, 0))
+        together(2, lambda n: b.sender.carry(sent.terms.payment_id, 0))
     assert len(b.stored(sent.terms.payment_id).attempts) == 2
-    assert b.desk.carry(sent.terms.payment_id, 10).state == "mined"
+    assert b.sender.carry(sent.terms.payment_id, 10).state == "mined"
     assert b.paid() == [PRICE]
 
 
@@ -429,11 +429,11 @@ def test_a_replacement_stays_within_max_gas_wei(
         stuck_s=-1,
     )
     with chain.mining_paused():
-        carried = b.desk.carry(sent.terms.payment_id, 0)
+        carried = b.sender.carry(sent.terms.payment_id, 0)
     assert f"more than max_gas_wei={limit}; raise that" in carried.detail
     assert len(first.stored(sent.terms.payment_id).attempts) == 1
     assert set(proxy.sent) == {sent.raw}
-    assert b.desk.carry(sent.terms.payment_id, 10).state == "mined"
+    assert b.sender.carry(sent.terms.payment_id, 10).state == "mined"
     b.reader.close()
 
 
@@ -447,7 +447,7 @@ def test_the_base_fee_rose(chain: Chain, buyer: BuyerFor) -> None:
         chain.rpc("anvil_setNextBlockBaseFeePerGas", hex(base * 4))
         chain.rpc("evm_mine")
         chain.rpc("anvil_setNextBlockBaseFeePerGas", hex(base * 4))
-        carried = b.desk.carry(sent.terms.payment_id, 10)
+        carried = b.sender.carry(sent.terms.payment_id, 10)
         stored = b.stored(sent.terms.payment_id)
         assert carried.state == "mined" and carried.transaction == stored.last.hash != sent.hash
         assert b.paid() == [PRICE]
@@ -459,9 +459,9 @@ def test_a_stuck_one_without_its_wallet(chain: Chain, buyer: BuyerFor) -> None:
     first = buyer()
     sent = first.hold()
     b = Buyer.make(chain, first.ledger, account=first.account, signer=Wallet.create(), stuck_s=-1)
-    carried = b.desk.carry(sent.terms.payment_id, 0)
+    carried = b.sender.carry(sent.terms.payment_id, 0)
     assert carried.state == "pending" and "the wallet that could replace it" in carried.detail
-    assert b.desk.carry(sent.terms.payment_id, 10).state == "mined"
+    assert b.sender.carry(sent.terms.payment_id, 10).state == "mined"
     b.reader.close()
 
 
@@ -496,9 +496,9 @@ def test_two_that_prepare_at_once(buyer: BuyerFor, tmp_path: Any) -> None:
         b, tries = buyers[n], []
         terms = b.reserve()
         while not any(tries):
-            signed = b.desk.prepare(terms)
+            signed = b.sender.prepare(terms)
             tries.append(b.ledger.hold_transfer(terms.payment_id, signed, now_us=b.now_us()))
-        assert b.desk.carry(terms.payment_id, 10).state == "mined"
+        assert b.sender.carry(terms.payment_id, 10).state == "mined"
         return tries
 
     tries = together(2, pay)
@@ -513,19 +513,19 @@ def test_a_displaced_one_is_void_only_at_depth(chain: Chain, buyer: BuyerFor, pr
     b = buyer(urls=[proxy.url])
     sent = b.hold()
     send_other(b, sent.nonce)
-    carried = b.desk.carry(sent.terms.payment_id, 0)
+    carried = b.sender.carry(sent.terms.payment_id, 0)
     assert carried.state == "pending" and "another transaction used its nonce" in carried.detail
     assert b.stored(sent.terms.payment_id).state == "open"
     chain.mine(MARGIN)
-    assert isinstance(b.desk.evidence(b.stored(sent.terms.payment_id)), Displaced)
-    assert b.desk.carry(sent.terms.payment_id, 0).state == "displaced"
+    assert isinstance(b.sender.evidence(b.stored(sent.terms.payment_id)), Displaced)
+    assert b.sender.carry(sent.terms.payment_id, 0).state == "displaced"
     assert b.paid() == [] and not proxy.sent
     proxy.lies["eth_getTransactionCount"] = lambda params, told: {"result": "0x0"}
-    assert b.desk.carry(sent.terms.payment_id, 0).state == "displaced"  # what is proven stays
+    assert b.sender.carry(sent.terms.payment_id, 0).state == "displaced"  # what is proven stays
     assert not proxy.sent
     proxy.lies.clear()
     again = b.hold()  # the address is free
-    assert b.desk.carry(again.terms.payment_id, 10).state == "mined"
+    assert b.sender.carry(again.terms.payment_id, 10).state == "mined"
     assert b.paid() == [PRICE]
 
 
@@ -536,10 +536,10 @@ def test_a_wallet_program_that_sped_it_up_paid(chain: Chain, buyer: BuyerFor) ->
     call = chain.usdc.encode_abi("transfer", args=[b.pay_to, PRICE])
     other = send_other(b, sent.nonce, to=USDC, data=call)
     chain.mine(MARGIN)
-    assert b.desk.evidence(b.stored(sent.terms.payment_id)) == Paid(
+    assert b.sender.evidence(b.stored(sent.terms.payment_id)) == Paid(
         transaction=other, block=chain.block() - MARGIN
     )
-    carried = b.desk.carry(sent.terms.payment_id, 0)
+    carried = b.sender.carry(sent.terms.payment_id, 0)
     assert (carried.state, carried.transaction) == ("mined", other)
     assert b.paid() == [PRICE]
 
@@ -550,12 +550,12 @@ def test_another_program_paid_something_else(chain: Chain, buyer: BuyerFor) -> N
     sent = b.hold()
     call = chain.usdc.encode_abi("transfer", args=[b.pay_to, PRICE - 1])
     send_other(b, sent.nonce, to=USDC, data=call)
-    assert b.desk.carry(sent.terms.payment_id, 0).state == "pending"
+    assert b.sender.carry(sent.terms.payment_id, 0).state == "pending"
     chain.mine(MARGIN)
-    assert isinstance(b.desk.evidence(b.stored(sent.terms.payment_id)), Displaced)
-    assert b.desk.carry(sent.terms.payment_id, 0).state == "displaced"
+    assert isinstance(b.sender.evidence(b.stored(sent.terms.payment_id)), Displaced)
+    assert b.sender.carry(sent.terms.payment_id, 0).state == "displaced"
     again = b.hold()
-    assert b.desk.carry(again.terms.payment_id, 10).state == "mined"
+    assert b.sender.carry(again.terms.payment_id, 10).state == "mined"
     assert b.paid() == [PRICE - 1, PRICE]
 
 
@@ -563,23 +563,23 @@ def test_earlier_payments_to_the_same_payee_are_not_taken_for_it(
     chain: Chain, buyer: BuyerFor
 ) -> None:
     b = buyer()
-    b.desk.carry(b.hold().terms.payment_id, 10)
+    b.sender.carry(b.hold().terms.payment_id, 10)
     sent = b.hold()
     send_other(b, sent.nonce)
     chain.mine(MARGIN)
-    assert isinstance(b.desk.evidence(b.stored(sent.terms.payment_id)), Displaced)
+    assert isinstance(b.sender.evidence(b.stored(sent.terms.payment_id)), Displaced)
 
 
 def test_a_reverted_one_moves_nothing_and_is_not_paid_again(chain: Chain, buyer: BuyerFor) -> None:
     b = buyer()
     sent = b.hold()
     admin(chain, BLACKLIST, b.account.address)
-    carried = b.desk.carry(sent.terms.payment_id, 0.5)
+    carried = b.sender.carry(sent.terms.payment_id, 0.5)
     assert (carried.state, carried.transaction) == ("pending", sent.hash)
     assert "reverted, not proven yet" in carried.detail
     chain.mine(MARGIN)
-    assert isinstance(b.desk.evidence(b.stored(sent.terms.payment_id)), Reverted)
-    carried = b.desk.carry(sent.terms.payment_id, 0)
+    assert isinstance(b.sender.evidence(b.stored(sent.terms.payment_id)), Reverted)
+    carried = b.sender.carry(sent.terms.payment_id, 0)
     assert (carried.state, carried.transaction) == ("failed", sent.hash)
     assert b.paid() == [] and b.nonce() == 1
     assert "Blacklistable" in refusal(b)
@@ -613,9 +613,9 @@ class Cutter:
 def pay(b: Buyer, terms: Terms) -> str:
     """As the conversation does it: prepare, store, carry."""
     if b.ledger.transfer_of(terms.payment_id) is None:
-        signed = b.desk.prepare(terms)
+        signed = b.sender.prepare(terms)
         assert b.ledger.hold_transfer(terms.payment_id, signed, now_us=b.now_us())
-    return b.desk.carry(terms.payment_id, 10).state
+    return b.sender.carry(terms.payment_id, 10).state
 
 
 def test_killed_at_any_step_it_is_paid_once(chain: Chain, buyer: BuyerFor, tmp_path: Any) -> None:
@@ -684,14 +684,14 @@ def test_through_a_storm_each_is_paid_once(
     for number in range(8):
         terms = b.reserve(PRICE + number)
         try:
-            signed = b.desk.prepare(terms, 0.3)
+            signed = b.sender.prepare(terms, 0.3)
         except TokenFlowError:
             continue
         if b.ledger.hold_transfer(terms.payment_id, signed, now_us=b.now_us()):
             held[terms.payment_id] = terms.amount
-            assert b.desk.carry(terms.payment_id, 0.3).state in ("mined", "pending")
+            assert b.sender.carry(terms.payment_id, 0.3).state in ("mined", "pending")
         chain.mine(MARGIN)
         b.clock[0] += 25
     proxy.lies = {}
-    assert {b.desk.carry(name, 10).state for name in held} == {"mined"}
+    assert {b.sender.carry(name, 10).state for name in held} == {"mined"}
     assert sorted(b.paid()) == sorted(held.values()) and len(held) >= 3
