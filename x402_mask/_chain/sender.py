@@ -55,7 +55,7 @@ _REORG_BLOCKS: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Carried:
+class TransferState:
     """How far a transfer has got.
 
     ``mined``: a block has it and the money moved; ``failed``, ``displaced``: proven at depth that
@@ -186,10 +186,10 @@ class TransferSender:
 
     def _finished(self, earlier: str, deadline: float) -> str | None:
         """One transfer at a time: carry the earlier one to its end, or say why it has none."""
-        carried = self.carry(earlier, max(0.0, deadline - time.monotonic()))
-        if carried.state != "pending":
+        progress = self.carry(earlier, max(0.0, deadline - time.monotonic()))
+        if progress.state != "pending":
             return None
-        return f"the transfer of payment {earlier} is still under way ({carried.detail})"
+        return f"the transfer of payment {earlier} is still under way ({progress.detail})"
 
     def _used_before(self, standing: Standing, nonce: int) -> str:
         """The endpoint lags; or the last transfer's block was replaced, and it is sent again."""
@@ -199,7 +199,7 @@ class TransferSender:
 
     # --- carrying
 
-    def carry(self, payment_id: str, wait_s: float) -> Carried:
+    def carry(self, payment_id: str, wait_s: float) -> TransferState:
         """Bring the stored transfer into a block, and tell how that went; *wait_s* seconds at most.
 
         With 0 it looks once and sends once.  Blocks.  Sends nothing that is not stored.
@@ -212,19 +212,19 @@ class TransferSender:
         sent_at, failures = float("-inf"), ""
         while True:
             stored = self._stored(payment_id)
-            carried = self._looked(stored)
-            if carried.state != "pending":
-                return carried
+            progress = self._looked(stored)
+            if progress.state != "pending":
+                return progress
             if stored.payment not in MAY_SEND:
                 return _waiting(
-                    stored, carried, f"the payment is {stored.payment}: nothing is sent"
+                    stored, progress, f"the payment is {stored.payment}: nothing is sent"
                 )
-            if carried.transaction is None and time.monotonic() - sent_at >= _SEND_AGAIN_S:
+            if progress.transaction is None and time.monotonic() - sent_at >= _SEND_AGAIN_S:
                 failures, sent_at = self._push(stored), time.monotonic()
-            elif carried.transaction is None and self._is_stuck(stored):
+            elif progress.transaction is None and self._is_stuck(stored):
                 failures = self._replaced(stored)
             if time.monotonic() + pause > deadline:
-                return _waiting(stored, carried, failures)
+                return _waiting(stored, progress, failures)
             time.sleep(pause)
             pause = min(pause * 1.5, _POLL_S[1])
 
@@ -232,10 +232,10 @@ class TransferSender:
         """What the confirmed chain proves of a stored transfer.  Blocks, *time_out_s* at most."""
         return evidence(self._chain(), stored, time_out_s=time_out_s)
 
-    def close(self, stored: StoredTransfer, verdict: Verdict) -> Carried:
+    def close(self, stored: StoredTransfer, verdict: Verdict) -> TransferState:
         """Write down what was proven, so that the address is free for its next transfer."""
         if isinstance(verdict, Unknown):
-            return Carried(state="pending", transaction=None, detail=verdict.reason)
+            return TransferState(state="pending", transaction=None, detail=verdict.reason)
         at = f"as of block {verdict.block}"
         if isinstance(verdict, Paid):
             return self._closed(stored, "mined", verdict.transaction, f"paid {at}")
@@ -250,9 +250,9 @@ class TransferSender:
         state: Literal["mined", "failed", "displaced"],
         transaction: str | None,
         detail: str,
-    ) -> Carried:
+    ) -> TransferState:
         self._mark(stored, state, transaction)
-        return Carried(state=state, transaction=transaction, detail=detail)
+        return TransferState(state=state, transaction=transaction, detail=detail)
 
     def _mark(self, stored: StoredTransfer, state: Progress, transaction: str | None) -> None:
         if stored.state != state:
@@ -265,32 +265,32 @@ class TransferSender:
             raise LedgerError(f"payment {payment_id} has no stored transfer")
         return stored
 
-    def _looked(self, stored: StoredTransfer) -> Carried:
+    def _looked(self, stored: StoredTransfer) -> TransferState:
         """How far it is.  Pending without a transaction: nothing speaks against sending it."""
         if stored.state in ("failed", "displaced"):
-            return Carried(state=stored.state, transaction=None, detail="as proven before")
+            return TransferState(state=stored.state, transaction=None, detail="as proven before")
         seen = glance(self._chain(), stored, time_out_s=_LOOK_S)
         if not isinstance(seen, Glance):
-            return Carried(state="pending", transaction=None, detail=seen)
+            return TransferState(state="pending", transaction=None, detail=seen)
         if seen.pays:
             return self._closed(stored, "mined", seen.transaction, "a block has it")
         if seen.ok:
             self._mark(stored, "mined", seen.transaction)
             told = mismatch(stored, seen.transaction)
-            return Carried(state="pending", transaction=seen.transaction, detail=told)
+            return TransferState(state="pending", transaction=seen.transaction, detail=told)
         if seen.used:
             return self._ended(stored, seen)
         self._mark(stored, "open", None)  # also where the block that had it was replaced
-        return Carried(state="pending", transaction=None, detail="no block has it yet")
+        return TransferState(state="pending", transaction=None, detail="no block has it yet")
 
-    def _ended(self, stored: StoredTransfer, seen: Glance) -> Carried:
+    def _ended(self, stored: StoredTransfer, seen: Glance) -> TransferState:
         """The nonce is used, and nothing was paid: true only once it is proven at depth."""
         found = self.close(stored, self.evidence(stored, time_out_s=_PROOF_S))
         if found.state != "pending":
             return found
         told = "it was reverted" if seen.transaction else "another transaction used its nonce"
         last = seen.transaction or stored.last.hash
-        return Carried(
+        return TransferState(
             state="pending", transaction=last, detail=f"{told}, not proven yet: {found.detail}"
         )
 
@@ -375,7 +375,7 @@ def _own(signed: SignedTransfer) -> Transaction:
         ) from None
 
 
-def _waiting(stored: StoredTransfer, carried: Carried, failures: str) -> Carried:
-    told = f"{carried.detail} ({failures})" if failures else carried.detail
-    last = carried.transaction or stored.last.hash
-    return Carried(state="pending", transaction=last, detail=told)
+def _waiting(stored: StoredTransfer, progress: TransferState, failures: str) -> TransferState:
+    told = f"{progress.detail} ({failures})" if failures else progress.detail
+    last = progress.transaction or stored.last.hash
+    return TransferState(state="pending", transaction=last, detail=told)

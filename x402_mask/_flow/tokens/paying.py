@@ -358,18 +358,18 @@ def carry(deal: Deal, payment: MarketPayment | None) -> Generator[Effect, Any, V
     """Bring the stored transaction to its end on chain, then wait for the token."""
     buyer, row = deal.buyer, deal.row
     wait_s = deal.call.within(buyer.settings.poll_paid_s)
-    carried = yield from consult(buyer.transfer_sender(deal.call.wait_s).carry, row.id, wait_s)
-    if carried.state == "mined":
-        deal.settled, deal.transaction, deal.note = True, carried.transaction, "seen on chain"
+    progress = yield from consult(buyer.transfer_sender(deal.call.wait_s).carry, row.id, wait_s)
+    if progress.state == "mined":
+        deal.settled, deal.transaction, deal.note = True, progress.transaction, "seen on chain"
         return (yield from await_paid(deal, payment))
-    yield from purchase.end(deal, "unknown", carried.detail)
-    if carried.state == "pending":
-        raise TokenFlowError(f"the transfer is not confirmed: {carried.detail}", at_risk=True)
+    yield from purchase.end(deal, "unknown", progress.detail)
+    if progress.state == "pending":
+        raise TokenFlowError(f"the transfer is not confirmed: {progress.detail}", at_risk=True)
     (said,) = yield from consult(buyer.resolve, [row], deal.call.wait_s)
     deal.paid_on_chain = said.is_paid
-    yield from purchase.give_up(deal, carried.detail)
+    yield from purchase.give_up(deal, progress.detail)
     raise TokenFlowError(
-        f"the transfer moved nothing: {carried.detail}", at_risk=said.resolved.state != "void"
+        f"the transfer moved nothing: {progress.detail}", at_risk=said.resolved.state != "void"
     )
 
 
