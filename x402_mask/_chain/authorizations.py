@@ -35,12 +35,12 @@ from x402_mask._chain.rpc import (
     HASH,
     Background,
     Closed,
+    Endpoint,
     Fault,
     Header,
     Log,
     Receipt,
     Refused,
-    View,
     each,
     endpoints_of,
     hex_of,
@@ -176,7 +176,7 @@ class ChainReader:
     ) -> None:
         if margin_blocks < 0 or block_span < 1 or not time_out_s > 0:
             raise ValueError("margin_blocks >= 0, block_span >= 1 and time_out_s > 0 are needed")
-        self._endpoints = {
+        self._addresses = {
             network: endpoints_of(network, urls) for network, urls in endpoints.items()
         }
         self._margin_blocks = margin_blocks
@@ -187,7 +187,7 @@ class ChainReader:
         self._backgrounds: dict[int, Background] = {}
 
     def __repr__(self) -> str:
-        return f"ChainReader({ {n: [e.name for e in es] for n, es in self._endpoints.items()} })"
+        return f"ChainReader({ {n: [e.name for e in es] for n, es in self._addresses.items()} })"
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise TypeError("a ChainReader cannot be pickled: its URLs may carry keys")
@@ -195,7 +195,7 @@ class ChainReader:
     @property
     def networks(self) -> frozenset[str]:
         """The networks that can be asked about (CAIP-2)."""
-        return frozenset(self._endpoints)
+        return frozenset(self._addresses)
 
     def until(self, deadline: float) -> ChainReader:
         """This reader, for questions that end by then at the latest (``time.monotonic``)."""
@@ -205,18 +205,18 @@ class ChainReader:
 
     def count(self, network: str) -> int:
         """How many endpoints *network* has."""
-        return len(self._endpoints.get(network, ()))
+        return len(self._addresses.get(network, ()))
 
     def evidence(self, a: Authorization) -> Evidence:
         """What the confirmed chain proves about ``a``.  Blocks; never raises for RPC faults."""
 
-        async def ask(views: Sequence[View]) -> Evidence:
-            top = await self._top(views)
-            ahead = self._ahead(views, top)
+        async def ask(endpoints: Sequence[Endpoint]) -> Evidence:
+            top = await self._top(endpoints)
+            ahead = self._ahead(endpoints, top)
             lag_s = max(0, int(self._clock()) - top.time - _LAG_S)
-            answers = await each(views, lambda view: _answer(view, a, top, lag_s))
-            await same_block(views, top.number, top)
-            found = _agreed(views, answers)
+            answers = await each(endpoints, lambda endpoint: _answer(endpoint, a, top, lag_s))
+            await same_block(endpoints, top.number, top)
+            found = _agreed(endpoints, answers)
             if ahead is not None:  # it frees nothing; that money has gone needs no clock
                 return found if isinstance(found, Settled) else ahead
             if isinstance(found, Settled | Unknown):
@@ -235,8 +235,10 @@ class ChainReader:
         if hint is None or not HASH.fullmatch(hint):
             return Unknown(reason="no transaction is named")
 
-        async def ask(views: Sequence[View]) -> Evidence:
-            return _agreed(views, await each(views, lambda view: _glance(view, a, hint)))
+        async def ask(endpoints: Sequence[Endpoint]) -> Evidence:
+            return _agreed(
+                endpoints, await each(endpoints, lambda endpoint: _glance(endpoint, a, hint))
+            )
 
         answer = self._ask(a, ask, time_out_s)
         return answer if isinstance(answer, Settled | Unknown) else Unknown(reason="not settled")
@@ -248,7 +250,7 @@ class ChainReader:
     def _ask(
         self,
         a: Authorization,
-        ask: Callable[[Sequence[View]], Awaitable[Evidence]],
+        ask: Callable[[Sequence[Endpoint]], Awaitable[Evidence]],
         time_out_s: float,
     ) -> Evidence:
         try:
@@ -259,7 +261,7 @@ class ChainReader:
     def ask(
         self,
         network: str,
-        question: Callable[[Sequence[View]], Awaitable[_T]],
+        question: Callable[[Sequence[Endpoint]], Awaitable[_T]],
         time_out_s: float,
     ) -> _T:
         """Put a question to all endpoints of *network*; blocks, for *time_out_s* at most.
@@ -271,19 +273,19 @@ class ChainReader:
             time_out_s = max(0.0, min(time_out_s, self._until - time.monotonic()))
         # Keyed by process: after a fork neither thread nor connections are the child's.
         background = self._backgrounds.setdefault(os.getpid(), Background())
-        views = [
-            View(endpoint, background, self._time_out_s, self._block_span)
-            for endpoint in self._endpoints.get(network, ())
+        endpoints = [
+            Endpoint(address, background, self._time_out_s, self._block_span)
+            for address in self._addresses.get(network, ())
         ]
-        if not views:
+        if not endpoints:
             raise Fault(f"no RPC endpoint is configured for {network}")
 
         async def bounded() -> _T:
             try:
                 async with asyncio.timeout(time_out_s):
-                    return await question(views)
+                    return await question(endpoints)
             except TimeoutError:
-                hosts = ", ".join(view.name for view in views)
+                hosts = ", ".join(endpoint.name for endpoint in endpoints)
                 raise Fault(f"{hosts}: RPC timed out (no answer in {time_out_s:g} s)") from None
 
         try:
@@ -291,32 +293,32 @@ class ChainReader:
         except (concurrent.futures.CancelledError, Closed):
             raise Fault("the chain reader is closed") from None
 
-    async def common_top(self, views: Sequence[View]) -> Header:
+    async def common_top(self, endpoints: Sequence[Endpoint]) -> Header:
         """The highest block with the margin on top of it at every endpoint, not from the future."""
-        top = await self._top(views)
-        ahead = self._ahead(views, top)
+        top = await self._top(endpoints)
+        ahead = self._ahead(endpoints, top)
         if ahead is not None:
             raise Fault(ahead.reason)
         return top
 
-    async def _top(self, views: Sequence[View]) -> Header:
-        heads = await each(views, View.head)
+    async def _top(self, endpoints: Sequence[Endpoint]) -> Header:
+        heads = await each(endpoints, Endpoint.head)
         number = min(heads) - self._margin_blocks
         if number < 0:
             raise Fault(
                 f"the chain has {min(heads) + 1} blocks, too few for a margin of "
                 f"{self._margin_blocks}"
             )
-        return await same_block(views, number, None)
+        return await same_block(endpoints, number, None)
 
-    def _ahead(self, views: Sequence[View], top: Header) -> Unknown | None:
+    def _ahead(self, endpoints: Sequence[Endpoint], top: Header) -> Unknown | None:
         """What is said of a block from the future: no chain confirms what has not happened yet."""
         ahead_s = top.time - self._clock()
         if ahead_s <= _FUTURE_S:
             return None
         return Unknown(
-            reason=f"{views[0].name}: block {top.number} is {ahead_s:.0f} s ahead of this machine's"
-            " clock: the endpoint lies, or the clock is slow",
+            reason=f"{endpoints[0].name}: block {top.number} is {ahead_s:.0f} s ahead of this"
+            " machine's clock: the endpoint lies, or the clock is slow",
             answered=False,
         )
 
@@ -324,23 +326,25 @@ class ChainReader:
 # --- judging --------------------------------------------------------------------------------------
 
 
-async def same_block(views: Sequence[View], number: int, expected: Header | None) -> Header:
-    headers = await each(views, lambda view: view.header(number))
+async def same_block(endpoints: Sequence[Endpoint], number: int, expected: Header | None) -> Header:
+    headers = await each(endpoints, lambda endpoint: endpoint.header(number))
     first = headers[0] if expected is None else expected
-    for view, header in zip(views, headers, strict=True):
+    for endpoint, header in zip(endpoints, headers, strict=True):
         if header != first:
-            raise Fault(f"{view.name}: endpoints disagree on block {number}, or it was replaced")
+            raise Fault(
+                f"{endpoint.name}: endpoints disagree on block {number}, or it was replaced"
+            )
     return first
 
 
-async def _answer(view: View, a: Authorization, top: Header, lag_s: int) -> Evidence:
+async def _answer(endpoint: Endpoint, a: Authorization, top: Header, lag_s: int) -> Evidence:
     try:
-        return await _judge(view, a, top, lag_s)
+        return await _judge(endpoint, a, top, lag_s)
     except Fault as fault:
         return Unknown(reason=str(fault), answered=False)
 
 
-def _agreed(views: Sequence[View], answers: Sequence[Evidence]) -> Evidence:
+def _agreed(endpoints: Sequence[Endpoint], answers: Sequence[Evidence]) -> Evidence:
     first = answers[0]
     if all(answer == first for answer in answers):
         return first
@@ -348,95 +352,101 @@ def _agreed(views: Sequence[View], answers: Sequence[Evidence]) -> Evidence:
     if len(unknowns) == len(answers):
         return first
     said = "; ".join(
-        answer.reason if isinstance(answer, Unknown) else f"{view.name}: {answer}"
-        for view, answer in zip(views, answers, strict=True)
+        answer.reason if isinstance(answer, Unknown) else f"{endpoint.name}: {answer}"
+        for endpoint, answer in zip(endpoints, answers, strict=True)
     )
     return Unknown(reason=f"endpoints disagree: {said}", answered=False)
 
 
-async def _judge(view: View, a: Authorization, top: Header, lag_s: int) -> Evidence:
+async def _judge(endpoint: Endpoint, a: Authorization, top: Header, lag_s: int) -> Evidence:
     """One endpoint's evidence as of the confirmed block ``top`` of a chain that lags so much."""
     terms = _Terms.of(a)
-    if await _is_used(view, terms, top):
-        return await _hinted(view, a, terms, top) or await _searched(view, a, terms, top)
+    if await _is_used(endpoint, terms, top):
+        return await _hinted(endpoint, a, terms, top) or await _searched(endpoint, a, terms, top)
     if top.time <= a.valid_before + lag_s:
         lags = f" by the {lag_s} s that the chain lags" if lag_s else ""
         return Unknown(
-            reason=f"{view.name}: not expired yet: unused in confirmed block {top.number}, whose "
-            f"time {top.time} is not past validBefore {a.valid_before}{lags}"
+            reason=f"{endpoint.name}: not expired yet: unused in confirmed block {top.number}, "
+            f"whose time {top.time} is not past validBefore {a.valid_before}{lags}"
         )
-    window = await _window(view, a, top)
-    if await _events(view, terms, *window):
-        raise view.fault("contradiction: the nonce is unused by state, used or cancelled by event")
+    window = await _window(endpoint, a, top)
+    if await _events(endpoint, terms, *window):
+        raise endpoint.fault(
+            "contradiction: the nonce is unused by state, used or cancelled by event"
+        )
     return Unused(block=top.number, block_time=top.time)
 
 
-async def _glance(view: View, a: Authorization, hint: str) -> Evidence:
+async def _glance(endpoint: Endpoint, a: Authorization, hint: str) -> Evidence:
     """Whether the hinted transaction pays, at whatever depth."""
     terms = _Terms.of(a)
-    checks: tuple[Coroutine[Any, Any, Any], ...] = (view.check_chain(), view.receipt(hint))
+    checks: tuple[Coroutine[Any, Any, Any], ...] = (endpoint.check_chain(), endpoint.receipt(hint))
     try:
         _, receipt = await together(*checks)
     except Fault as fault:
         return Unknown(reason=str(fault), answered=False)
     if receipt is None:
-        return Unknown(reason=f"{view.name}: transaction {hint} is not on chain yet")
+        return Unknown(reason=f"{endpoint.name}: transaction {hint} is not on chain yet")
     if not receipt.ok:
-        return Unknown(reason=f"{view.name}: transaction {hint} failed")
+        return Unknown(reason=f"{endpoint.name}: transaction {hint} failed")
     if not _used_in(receipt, terms):
-        return Unknown(reason=f"{view.name}: transaction {hint} does not use this authorization")
+        return Unknown(
+            reason=f"{endpoint.name}: transaction {hint} does not use this authorization"
+        )
     if not _pays(receipt, terms):
-        return Unknown(reason=_mismatch(view, a, receipt))
+        return Unknown(reason=_mismatch(endpoint, a, receipt))
     return Settled(transaction=receipt.transaction, block=receipt.block, amount=a.amount)
 
 
-async def _hinted(view: View, a: Authorization, terms: _Terms, top: Header) -> Settled | None:
+async def _hinted(
+    endpoint: Endpoint, a: Authorization, terms: _Terms, top: Header
+) -> Settled | None:
     """The settlement, if the hinted transaction is it; else the events are searched."""
     if a.transaction is None or not HASH.fullmatch(a.transaction):
         return None
-    receipt = await view.receipt(a.transaction)
+    receipt = await endpoint.receipt(a.transaction)
     if receipt is None or receipt.block > top.number or not receipt.ok:
         return None
     if not _pays(receipt, terms):
         return None
-    await view.check_canonical(receipt)
+    await endpoint.check_canonical(receipt)
     return Settled(transaction=receipt.transaction, block=receipt.block, amount=a.amount)
 
 
-async def _window(view: View, a: Authorization, top: Header) -> tuple[int, int]:
+async def _window(endpoint: Endpoint, a: Authorization, top: Header) -> tuple[int, int]:
     """First and last block in which ``a`` is used, by clocks that agree within two minutes."""
     (first, _), (_, last) = await together(
-        view.around(a.signed_at - _NEAR_S, top), view.around(a.valid_before, top)
+        endpoint.around(a.signed_at - _NEAR_S, top), endpoint.around(a.valid_before, top)
     )
     return first, last
 
 
-async def _searched(view: View, a: Authorization, terms: _Terms, top: Header) -> Evidence:
+async def _searched(endpoint: Endpoint, a: Authorization, terms: _Terms, top: Header) -> Evidence:
     """Find by its events how the nonce was used."""
-    first, last = await _window(view, a, top)
-    events = await _events(view, terms, first, last)
+    first, last = await _window(endpoint, a, top)
+    events = await _events(endpoint, terms, first, last)
     if not events:
-        early, _ = await view.around(a.signed_at - _SKEW_S, top)
-        events = await _events(view, terms, early, first - 1)
+        early, _ = await endpoint.around(a.signed_at - _SKEW_S, top)
+        events = await _events(endpoint, terms, early, first - 1)
     if not events:
-        late = min(top.number, last + _FAR_SPANS * view.block_span)
-        events = await _events(view, terms, last + 1, late)
+        late = min(top.number, last + _FAR_SPANS * endpoint.block_span)
+        events = await _events(endpoint, terms, last + 1, late)
     if not events:
-        raise view.fault("the nonce is used, but the event that says how was not found")
+        raise endpoint.fault("the nonce is used, but the event that says how was not found")
     kinds = {event.topics[0] for event in events}
     if kinds == {_USED}:
-        return await _settled(view, a, terms, top, events)
+        return await _settled(endpoint, a, terms, top, events)
     if kinds == {_CANCELED} and len(events) == 1:
-        return await _canceled(view, top, events[0])
-    raise view.fault("contradiction: more than one event says how the nonce was used")
+        return await _canceled(endpoint, top, events[0])
+    raise endpoint.fault("contradiction: more than one event says how the nonce was used")
 
 
 async def _settled(
-    view: View, a: Authorization, terms: _Terms, top: Header, events: Sequence[Log]
+    endpoint: Endpoint, a: Authorization, terms: _Terms, top: Header, events: Sequence[Log]
 ) -> Settled:
     """The one transaction of these events that moved the money, and none that moved other."""
     receipts = [
-        await view.confirmed_receipt(event, top)
+        await endpoint.confirmed_receipt(event, top)
         for event in {event.transaction: event for event in events}.values()
     ]
     paying = [receipt for receipt in receipts if _pays(receipt, terms)]
@@ -444,19 +454,19 @@ async def _settled(
     # that transaction moved nothing of the payer's.
     others = [r for r in receipts if not _pays(r, terms) and _moved(r, terms)]
     if len(paying) != 1 or others:
-        raise Fault(_mismatch(view, a, (others or receipts)[0]))
+        raise Fault(_mismatch(endpoint, a, (others or receipts)[0]))
     return Settled(transaction=paying[0].transaction, block=paying[0].block, amount=a.amount)
 
 
-async def _canceled(view: View, top: Header, event: Log) -> Canceled:
-    receipt = await view.confirmed_receipt(event, top)
+async def _canceled(endpoint: Endpoint, top: Header, event: Log) -> Canceled:
+    receipt = await endpoint.confirmed_receipt(event, top)
     return Canceled(transaction=receipt.transaction, block=receipt.block)
 
 
-def _mismatch(view: View, a: Authorization, receipt: Receipt) -> str:
+def _mismatch(endpoint: Endpoint, a: Authorization, receipt: Receipt) -> str:
     return (
-        f"{view.name}: PAYMENT MISMATCH: transaction {receipt.transaction} on {a.network} used the "
-        f"authorization of {a.payer}, but did not move exactly {a.amount} of {a.asset} to "
+        f"{endpoint.name}: PAYMENT MISMATCH: transaction {receipt.transaction} on {a.network} used "
+        f"the authorization of {a.payer}, but did not move exactly {a.amount} of {a.asset} to "
         f"{a.pay_to}; the money stays held, look at that transaction"
     )
 
@@ -526,22 +536,24 @@ def _pays(receipt: Receipt, terms: _Terms) -> bool:
 # --- one endpoint ---------------------------------------------------------------------------------
 
 
-async def _is_used(view: View, terms: _Terms, block: Header) -> bool:
+async def _is_used(endpoint: Endpoint, terms: _Terms, block: Header) -> bool:
     """``authorizationState``: used or cancelled as of ``block``."""
     call = {"to": terms.asset, "data": terms.call}
     try:
-        raw = await view.call("eth_call", call, {"blockHash": block.hash, "requireCanonical": True})
+        raw = await endpoint.call(
+            "eth_call", call, {"blockHash": block.hash, "requireCanonical": True}
+        )
     except Refused:
         # Not every node knows EIP-1898.  By number is as good: whoever asks compares the
         # block's hash again at the end.
-        raw = await view.call("eth_call", call, hex(block.number))
-    word = hex_of(raw, HASH, view)
+        raw = await endpoint.call("eth_call", call, hex(block.number))
+    word = hex_of(raw, HASH, endpoint)
     if int(word, 16) > 1:
-        raise view.fault("authorizationState answered neither true nor false")
+        raise endpoint.fault("authorizationState answered neither true nor false")
     return int(word, 16) == 1
 
 
-async def _events(view: View, terms: _Terms, first: int, last: int) -> list[Log]:
+async def _events(endpoint: Endpoint, terms: _Terms, first: int, last: int) -> list[Log]:
     """Uses and cancellations of the nonce in these blocks, asked for in bounded ranges."""
     wanted = ((_USED, _CANCELED), (terms.payer,), (terms.nonce,))
-    return await view.logs(terms.asset, wanted, first, last, most=_EVENTS_MAX)
+    return await endpoint.logs(terms.asset, wanted, first, last, most=_EVENTS_MAX)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from x402_mask._chain.authorizations import ChainReader
-    from x402_mask._chain.rpc import View
+    from x402_mask._chain.rpc import Endpoint
     from x402_mask._models import Asset
 
 _BALANCE_OF: Final = "0x70a08231"  # balanceOf(address), ERC-20
@@ -25,14 +25,14 @@ def balance_of(chain: ChainReader, asset: Asset, owner: str) -> int:
         Fault: nobody answered, or not as a token would.
     """
 
-    async def ask(views: Sequence[View]) -> int:
-        return min(await each(views, lambda view: _balance(view, asset, owner)))
+    async def ask(endpoints: Sequence[Endpoint]) -> int:
+        return min(await each(endpoints, lambda endpoint: _balance(endpoint, asset, owner)))
 
     return chain.ask(asset.network, ask, _TIME_OUT_S)
 
 
-async def _balance(view: View, asset: Asset, owner: str) -> int:
-    await view.check_chain()
+async def _balance(endpoint: Endpoint, asset: Asset, owner: str) -> int:
+    await endpoint.check_chain()
     data = _BALANCE_OF + address_word(owner).removeprefix("0x")
-    raw = await view.call("eth_call", {"to": asset.address, "data": data}, "latest")
-    return int(hex_of(raw, HASH, view), 16)
+    raw = await endpoint.call("eth_call", {"to": asset.address, "data": data}, "latest")
+    return int(hex_of(raw, HASH, endpoint), 16)

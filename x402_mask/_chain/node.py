@@ -77,7 +77,7 @@ class Node:
 
     def _call(self, method: str, params: Sequence[Any]) -> Any:
         return self._chain.ask(
-            self._network, lambda views: views[self._number].call(method, *params), _CALL_S
+            self._network, lambda endpoints: endpoints[self._number].call(method, *params), _CALL_S
         )
 
 

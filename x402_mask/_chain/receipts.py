@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
     from x402_mask._chain.authorizations import ChainReader
-    from x402_mask._chain.rpc import Header, Log, Receipt, View
+    from x402_mask._chain.rpc import Endpoint, Header, Log, Receipt
     from x402_mask._ledger.transfers import StoredTransfer, Terms
 
 QUESTION_S: Final = 60.0
@@ -85,8 +85,8 @@ class Glance:
 def glance(chain: ChainReader, stored: StoredTransfer, *, time_out_s: float) -> Glance | str:
     """Look once; a text says why nothing can be said.  Blocks; never raises for RPC faults."""
 
-    async def ask(views: Sequence[View]) -> Glance | str:
-        seen = await each(views, lambda view: _glance(view, stored))
+    async def ask(endpoints: Sequence[Endpoint]) -> Glance | str:
+        seen = await each(endpoints, lambda endpoint: _glance(endpoint, stored))
         return seen[0] if all(each == seen[0] for each in seen) else "the RPC endpoints disagree"
 
     try:
@@ -100,13 +100,13 @@ def evidence(
 ) -> Verdict:
     """What the confirmed chain proves.  Blocks; never raises for RPC faults."""
 
-    async def ask(views: Sequence[View]) -> Verdict:
-        await each(views, lambda view: view.check_chain())
-        top = await chain.common_top(views)
-        verdicts = await each(views, lambda view: _judge(view, stored, top))
-        await same_block(views, top.number, top)
+    async def ask(endpoints: Sequence[Endpoint]) -> Verdict:
+        await each(endpoints, lambda endpoint: endpoint.check_chain())
+        top = await chain.common_top(endpoints)
+        verdicts = await each(endpoints, lambda endpoint: _judge(endpoint, stored, top))
+        await same_block(endpoints, top.number, top)
         if any(verdict != verdicts[0] for verdict in verdicts):
-            told = "; ".join(f"{v.name}: {w}" for v, w in zip(views, verdicts, strict=True))
+            told = "; ".join(f"{v.name}: {w}" for v, w in zip(endpoints, verdicts, strict=True))
             raise Fault(f"endpoints disagree: {told}")
         return verdicts[0]
 
@@ -116,10 +116,13 @@ def evidence(
         return Unknown(reason=str(fault), answered=False)
 
 
-async def _glance(view: View, stored: StoredTransfer) -> Glance:
+async def _glance(endpoint: Endpoint, stored: StoredTransfer) -> Glance:
     # The nonce first: a receipt that appears meanwhile is no contradiction.
-    used = await _count(view, stored.terms.payer, "latest")
-    checks: tuple[Coroutine[Any, Any, Any], ...] = (view.check_chain(), _receipt(view, stored))
+    used = await _count(endpoint, stored.terms.payer, "latest")
+    checks: tuple[Coroutine[Any, Any, Any], ...] = (
+        endpoint.check_chain(),
+        _receipt(endpoint, stored),
+    )
     _, receipt = await together(*checks)
     return Glance(
         transaction=None if receipt is None else receipt.transaction,
@@ -129,102 +132,104 @@ async def _glance(view: View, stored: StoredTransfer) -> Glance:
     )
 
 
-async def _judge(view: View, stored: StoredTransfer, top: Header) -> Verdict:
+async def _judge(endpoint: Endpoint, stored: StoredTransfer, top: Header) -> Verdict:
     """One endpoint's verdict as of the confirmed block *top*."""
-    used = await _count(view, stored.terms.payer, hex(top.number)) > stored.nonce
-    receipt = await _receipt(view, stored)
+    used = await _count(endpoint, stored.terms.payer, hex(top.number)) > stored.nonce
+    receipt = await _receipt(endpoint, stored)
     if receipt is not None and receipt.block > top.number:
         return Unknown(reason=f"transaction {receipt.transaction} is not confirmed yet")
     if receipt is None and not used:
         return Unknown(reason=f"nonce {stored.nonce} is unused in confirmed block {top.number}")
     if not used:
-        raise view.fault("contradiction: a mined transaction whose nonce is unused")
+        raise endpoint.fault("contradiction: a mined transaction whose nonce is unused")
     if receipt is None:
-        return await _displaced(view, stored, top)
-    await view.check_canonical(receipt)
+        return await _displaced(endpoint, stored, top)
+    await endpoint.check_canonical(receipt)
     if not receipt.ok:
-        return await _reverted(view, stored, receipt)
+        return await _reverted(endpoint, stored, receipt)
     if not _pays(receipt, stored.terms):
         return Unknown(reason=mismatch(stored, receipt.transaction))
     return Paid(transaction=receipt.transaction, block=receipt.block)
 
 
-async def _reverted(view: View, stored: StoredTransfer, receipt: Receipt) -> Reverted:
-    logs = await _payments(view, stored.terms, receipt.block, receipt.block)
+async def _reverted(endpoint: Endpoint, stored: StoredTransfer, receipt: Receipt) -> Reverted:
+    logs = await _payments(endpoint, stored.terms, receipt.block, receipt.block)
     if receipt.logs or any(log.transaction == receipt.transaction for log in logs):
-        raise view.fault("contradiction: a failed transaction that moved money")
+        raise endpoint.fault("contradiction: a failed transaction that moved money")
     return Reverted(transaction=receipt.transaction, block=receipt.block)
 
 
-async def _displaced(view: View, stored: StoredTransfer, top: Header) -> Verdict:
+async def _displaced(endpoint: Endpoint, stored: StoredTransfer, top: Header) -> Verdict:
     """No stored transaction has a receipt: then no event may be of one that has this nonce.
 
     A wallet program that "sped up" the transfer made another transaction with the same nonce and
     the same effect: that one paid.  One with another effect did not, and ours can never be mined.
     """
     first = stored.attempts[0].first_block
-    await _check_memory(view, first, top.number)
-    for log in await _payments(view, stored.terms, first, top.number):
-        if await _is_at_nonce(view, log.transaction, stored):
-            receipt = await view.confirmed_receipt(log, top)
+    await _check_memory(endpoint, first, top.number)
+    for log in await _payments(endpoint, stored.terms, first, top.number):
+        if await _is_at_nonce(endpoint, log.transaction, stored):
+            receipt = await endpoint.confirmed_receipt(log, top)
             if _pays(receipt, stored.terms):
                 return Paid(transaction=log.transaction, block=log.block)
             break  # another payment to the same payee, of another program or ledger
-    if await _receipt(view, stored) is not None:
-        raise view.fault("contradiction: a receipt that was absent a moment ago")
+    if await _receipt(endpoint, stored) is not None:
+        raise endpoint.fault("contradiction: a receipt that was absent a moment ago")
     return Displaced(block=top.number)
 
 
-async def _check_memory(view: View, first: int, last: int) -> None:
+async def _check_memory(endpoint: Endpoint, first: int, last: int) -> None:
     """Refuse an endpoint that has forgotten: where it has no old receipts, absence proves nothing.
 
     Receipts are forgotten from the oldest on, and the nonce was used after block *first*.
     """
     for number in range(first, min(last, first + _PROBES_MAX) + 1):
-        block = object_of(await view.call("eth_getBlockByNumber", hex(number), False), view)
-        named = list_of(block.get("transactions"), view)
+        block = object_of(await endpoint.call("eth_getBlockByNumber", hex(number), False), endpoint)
+        named = list_of(block.get("transactions"), endpoint)
         if named:
-            if await view.receipt(hex_of(named[0], HASH, view)) is None:
-                raise view.fault(
+            if await endpoint.receipt(hex_of(named[0], HASH, endpoint)) is None:
+                raise endpoint.fault(
                     f"has no receipts of block {number}, so a missing one says nothing"
                 )
             return
-    raise view.fault(f"no transaction since block {first}, though the nonce was used since")
+    raise endpoint.fault(f"no transaction since block {first}, though the nonce was used since")
 
 
-async def _is_at_nonce(view: View, transaction: str, stored: StoredTransfer) -> bool:
-    raw = await view.call("eth_getTransactionByHash", transaction)
+async def _is_at_nonce(endpoint: Endpoint, transaction: str, stored: StoredTransfer) -> bool:
+    raw = await endpoint.call("eth_getTransactionByHash", transaction)
     if raw is None:
-        raise view.fault(f"a log names transaction {transaction}, which it does not have")
-    found = object_of(raw, view)
-    sender = hex_of(found.get("from"), DATA, view)
-    nonce = quantity_of(found.get("nonce"), view)
-    if hex_of(found.get("hash"), HASH, view) != transaction:
-        raise view.fault("answered another transaction")
+        raise endpoint.fault(f"a log names transaction {transaction}, which it does not have")
+    found = object_of(raw, endpoint)
+    sender = hex_of(found.get("from"), DATA, endpoint)
+    nonce = quantity_of(found.get("nonce"), endpoint)
+    if hex_of(found.get("hash"), HASH, endpoint) != transaction:
+        raise endpoint.fault("answered another transaction")
     return sender == stored.terms.payer.lower() and nonce == stored.nonce
 
 
-async def _receipt(view: View, stored: StoredTransfer) -> Receipt | None:
+async def _receipt(endpoint: Endpoint, stored: StoredTransfer) -> Receipt | None:
     """The receipt of the one attempt that was mined."""
     found = [
         receipt
-        for receipt in await together(*(view.receipt(name) for name in stored.hashes))
+        for receipt in await together(*(endpoint.receipt(name) for name in stored.hashes))
         if receipt is not None
     ]
     if len(found) > 1:
-        raise view.fault("contradiction: two transactions with one nonce were mined")
+        raise endpoint.fault("contradiction: two transactions with one nonce were mined")
     return found[0] if found else None
 
 
-async def _count(view: View, payer: str, block: str) -> int:
+async def _count(endpoint: Endpoint, payer: str, block: str) -> int:
     """The account's next nonce as of *block*."""
-    return quantity_of(await view.call("eth_getTransactionCount", payer.lower(), block), view)
+    return quantity_of(
+        await endpoint.call("eth_getTransactionCount", payer.lower(), block), endpoint
+    )
 
 
-async def _payments(view: View, terms: Terms, first: int, last: int) -> list[Log]:
+async def _payments(endpoint: Endpoint, terms: Terms, first: int, last: int) -> list[Log]:
     """The token's ``Transfer`` events from the payer to the payee in these blocks."""
     topics = ((TRANSFER,), (address_word(terms.payer),), (address_word(terms.pay_to),))
-    return await view.logs(terms.asset.lower(), topics, first, last, most=_PAYMENTS_MAX)
+    return await endpoint.logs(terms.asset.lower(), topics, first, last, most=_PAYMENTS_MAX)
 
 
 def _pays(receipt: Receipt, terms: Terms) -> bool:

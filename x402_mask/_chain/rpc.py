@@ -73,8 +73,10 @@ async def together(*asked: Coroutine[Any, Any, _T]) -> list[_T]:
     return answers
 
 
-async def each(views: Sequence[View], ask: Callable[[View], Coroutine[Any, Any, _T]]) -> list[_T]:
-    return await together(*(ask(view) for view in views))
+async def each(
+    endpoints: Sequence[Endpoint], ask: Callable[[Endpoint], Coroutine[Any, Any, _T]]
+) -> list[_T]:
+    return await together(*(ask(endpoint) for endpoint in endpoints))
 
 
 # --- what an endpoint says ------------------------------------------------------------------------
@@ -107,15 +109,15 @@ class Receipt:
     logs: tuple[Log, ...]
 
 
-class View:
+class Endpoint:
     """One endpoint during one question: decodes strictly, counts calls."""
 
     def __init__(
-        self, endpoint: Endpoint, background: Background, time_out_s: float, block_span: int
+        self, address: EndpointAddress, background: Background, time_out_s: float, block_span: int
     ) -> None:
-        self.name = endpoint.name
+        self.name = address.name
         self.block_span = block_span
-        self._endpoint = endpoint
+        self._address = address
         self._background = background
         self._time_out_s = time_out_s
         self._calls = count(1)
@@ -125,8 +127,8 @@ class View:
 
     async def check_chain(self) -> None:
         found = quantity_of(await self.call("eth_chainId"), self)
-        if found != self._endpoint.chain_id:
-            raise self.fault(f"serves chain {found}, not {self._endpoint.chain_id}")
+        if found != self._address.chain_id:
+            raise self.fault(f"serves chain {found}, not {self._address.chain_id}")
 
     async def head(self) -> int:
         """Number of the latest block, on the right chain."""
@@ -261,7 +263,7 @@ class View:
         return _result(content, call_id, method, self)
 
     async def _post(self, body: bytes) -> bytes:
-        transport = self._background.transport(self._endpoint)
+        transport = self._background.transport(self._address)
         try:
             return await _exchange(transport, body, self)
         except (httpx.NetworkError, httpx.RemoteProtocolError):
@@ -269,14 +271,12 @@ class View:
             return await _exchange(transport, body, self)
 
     def request(self, body: bytes) -> httpx.Request:
-        return httpx.Request(
-            "POST", self._endpoint.url, headers=self._endpoint.headers, content=body
-        )
+        return httpx.Request("POST", self._address.url, headers=self._address.headers, content=body)
 
     def clean(self, text: object) -> str:
         """An endpoint's own words, short and printable, unless they repeat part of its URL."""
         shown = re.sub(r"[^ -~]+", " ", text)[:120] if isinstance(text, str) else ""
-        return "" if any(secret in shown for secret in self._endpoint.secrets) else shown
+        return "" if any(secret in shown for secret in self._address.secrets) else shown
 
 
 def _matches(words: Sequence[str], topics: Topics) -> bool:
@@ -298,86 +298,90 @@ def _guess(low: Header, high: Header, time: int, turn: int) -> int:
     return low.number + min(max(likely + aside, 1), width - 1)
 
 
-async def _exchange(transport: httpx.AsyncBaseTransport, body: bytes, view: View) -> bytes:
+async def _exchange(transport: httpx.AsyncBaseTransport, body: bytes, endpoint: Endpoint) -> bytes:
     """Post and read the answer, at most :data:`BYTES_MAX` of it."""
-    response = await transport.handle_async_request(view.request(body))
+    response = await transport.handle_async_request(endpoint.request(body))
     try:
         if response.status_code != 200:
-            raise view.fault(f"RPC answered HTTP {response.status_code}")
+            raise endpoint.fault(f"RPC answered HTTP {response.status_code}")
         if response.headers.get("content-encoding", "identity") != "identity":
-            raise view.fault("RPC answered in an encoding that was not asked for")
+            raise endpoint.fault("RPC answered in an encoding that was not asked for")
         content = bytearray()
         async for chunk in response.aiter_raw():
             content += chunk
             if len(content) > BYTES_MAX:
-                raise view.fault(f"RPC answered more than {BYTES_MAX} bytes")
+                raise endpoint.fault(f"RPC answered more than {BYTES_MAX} bytes")
         return bytes(content)
     finally:
         await response.aclose()
 
 
-def _result(content: bytes, call_id: int, method: str, view: View) -> Any:
+def _result(content: bytes, call_id: int, method: str, endpoint: Endpoint) -> Any:
     try:
-        answer = object_of(strict_json.loads(content), view)
+        answer = object_of(strict_json.loads(content), endpoint)
     except strict_json.BadJSON as error:
-        raise view.fault(f"RPC answered garbage ({error})") from None
+        raise endpoint.fault(f"RPC answered garbage ({error})") from None
     if answer.get("error") is not None:
-        refusal = object_of(answer["error"], view)
+        refusal = object_of(answer["error"], endpoint)
         code = refusal.get("code")
-        shown = f"error {code if type(code) is int else '?'} {view.clean(refusal.get('message'))}"
-        raise Refused(f"{view.name}: RPC refused {method}: {shown.rstrip()}")
+        shown = (
+            f"error {code if type(code) is int else '?'} {endpoint.clean(refusal.get('message'))}"
+        )
+        raise Refused(f"{endpoint.name}: RPC refused {method}: {shown.rstrip()}")
     if answer.get("jsonrpc") != "2.0" or answer.get("id") != call_id or "result" not in answer:
-        raise view.fault("RPC answered something that is no answer to the call")
+        raise endpoint.fault("RPC answered something that is no answer to the call")
     return answer["result"]
 
 
-def object_of(raw: object, view: View) -> dict[str, Any]:
+def object_of(raw: object, endpoint: Endpoint) -> dict[str, Any]:
     if not isinstance(raw, dict):
-        raise view.fault("RPC answered garbage (an object was expected)")
+        raise endpoint.fault("RPC answered garbage (an object was expected)")
     return raw
 
 
-def list_of(raw: object, view: View) -> list[Any]:
+def list_of(raw: object, endpoint: Endpoint) -> list[Any]:
     if not isinstance(raw, list):
-        raise view.fault("RPC answered garbage (a list was expected)")
+        raise endpoint.fault("RPC answered garbage (a list was expected)")
     return raw
 
 
-def hex_of(raw: object, form: re.Pattern[str], view: View) -> str:
+def hex_of(raw: object, form: re.Pattern[str], endpoint: Endpoint) -> str:
     if not isinstance(raw, str) or not form.fullmatch(raw):
-        raise view.fault("RPC answered garbage (other hex was expected)")
+        raise endpoint.fault("RPC answered garbage (other hex was expected)")
     return raw.lower()
 
 
-def quantity_of(raw: object, view: View) -> int:
-    return int(hex_of(raw, _QUANTITY, view), 16)
+def quantity_of(raw: object, endpoint: Endpoint) -> int:
+    return int(hex_of(raw, _QUANTITY, endpoint), 16)
 
 
-def _log(raw: object, view: View) -> Log:
-    log = object_of(raw, view)
+def _log(raw: object, endpoint: Endpoint) -> Log:
+    log = object_of(raw, endpoint)
     return Log(
-        address=hex_of(log.get("address"), ADDRESS, view),
-        topics=tuple(hex_of(topic, HASH, view) for topic in list_of(log.get("topics"), view)),
-        data=hex_of(log.get("data"), DATA, view),
-        transaction=hex_of(log.get("transactionHash"), HASH, view),
-        block=quantity_of(log.get("blockNumber"), view),
-        block_hash=hex_of(log.get("blockHash"), HASH, view),
+        address=hex_of(log.get("address"), ADDRESS, endpoint),
+        topics=tuple(
+            hex_of(topic, HASH, endpoint) for topic in list_of(log.get("topics"), endpoint)
+        ),
+        data=hex_of(log.get("data"), DATA, endpoint),
+        transaction=hex_of(log.get("transactionHash"), HASH, endpoint),
+        block=quantity_of(log.get("blockNumber"), endpoint),
+        block_hash=hex_of(log.get("blockHash"), HASH, endpoint),
         removed=log.get("removed", False) is not False,  # anything odd counts as removed
     )
 
 
-def _receipt(raw: Mapping[str, Any], view: View) -> Receipt:
+def _receipt(raw: Mapping[str, Any], endpoint: Endpoint) -> Receipt:
     receipt = Receipt(
-        transaction=hex_of(raw.get("transactionHash"), HASH, view),
-        block=quantity_of(raw.get("blockNumber"), view),
-        block_hash=hex_of(raw.get("blockHash"), HASH, view),
-        ok=quantity_of(raw.get("status"), view) == 1,
-        logs=tuple(_log(item, view) for item in list_of(raw.get("logs"), view)),
+        transaction=hex_of(raw.get("transactionHash"), HASH, endpoint),
+        block=quantity_of(raw.get("blockNumber"), endpoint),
+        block_hash=hex_of(raw.get("blockHash"), HASH, endpoint),
+        ok=quantity_of(raw.get("status"), endpoint) == 1,
+        logs=tuple(_log(item, endpoint) for item in list_of(raw.get("logs"), endpoint)),
     )
     here = (receipt.transaction, receipt.block, receipt.block_hash)
     for log in receipt.logs:
         if log.removed or (log.transaction, log.block, log.block_hash) != here:
-            raise view.fault("contradiction: a receipt holds a log of another place")
+            raise endpoint.fault("contradiction: a receipt holds a log of another place")
     return receipt
 
 
@@ -385,7 +389,7 @@ def _receipt(raw: Mapping[str, Any], view: View) -> Receipt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
+class EndpointAddress:
     """Where to ask; only ``name`` may be shown."""
 
     name: str
@@ -395,17 +399,17 @@ class Endpoint:
     secrets: tuple[str, ...] = field(repr=False)
 
 
-def endpoints_of(network: str, urls: str | Sequence[str]) -> tuple[Endpoint, ...]:
+def endpoints_of(network: str, urls: str | Sequence[str]) -> tuple[EndpointAddress, ...]:
     match = _NETWORK.fullmatch(network)
     if match is None:
         raise ValueError(f"not a network that can be asked: {network!r} (eip155:<id> is)")
     given = dict.fromkeys([urls] if isinstance(urls, str) else urls)
     if not given:
         raise ValueError(f"no RPC endpoint given for {network}")
-    return tuple(_endpoint(network, int(match[1]), text) for text in given)
+    return tuple(_address(network, int(match[1]), text) for text in given)
 
 
-def _endpoint(network: str, chain_id: int, text: str) -> Endpoint:
+def _address(network: str, chain_id: int, text: str) -> EndpointAddress:
     try:
         url = httpx.URL(text)
     except (httpx.InvalidURL, TypeError):
@@ -426,7 +430,7 @@ def _endpoint(network: str, chain_id: int, text: str) -> Endpoint:
     if url.userinfo:
         login = urllib.parse.unquote_to_bytes(url.userinfo)
         headers["authorization"] = "Basic " + base64.b64encode(login).decode("ascii")
-    return Endpoint(
+    return EndpointAddress(
         name=f"{url.scheme}://{url.netloc.decode('ascii')}",
         chain_id=chain_id,
         url=url.copy_with(username=None, password=None, fragment=None),
@@ -454,7 +458,7 @@ class Background:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._transports: dict[Endpoint, httpx.AsyncHTTPTransport] = {}
+        self._transports: dict[EndpointAddress, httpx.AsyncHTTPTransport] = {}
 
     def run(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         """Run ``work()`` in the loop and wait for it.
@@ -472,19 +476,19 @@ class Background:
             future.cancel()
             raise
 
-    def transport(self, endpoint: Endpoint) -> httpx.AsyncHTTPTransport:
+    def transport(self, address: EndpointAddress) -> httpx.AsyncHTTPTransport:
         """The endpoint's connections; called in the loop only."""
-        if endpoint not in self._transports:
+        if address not in self._transports:
             # Loading the certificate store takes 30 ms; a context without one trusts nobody.
-            plain = endpoint.url.scheme == "http"
+            plain = address.url.scheme == "http"
             verify = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else True
             try:
-                self._transports[endpoint] = httpx.AsyncHTTPTransport(
-                    verify=verify, proxy=_proxy(endpoint.url)
+                self._transports[address] = httpx.AsyncHTTPTransport(
+                    verify=verify, proxy=_proxy(address.url)
                 )
             except (ValueError, ImportError):
-                raise Fault(f"{endpoint.name}: the environment's proxy cannot be used") from None
-        return self._transports[endpoint]
+                raise Fault(f"{address.name}: the environment's proxy cannot be used") from None
+        return self._transports[address]
 
     def close(self) -> None:
         with self._lock:
