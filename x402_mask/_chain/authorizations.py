@@ -36,7 +36,7 @@ from x402_mask._chain.rpc import (
     Background,
     Closed,
     Endpoint,
-    Fault,
+    EndpointError,
     Header,
     Log,
     Receipt,
@@ -255,8 +255,8 @@ class ChainReader:
     ) -> Evidence:
         try:
             return self.ask(a.network, ask, time_out_s)
-        except Fault as fault:
-            return Unknown(reason=str(fault), answered=False)
+        except EndpointError as error:
+            return Unknown(reason=str(error), answered=False)
 
     def ask(
         self,
@@ -267,7 +267,7 @@ class ChainReader:
         """Put a question to all endpoints of *network*; blocks, for *time_out_s* at most.
 
         Raises:
-            Fault: there is none, it failed, or there was no answer in time.
+            EndpointError: there is none, it failed, or there was no answer in time.
         """
         if self._until is not None:
             time_out_s = max(0.0, min(time_out_s, self._until - time.monotonic()))
@@ -278,7 +278,7 @@ class ChainReader:
             for address in self._addresses.get(network, ())
         ]
         if not endpoints:
-            raise Fault(f"no RPC endpoint is configured for {network}")
+            raise EndpointError(f"no RPC endpoint is configured for {network}")
 
         async def bounded() -> _T:
             try:
@@ -286,26 +286,28 @@ class ChainReader:
                     return await question(endpoints)
             except TimeoutError:
                 hosts = ", ".join(endpoint.name for endpoint in endpoints)
-                raise Fault(f"{hosts}: RPC timed out (no answer in {time_out_s:g} s)") from None
+                raise EndpointError(
+                    f"{hosts}: RPC timed out (no answer in {time_out_s:g} s)"
+                ) from None
 
         try:
             return background.run(bounded)
         except (concurrent.futures.CancelledError, Closed):
-            raise Fault("the chain reader is closed") from None
+            raise EndpointError("the chain reader is closed") from None
 
     async def common_top(self, endpoints: Sequence[Endpoint]) -> Header:
         """The highest block with the margin on top of it at every endpoint, not from the future."""
         top = await self._top(endpoints)
         ahead = self._ahead(endpoints, top)
         if ahead is not None:
-            raise Fault(ahead.reason)
+            raise EndpointError(ahead.reason)
         return top
 
     async def _top(self, endpoints: Sequence[Endpoint]) -> Header:
         heads = await each(endpoints, Endpoint.head)
         number = min(heads) - self._margin_blocks
         if number < 0:
-            raise Fault(
+            raise EndpointError(
                 f"the chain has {min(heads) + 1} blocks, too few for a margin of "
                 f"{self._margin_blocks}"
             )
@@ -331,7 +333,7 @@ async def same_block(endpoints: Sequence[Endpoint], number: int, expected: Heade
     first = headers[0] if expected is None else expected
     for endpoint, header in zip(endpoints, headers, strict=True):
         if header != first:
-            raise Fault(
+            raise EndpointError(
                 f"{endpoint.name}: endpoints disagree on block {number}, or it was replaced"
             )
     return first
@@ -340,8 +342,8 @@ async def same_block(endpoints: Sequence[Endpoint], number: int, expected: Heade
 async def _answer(endpoint: Endpoint, a: Authorization, top: Header, lag_s: int) -> Evidence:
     try:
         return await _judge(endpoint, a, top, lag_s)
-    except Fault as fault:
-        return Unknown(reason=str(fault), answered=False)
+    except EndpointError as error:
+        return Unknown(reason=str(error), answered=False)
 
 
 def _agreed(endpoints: Sequence[Endpoint], answers: Sequence[Evidence]) -> Evidence:
@@ -371,7 +373,7 @@ async def _judge(endpoint: Endpoint, a: Authorization, top: Header, lag_s: int) 
         )
     window = await _window(endpoint, a, top)
     if await _events(endpoint, terms, *window):
-        raise endpoint.fault(
+        raise endpoint.error(
             "contradiction: the nonce is unused by state, used or cancelled by event"
         )
     return Unused(block=top.number, block_time=top.time)
@@ -383,8 +385,8 @@ async def _glance(endpoint: Endpoint, a: Authorization, hint: str) -> Evidence:
     checks: tuple[Coroutine[Any, Any, Any], ...] = (endpoint.check_chain(), endpoint.receipt(hint))
     try:
         _, receipt = await together(*checks)
-    except Fault as fault:
-        return Unknown(reason=str(fault), answered=False)
+    except EndpointError as error:
+        return Unknown(reason=str(error), answered=False)
     if receipt is None:
         return Unknown(reason=f"{endpoint.name}: transaction {hint} is not on chain yet")
     if not receipt.ok:
@@ -432,13 +434,13 @@ async def _searched(endpoint: Endpoint, a: Authorization, terms: _Terms, top: He
         late = min(top.number, last + _FAR_SPANS * endpoint.block_span)
         events = await _events(endpoint, terms, last + 1, late)
     if not events:
-        raise endpoint.fault("the nonce is used, but the event that says how was not found")
+        raise endpoint.error("the nonce is used, but the event that says how was not found")
     kinds = {event.topics[0] for event in events}
     if kinds == {_USED}:
         return await _settled(endpoint, a, terms, top, events)
     if kinds == {_CANCELED} and len(events) == 1:
         return await _canceled(endpoint, top, events[0])
-    raise endpoint.fault("contradiction: more than one event says how the nonce was used")
+    raise endpoint.error("contradiction: more than one event says how the nonce was used")
 
 
 async def _settled(
@@ -454,7 +456,7 @@ async def _settled(
     # that transaction moved nothing of the payer's.
     others = [r for r in receipts if not _pays(r, terms) and _moved(r, terms)]
     if len(paying) != 1 or others:
-        raise Fault(_mismatch(endpoint, a, (others or receipts)[0]))
+        raise EndpointError(_mismatch(endpoint, a, (others or receipts)[0]))
     return Settled(transaction=paying[0].transaction, block=paying[0].block, amount=a.amount)
 
 
@@ -549,7 +551,7 @@ async def _is_used(endpoint: Endpoint, terms: _Terms, block: Header) -> bool:
         raw = await endpoint.call("eth_call", call, hex(block.number))
     word = hex_of(raw, HASH, endpoint)
     if int(word, 16) > 1:
-        raise endpoint.fault("authorizationState answered neither true nor false")
+        raise endpoint.error("authorizationState answered neither true nor false")
     return int(word, 16) == 1
 
 

@@ -22,7 +22,7 @@ def balance_of(chain: ChainReader, asset: Asset, owner: str) -> int:
     """Atomic units of *asset* that *owner* has: the least that any endpoint says.  Blocks briefly.
 
     Raises:
-        Fault: nobody answered, or not as a token would.
+        EndpointError: nobody answered, or not as a token would.
     """
 
     async def ask(endpoints: Sequence[Endpoint]) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from x402_mask._chain.rpc import Fault
+from x402_mask._chain.rpc import EndpointError
 from x402_mask._chain.transaction import TRANSFER_ABI, Fees
 from x402_mask._crypto.eip712 import checksum
 
@@ -42,20 +42,22 @@ class Node:
         """Put *question* to ``web3.eth``.
 
         Raises:
-            Fault: the endpoint refused, failed, or answered what web3 cannot read.
+            EndpointError: the endpoint refused, failed, or answered what web3 cannot read.
         """
         try:
             return question(self.web3.eth)
-        except Fault:
+        except EndpointError:
             raise
         except Exception as error:  # noqa: BLE001  # web3 meets garbage with errors of any kind
-            raise Fault(f"the RPC's {what} cannot be read ({type(error).__name__})") from None
+            raise EndpointError(
+                f"the RPC's {what} cannot be read ({type(error).__name__})"
+            ) from None
 
     def number(self, what: str, question: Callable[[Any], object]) -> int:
         """The answer to *question*, an amount of wei, gas, blocks or transactions."""
         found = self.ask(what, question)
         if type(found) is not int or not 0 <= found < _WEI_MAX:
-            raise Fault(f"the RPC's {what} is out of range")
+            raise EndpointError(f"the RPC's {what} is out of range")
         return found
 
     def nonce(self, payer: str, block: str) -> int:
@@ -73,7 +75,7 @@ class Node:
         wanted = int(self._network.partition(":")[2])
         found = self.number("chain id", lambda e: e.chain_id)
         if found != wanted:
-            raise Fault(f"an RPC endpoint of {self._network} serves chain {found}")
+            raise EndpointError(f"an RPC endpoint of {self._network} serves chain {found}")
 
     def _call(self, method: str, params: Sequence[Any]) -> Any:
         return self._chain.ask(
@@ -126,7 +128,7 @@ def market_fees(nodes: Sequence[Node]) -> Fees:
 def _tip(node: Node, base: int) -> int:
     try:
         return node.number("tip", lambda e: e.max_priority_fee)
-    except Fault:  # not every node knows the method
+    except EndpointError:  # not every node knows the method
         return base // 8
 
 
@@ -134,13 +136,14 @@ def gas_for(nodes: Sequence[Node], terms: Terms) -> int:
     """Units of gas, with a quarter to spare.
 
     Raises:
-        Fault: the transfer would fail: the wallet has too little of the token, or may not send.
+        EndpointError: the transfer would fail: the wallet has too little of the token, or may not
+            send.
     """
     data = _encoded(nodes[0], terms)
     call = {"from": checksum(terms.payer), "to": checksum(terms.asset), "data": data}
     found = max(node.number("gas estimate", lambda e: e.estimate_gas(call)) for node in nodes)
     if found > _GAS_MAX:
-        raise Fault(f"the RPC estimates {found} gas for a transfer")
+        raise EndpointError(f"the RPC estimates {found} gas for a transfer")
     return found + found // 4
 
 
@@ -160,5 +163,5 @@ def l1_fee(nodes: Sequence[Node], made: Transaction) -> int:
     call = {"to": _L1_ORACLE, "data": data}
     found = [node.ask("layer 1 fee", lambda e: bytes(e.call(call))) for node in nodes]
     if any(len(word) not in (0, 32) for word in found):
-        raise Fault("the RPC's layer 1 fee is out of range")
+        raise EndpointError("the RPC's layer 1 fee is out of range")
     return 2 * max(int.from_bytes(word, "big") for word in found)

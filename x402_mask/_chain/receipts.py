@@ -22,7 +22,7 @@ from x402_mask._chain.authorizations import TRANSFER, Unknown, address_word, sam
 from x402_mask._chain.rpc import (
     DATA,
     HASH,
-    Fault,
+    EndpointError,
     each,
     hex_of,
     list_of,
@@ -91,8 +91,8 @@ def glance(chain: ChainReader, stored: StoredTransfer, *, time_out_s: float) -> 
 
     try:
         return chain.ask(stored.terms.network, ask, time_out_s)
-    except Fault as fault:
-        return str(fault)
+    except EndpointError as error:
+        return str(error)
 
 
 def evidence(
@@ -107,13 +107,13 @@ def evidence(
         await same_block(endpoints, top.number, top)
         if any(verdict != verdicts[0] for verdict in verdicts):
             told = "; ".join(f"{v.name}: {w}" for v, w in zip(endpoints, verdicts, strict=True))
-            raise Fault(f"endpoints disagree: {told}")
+            raise EndpointError(f"endpoints disagree: {told}")
         return verdicts[0]
 
     try:
         return chain.ask(stored.terms.network, ask, time_out_s)
-    except Fault as fault:
-        return Unknown(reason=str(fault), answered=False)
+    except EndpointError as error:
+        return Unknown(reason=str(error), answered=False)
 
 
 async def _glance(endpoint: Endpoint, stored: StoredTransfer) -> Glance:
@@ -141,7 +141,7 @@ async def _judge(endpoint: Endpoint, stored: StoredTransfer, top: Header) -> Ver
     if receipt is None and not used:
         return Unknown(reason=f"nonce {stored.nonce} is unused in confirmed block {top.number}")
     if not used:
-        raise endpoint.fault("contradiction: a mined transaction whose nonce is unused")
+        raise endpoint.error("contradiction: a mined transaction whose nonce is unused")
     if receipt is None:
         return await _displaced(endpoint, stored, top)
     await endpoint.check_canonical(receipt)
@@ -155,7 +155,7 @@ async def _judge(endpoint: Endpoint, stored: StoredTransfer, top: Header) -> Ver
 async def _reverted(endpoint: Endpoint, stored: StoredTransfer, receipt: Receipt) -> Reverted:
     logs = await _payments(endpoint, stored.terms, receipt.block, receipt.block)
     if receipt.logs or any(log.transaction == receipt.transaction for log in logs):
-        raise endpoint.fault("contradiction: a failed transaction that moved money")
+        raise endpoint.error("contradiction: a failed transaction that moved money")
     return Reverted(transaction=receipt.transaction, block=receipt.block)
 
 
@@ -174,7 +174,7 @@ async def _displaced(endpoint: Endpoint, stored: StoredTransfer, top: Header) ->
                 return Paid(transaction=log.transaction, block=log.block)
             break  # another payment to the same payee, of another program or ledger
     if await _receipt(endpoint, stored) is not None:
-        raise endpoint.fault("contradiction: a receipt that was absent a moment ago")
+        raise endpoint.error("contradiction: a receipt that was absent a moment ago")
     return Displaced(block=top.number)
 
 
@@ -188,22 +188,22 @@ async def _check_memory(endpoint: Endpoint, first: int, last: int) -> None:
         named = list_of(block.get("transactions"), endpoint)
         if named:
             if await endpoint.receipt(hex_of(named[0], HASH, endpoint)) is None:
-                raise endpoint.fault(
+                raise endpoint.error(
                     f"has no receipts of block {number}, so a missing one says nothing"
                 )
             return
-    raise endpoint.fault(f"no transaction since block {first}, though the nonce was used since")
+    raise endpoint.error(f"no transaction since block {first}, though the nonce was used since")
 
 
 async def _is_at_nonce(endpoint: Endpoint, transaction: str, stored: StoredTransfer) -> bool:
     raw = await endpoint.call("eth_getTransactionByHash", transaction)
     if raw is None:
-        raise endpoint.fault(f"a log names transaction {transaction}, which it does not have")
+        raise endpoint.error(f"a log names transaction {transaction}, which it does not have")
     found = object_of(raw, endpoint)
     sender = hex_of(found.get("from"), DATA, endpoint)
     nonce = quantity_of(found.get("nonce"), endpoint)
     if hex_of(found.get("hash"), HASH, endpoint) != transaction:
-        raise endpoint.fault("answered another transaction")
+        raise endpoint.error("answered another transaction")
     return sender == stored.terms.payer.lower() and nonce == stored.nonce
 
 
@@ -215,7 +215,7 @@ async def _receipt(endpoint: Endpoint, stored: StoredTransfer) -> Receipt | None
         if receipt is not None
     ]
     if len(found) > 1:
-        raise endpoint.fault("contradiction: two transactions with one nonce were mined")
+        raise endpoint.error("contradiction: two transactions with one nonce were mined")
     return found[0] if found else None
 
 

@@ -47,11 +47,11 @@ Topics = tuple[tuple[str, ...], ...]
 """For each place of a log's topics, the words it may hold."""
 
 
-class Fault(Exception):
+class EndpointError(Exception):
     """An endpoint cannot be believed, or nothing can be concluded; the text says why."""
 
 
-class Refused(Fault):
+class Refused(EndpointError):
     """The endpoint answered with a JSON-RPC error."""
 
 
@@ -122,13 +122,13 @@ class Endpoint:
         self._time_out_s = time_out_s
         self._calls = count(1)
 
-    def fault(self, text: str) -> Fault:
-        return Fault(f"{self.name}: {text}")
+    def error(self, text: str) -> EndpointError:
+        return EndpointError(f"{self.name}: {text}")
 
     async def check_chain(self) -> None:
         found = quantity_of(await self.call("eth_chainId"), self)
         if found != self._address.chain_id:
-            raise self.fault(f"serves chain {found}, not {self._address.chain_id}")
+            raise self.error(f"serves chain {found}, not {self._address.chain_id}")
 
     async def head(self) -> int:
         """Number of the latest block, on the right chain."""
@@ -142,7 +142,7 @@ class Endpoint:
     async def header(self, number: int) -> Header:
         raw = await self.call("eth_getBlockByNumber", hex(number), False)
         if raw is None:
-            raise self.fault(f"lags: does not have block {number}")
+            raise self.error(f"lags: does not have block {number}")
         block = object_of(raw, self)
         header = Header(
             number=quantity_of(block.get("number"), self),
@@ -150,7 +150,7 @@ class Endpoint:
             time=quantity_of(block.get("timestamp"), self),
         )
         if header.number != number:
-            raise self.fault(f"answered block {header.number} for block {number}")
+            raise self.error(f"answered block {header.number} for block {number}")
         return header
 
     async def around(self, time: int, high: Header) -> tuple[int, int]:
@@ -182,7 +182,7 @@ class Endpoint:
     def _check_order(self, *headers: Header) -> None:
         times = [header.time for header in headers]
         if times != sorted(times):
-            raise self.fault("block times fall as numbers rise")
+            raise self.error("block times fall as numbers rise")
 
     async def logs(
         self, address: str, topics: Topics, first: int, last: int, *, most: int
@@ -199,7 +199,7 @@ class Endpoint:
                 self.block_span = max(1, (upto - first + 1) // 4)  # many plans serve less
                 continue
             if len(found) > most:
-                raise self.fault("more events than there can be")
+                raise self.error("more events than there can be")
             first = upto + 1
         return found
 
@@ -217,7 +217,7 @@ class Endpoint:
         for log in logs:
             inside = first <= log.block <= last
             if not inside or log.address != address or not _matches(log.topics, topics):
-                raise self.fault("answered a log that was not asked for")
+                raise self.error("answered a log that was not asked for")
         return [log for log in logs if not log.removed]
 
     async def receipt(self, transaction: str) -> Receipt | None:
@@ -226,29 +226,29 @@ class Endpoint:
             return None
         receipt = _receipt(object_of(raw, self), self)
         if receipt.transaction != transaction.lower():
-            raise self.fault("answered another transaction's receipt")
+            raise self.error("answered another transaction's receipt")
         return receipt
 
     async def confirmed_receipt(self, event: Log, top: Header) -> Receipt:
         """The receipt that holds ``event``, in the canonical chain up to ``top``."""
         receipt = await self.receipt(event.transaction)
         if receipt is None or not receipt.ok or receipt.block > top.number:
-            raise self.fault(
+            raise self.error(
                 f"a log names transaction {event.transaction}, which has not succeeded"
             )
         if event not in receipt.logs:
-            raise self.fault("contradiction: a log is missing from its transaction's receipt")
+            raise self.error("contradiction: a log is missing from its transaction's receipt")
         await self.check_canonical(receipt)
         return receipt
 
     async def check_canonical(self, receipt: Receipt) -> None:
         if (await self.header(receipt.block)).hash != receipt.block_hash:
-            raise self.fault(f"transaction {receipt.transaction} is in a block that was replaced")
+            raise self.error(f"transaction {receipt.transaction} is in a block that was replaced")
 
     async def call(self, method: str, *params: object) -> Any:
         call_id = next(self._calls)
         if call_id > CALLS_MAX:
-            raise self.fault(f"needed more than {CALLS_MAX} calls")
+            raise self.error(f"needed more than {CALLS_MAX} calls")
         body = strict_json.dumps(
             {"jsonrpc": "2.0", "id": call_id, "method": method, "params": list(params)}
         ).encode()
@@ -256,10 +256,10 @@ class Endpoint:
             async with asyncio.timeout(self._time_out_s):
                 content = await self._post(body)
         except TimeoutError:
-            raise self.fault("RPC timed out") from None
+            raise self.error("RPC timed out") from None
         except (httpx.HTTPError, httpx.StreamError, OSError) as error:
             # Its text may hold the URL, so only its name is shown.
-            raise self.fault(f"RPC failed ({type(error).__name__})") from None
+            raise self.error(f"RPC failed ({type(error).__name__})") from None
         return _result(content, call_id, method, self)
 
     async def _post(self, body: bytes) -> bytes:
@@ -303,14 +303,14 @@ async def _exchange(transport: httpx.AsyncBaseTransport, body: bytes, endpoint: 
     response = await transport.handle_async_request(endpoint.request(body))
     try:
         if response.status_code != 200:
-            raise endpoint.fault(f"RPC answered HTTP {response.status_code}")
+            raise endpoint.error(f"RPC answered HTTP {response.status_code}")
         if response.headers.get("content-encoding", "identity") != "identity":
-            raise endpoint.fault("RPC answered in an encoding that was not asked for")
+            raise endpoint.error("RPC answered in an encoding that was not asked for")
         content = bytearray()
         async for chunk in response.aiter_raw():
             content += chunk
             if len(content) > BYTES_MAX:
-                raise endpoint.fault(f"RPC answered more than {BYTES_MAX} bytes")
+                raise endpoint.error(f"RPC answered more than {BYTES_MAX} bytes")
         return bytes(content)
     finally:
         await response.aclose()
@@ -320,7 +320,7 @@ def _result(content: bytes, call_id: int, method: str, endpoint: Endpoint) -> An
     try:
         answer = object_of(strict_json.loads(content), endpoint)
     except strict_json.BadJSON as error:
-        raise endpoint.fault(f"RPC answered garbage ({error})") from None
+        raise endpoint.error(f"RPC answered garbage ({error})") from None
     if answer.get("error") is not None:
         refusal = object_of(answer["error"], endpoint)
         code = refusal.get("code")
@@ -329,25 +329,25 @@ def _result(content: bytes, call_id: int, method: str, endpoint: Endpoint) -> An
         )
         raise Refused(f"{endpoint.name}: RPC refused {method}: {shown.rstrip()}")
     if answer.get("jsonrpc") != "2.0" or answer.get("id") != call_id or "result" not in answer:
-        raise endpoint.fault("RPC answered something that is no answer to the call")
+        raise endpoint.error("RPC answered something that is no answer to the call")
     return answer["result"]
 
 
 def object_of(raw: object, endpoint: Endpoint) -> dict[str, Any]:
     if not isinstance(raw, dict):
-        raise endpoint.fault("RPC answered garbage (an object was expected)")
+        raise endpoint.error("RPC answered garbage (an object was expected)")
     return raw
 
 
 def list_of(raw: object, endpoint: Endpoint) -> list[Any]:
     if not isinstance(raw, list):
-        raise endpoint.fault("RPC answered garbage (a list was expected)")
+        raise endpoint.error("RPC answered garbage (a list was expected)")
     return raw
 
 
 def hex_of(raw: object, form: re.Pattern[str], endpoint: Endpoint) -> str:
     if not isinstance(raw, str) or not form.fullmatch(raw):
-        raise endpoint.fault("RPC answered garbage (other hex was expected)")
+        raise endpoint.error("RPC answered garbage (other hex was expected)")
     return raw.lower()
 
 
@@ -381,7 +381,7 @@ def _receipt(raw: Mapping[str, Any], endpoint: Endpoint) -> Receipt:
     here = (receipt.transaction, receipt.block, receipt.block_hash)
     for log in receipt.logs:
         if log.removed or (log.transaction, log.block, log.block_hash) != here:
-            raise endpoint.fault("contradiction: a receipt holds a log of another place")
+            raise endpoint.error("contradiction: a receipt holds a log of another place")
     return receipt
 
 
@@ -487,7 +487,9 @@ class Background:
                     verify=verify, proxy=_proxy(address.url)
                 )
             except (ValueError, ImportError):
-                raise Fault(f"{address.name}: the environment's proxy cannot be used") from None
+                raise EndpointError(
+                    f"{address.name}: the environment's proxy cannot be used"
+                ) from None
         return self._transports[address]
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Literal, NoReturn
 from x402_mask._chain.authorizations import Unknown
 from x402_mask._chain.node import Node, agreed_nonce, gas_for, l1_fee, market_fees
 from x402_mask._chain.receipts import QUESTION_S, Glance, Paid, Reverted, evidence, glance, mismatch
-from x402_mask._chain.rpc import Fault
+from x402_mask._chain.rpc import EndpointError
 from x402_mask._chain.transaction import Transaction, calldata, checked, sign
 from x402_mask._crypto.eip712 import checksum
 from x402_mask._ledger.transfers import MAY_SEND
@@ -126,8 +126,8 @@ class TransferSender:
             _refuse(reason)
         try:
             return self._prepared(terms, deadline)
-        except (Fault, ValueError) as fault:
-            _refuse(str(fault))
+        except (EndpointError, ValueError) as error:
+            _refuse(str(error))
 
     def _prepared(self, terms: Terms, deadline: float) -> SignedTransfer:
         if not isinstance(self._signer, Wallet) or self._max_gas_wei is None:
@@ -305,8 +305,8 @@ class TransferSender:
         """Sign the same with higher fees, store it, send it; where that may not be, send again."""
         try:
             signed = self._replacement(stored)
-        except (Fault, ValueError) as fault:
-            return f"{fault}; {self._send(stored.last)}".removesuffix("; ")
+        except (EndpointError, ValueError) as error:
+            return f"{error}; {self._send(stored.last)}".removesuffix("; ")
         attempt = len(stored.attempts)
         if not self._ledger.add_attempt(signed, attempt, now_us=self._now_us()):
             return ""  # another process was first, or it has ended: look again
@@ -346,8 +346,8 @@ class TransferSender:
             try:
                 node.check_chain()
                 node.ask("hash", lambda e: e.send_raw_transaction(signed.raw))
-            except Fault as fault:
-                failures.append(str(fault))
+            except EndpointError as error:
+                failures.append(str(error))
         return "; ".join(failures)
 
     def _nodes(self, network: str) -> list[Node]:

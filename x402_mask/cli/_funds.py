@@ -44,7 +44,7 @@ class Funds:
 def funds(payer: Payer, asset: Asset) -> Funds | None:
     """What the wallet has of *asset*; ``None`` without a wallet, or an RPC for its network."""
     from x402_mask._chain.balances import balance_of
-    from x402_mask._chain.rpc import Fault
+    from x402_mask._chain.rpc import EndpointError
     from x402_mask._money import usd
 
     buyer = buyer_of(payer)
@@ -52,8 +52,8 @@ def funds(payer: Payer, asset: Asset) -> Funds | None:
         return None
     try:
         amount = balance_of(buyer.chain(), asset, payer.address)
-    except Fault as fault:
-        return Funds(asset=asset, why=str(fault))
+    except EndpointError as error:
+        return Funds(asset=asset, why=str(error))
     # rounded down: what is there to spend
     return Funds(asset=asset, amount=amount, usd=usd(amount * 10**6 // 10**asset.decimals))
 
