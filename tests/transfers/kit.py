@@ -14,13 +14,15 @@ from tests.ledger.kit import reserved, state_of
 from tests.support.chain import NETWORK, USDC, Chain
 from x402_mask import Wallet
 from x402_mask._chain.authorizations import ChainReader
-from x402_mask._chain.sender import MAX_GAS_WEI, TransferSender
+from x402_mask._chain.sender import TransferSender
 from x402_mask._ledger.ledger import Ledger
 from x402_mask._ledger.transfers import SignedTransfer, StoredTransfer, Terms
 
 PRICE = 250_000
 MARGIN = 3
 """Blocks that must lie on a block before it proves anything here."""
+MAX_GAS_WEI = 10**15
+"""As a payer has it by default."""
 
 
 @dataclass

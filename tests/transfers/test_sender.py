@@ -14,12 +14,11 @@ from web3 import Web3
 from tests.ledger.kit import together
 from tests.support.chain import NETWORK, USDC, Chain
 from tests.transfers.conftest import BuyerFor
-from tests.transfers.kit import MARGIN, PRICE, Buyer
+from tests.transfers.kit import MARGIN, MAX_GAS_WEI, PRICE, Buyer
 from tests.transfers.proxy import Lost, Proxy
 from x402_mask import LedgerError, SQLiteLedger, TokenFlowError, Wallet
 from x402_mask._chain.authorizations import Unknown
 from x402_mask._chain.receipts import Displaced, Paid, Reverted
-from x402_mask._chain.sender import MAX_GAS_WEI
 from x402_mask._ledger.transfers import Terms
 
 pytestmark = [pytest.mark.chain, pytest.mark.timeout(60, func_only=True)]

@@ -43,9 +43,6 @@ if TYPE_CHECKING:
         Terms,
     )
 
-MAX_GAS_WEI: Final = 10**15
-"""The most that the gas of one payment may cost by default: 0.001 ETH."""
-
 _LOOK_S: Final = 10.0
 _PROOF_S: Final = 20.0
 _POLL_S: Final = (0.1, 2.0)  # from the first to the longest pause between two looks
