@@ -15,19 +15,9 @@ from eth_account import Account
 
 from x402_mask import Asset, Cap, Payer, SQLiteLedger, Wallet
 from x402_mask._payer import buyer_of
-from x402_mask._settings.sources import (
-    _READERS,
-    Settings,
-    from_config,
-    from_env,
-    mistaken,
-    open_ledger,
-    parse_cap,
-    parse_caps,
-    parse_rpc,
-    parse_span,
-    read,
-)
+from x402_mask._settings.ledger_place import open_ledger
+from x402_mask._settings.sources import Settings, from_config, from_env, mistaken, read
+from x402_mask._settings.words import READERS, parse_cap, parse_caps, parse_rpc, parse_span
 
 KEY = "11" * 32
 ADDRESS = "0x19E7E376E7C213B7E7e7e46cc70A5dD086DAff2A"
@@ -406,7 +396,7 @@ def test_every_key_of_a_file(file: Path) -> None:
 def test_a_file_has_a_key_for_each_keyword_of_a_payer() -> None:
     names = set(inspect.signature(Payer).parameters)
     code = {"approve", "on_event", "clock", "settle_payment"}
-    assert set(_READERS) == names - {"wallet", "ledger"} - code
+    assert set(READERS) == names - {"wallet", "ledger"} - code
 
 
 def test_a_payer_from_a_file_and_from_the_environment(

@@ -17,7 +17,8 @@ import pytest
 
 from x402_mask import Payer
 from x402_mask._payer import buyer_of
-from x402_mask._settings.sources import _READERS, VARIABLES, from_config, read
+from x402_mask._settings.sources import VARIABLES, from_config, read
+from x402_mask._settings.words import READERS
 
 HEX = "4c0883a69102937d6231471b5dbb6204fe5129617082792ae468d01a3f362318"
 SECRETS = {
@@ -85,7 +86,7 @@ def test_in_a_variable(name: str, secret: str, caplog: pytest.LogCaptureFixture)
     unseen(secret, everything_said(lambda: Payer.from_env(env)) + caplog.text)
 
 
-VALUES = [*_READERS, "ledger", "wallet"]
+VALUES = [*READERS, "ledger", "wallet"]
 NESTED = {
     "wallet": ["keystore", "password_env", "private_key_env", "private_key", "other"],
     "rpc": ["eip155:8453"],

@@ -119,7 +119,7 @@ def demo(session: Session, output: Path) -> int:
 def _run(url: str, ledger: Path, output: Path) -> _Shown:
     from x402_mask._ledger.sqlite import SQLiteLedger
     from x402_mask._payer import Payer
-    from x402_mask._settings.sources import parse_cap
+    from x402_mask._settings.words import parse_cap
     from x402_mask._wallets.local import Wallet
     from x402_mask.errors import CapExceeded
     from x402_mask.httpx import Client
