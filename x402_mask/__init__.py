@@ -47,12 +47,8 @@ from x402_mask.httpx import (
 if TYPE_CHECKING:
     from x402_mask._ledger.postgres import PostgresLedger
     from x402_mask._ledger.sqlite import MemoryLedger, SQLiteLedger
-    from x402_mask.marketplace.client import (
-        CatalogError,
-        CatalogService,
-        Marketplace,
-        UnknownService,
-    )
+    from x402_mask.marketplace.client import Marketplace
+    from x402_mask.marketplace.documents import CatalogError, CatalogService, UnknownService
     from x402_mask.marketplace.refine import RefinedMask, ServiceFailed, refine_mask
 
 __version__ = "0.1.0"
@@ -104,10 +100,10 @@ __all__ = [
 ]
 
 _LAZY = {
-    "CatalogError": "x402_mask.marketplace.client",
-    "CatalogService": "x402_mask.marketplace.client",
+    "CatalogError": "x402_mask.marketplace.documents",
+    "CatalogService": "x402_mask.marketplace.documents",
     "Marketplace": "x402_mask.marketplace.client",
-    "UnknownService": "x402_mask.marketplace.client",
+    "UnknownService": "x402_mask.marketplace.documents",
     "RefinedMask": "x402_mask.marketplace.refine",
     "ServiceFailed": "x402_mask.marketplace.refine",
     "refine_mask": "x402_mask.marketplace.refine",

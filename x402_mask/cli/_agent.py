@@ -27,13 +27,14 @@ from x402_mask.cli._unpack import ACCEPTED, Unpacker, Unreadable
 from x402_mask.errors import OriginRefused, PaymentError
 from x402_mask.httpx import AsyncClient, receipt_of
 from x402_mask.httpx._transport import TIMEOUT
-from x402_mask.marketplace.client import CatalogError, Marketplace, UnknownService
+from x402_mask.marketplace.client import Marketplace
+from x402_mask.marketplace.documents import CatalogError, UnknownService
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from x402_mask._payer import Payer
-    from x402_mask.marketplace.client import CatalogService
+    from x402_mask.marketplace.documents import CatalogService
 
 log = logging.getLogger("x402_mask")
 
@@ -151,7 +152,7 @@ class Agent:
     async def _quote(self, until: float, service: str, arguments: Arguments) -> Answered:
         request = await self._request(until, self._plain, service, arguments)
         response = await _by(until, lambda: self._plain.send(request, stream=True))
-        body, whole = await _read(response, CATALOG_BYTES_MAX, until)
+        body, whole = await service_of(response, CATALOG_BYTES_MAX, until)
         quote = await self._payer.aquote(_detached(response, body))
         if quote is not None:
             return quoted(quote, buyer_of(self._payer).settings.policy.networks), False
@@ -163,7 +164,7 @@ class Agent:
     async def _call(self, until: float, service: str, arguments: Arguments) -> Answered:
         request = await self._request(until, self._paying, service, arguments)
         response = await _by(until, lambda: self._paying.send(request, stream=True))
-        body, whole = await _read(response, PAID_BYTES_MAX, until)
+        body, whole = await service_of(response, PAID_BYTES_MAX, until)
         receipt = receipt_of(response)
         limit = PAID_BYTES_MAX if response.is_success else TEXT_MAX
         document = {
@@ -291,7 +292,7 @@ async def _by(until: float, wait: Callable[[], Awaitable[T]]) -> T:
     raise Late(risk)
 
 
-async def _read(response: httpx.Response, limit: int, until: float) -> tuple[bytes, bool]:
+async def service_of(response: httpx.Response, limit: int, until: float) -> tuple[bytes, bool]:
     """At most *limit* bytes of a body, and whether that is all of it."""
     body = bytearray()
     whole = False

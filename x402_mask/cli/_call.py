@@ -215,7 +215,8 @@ def _looked_up(session: Session, payer: Payer, asked: Asked) -> Asked:
     import httpx
 
     from x402_mask.httpx import Client
-    from x402_mask.marketplace.client import CatalogError, Marketplace
+    from x402_mask.marketplace.client import Marketplace
+    from x402_mask.marketplace.documents import CatalogError
 
     origin = session.origin(asked.base_url)
     patience = min(_CATALOG_S, asked.timeout)
