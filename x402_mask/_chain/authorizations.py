@@ -28,7 +28,7 @@ import concurrent.futures
 import os
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
 
 from x402_mask._chain.rpc import (
     ADDRESS,
@@ -63,6 +63,7 @@ _FUTURE_S: Final = 60  # how far a confirmed block may be ahead of a clock that 
 _LAG_S: Final = 180  # how old a confirmed block may be where nothing lags: 12 blocks of 12 s
 _QUESTION_TIME_OUTS: Final = 6  # one question may take as long as this many calls
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
@@ -100,6 +101,52 @@ class Authorization:
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value < 1 << 256:
                 raise ValueError(f"{name} is not an integer from 0 to 2**256 - 1")
+
+    async def judge(self, endpoint: Endpoint, top: Header, lag_s: int) -> Evidence:
+        """One endpoint's evidence as of the confirmed block ``top`` of a chain that lags so much.
+
+        Raises:
+            EndpointError: it cannot be believed.
+        """
+        terms = _Terms.of(self)
+        if await _is_used(endpoint, terms, top):
+            hinted = await _hinted(endpoint, self, terms, top)
+            return hinted or await _searched(endpoint, self, terms, top)
+        if top.time <= self.valid_before + lag_s:
+            lags = f" by the {lag_s} s that the chain lags" if lag_s else ""
+            return Unknown(
+                reason=f"{endpoint.name}: not expired yet: unused in confirmed block {top.number}, "
+                f"whose time {top.time} is not past validBefore {self.valid_before}{lags}"
+            )
+        window = await _window(endpoint, self, top)
+        if await _events(endpoint, terms, *window):
+            raise endpoint.error(
+                "contradiction: the nonce is unused by state, used or cancelled by event"
+            )
+        return Unused(block=top.number, block_time=top.time)
+
+    async def glance(self, endpoint: Endpoint, transaction: str) -> Evidence:
+        """Whether *transaction* pays, at whatever depth.
+
+        Raises:
+            EndpointError: the endpoint cannot be believed.
+        """
+        terms = _Terms.of(self)
+        checks: tuple[Coroutine[Any, Any, Any], ...] = (
+            endpoint.check_chain(),
+            endpoint.receipt(transaction),
+        )
+        _, receipt = await together(*checks)
+        told = f"{endpoint.name}: transaction {transaction}"
+        if receipt is None:
+            return Unknown(reason=f"{told} is not on chain yet")
+        if not receipt.ok:
+            return Unknown(reason=f"{told} failed")
+        if not _used_in(receipt, terms):
+            return Unknown(reason=f"{told} does not use this authorization")
+        if not _pays(receipt, terms):
+            return Unknown(reason=_mismatch(endpoint, self, receipt))
+        return Settled(transaction=receipt.transaction, block=receipt.block, amount=self.amount)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +192,39 @@ class Unknown:
 
 
 Evidence = Settled | Canceled | Unused | Unknown
+
+
+class Question(Protocol):
+    """What is asked of a chain about one thing that was signed.
+
+    ``network`` is CAIP-2.  Nobody can take anything from ``valid_before`` on, Unix seconds.
+    ``transaction`` is a hint, such as a seller's claim.  ``time_out_s`` bounds the whole question.
+    """
+
+    @property
+    def network(self) -> str: ...
+    @property
+    def valid_before(self) -> int: ...
+    @property
+    def transaction(self) -> str | None: ...
+    @property
+    def time_out_s(self) -> float | None: ...
+
+    async def judge(self, endpoint: Endpoint, top: Header, lag_s: int) -> Evidence:
+        """One endpoint's evidence as of the confirmed block ``top`` of a chain that lags so much.
+
+        Raises:
+            EndpointError: it cannot be believed.
+        """
+        ...
+
+    async def glance(self, endpoint: Endpoint, transaction: str) -> Evidence:
+        """Whether *transaction* pays, at whatever depth.
+
+        Raises:
+            EndpointError: the endpoint cannot be believed.
+        """
+        ...
 
 
 class ChainReader:
@@ -207,40 +287,44 @@ class ChainReader:
         """How many endpoints *network* has."""
         return len(self._addresses.get(network, ()))
 
-    def evidence(self, a: Authorization) -> Evidence:
-        """What the confirmed chain proves about ``a``.  Blocks; never raises for RPC faults."""
+    def evidence(self, question: Question) -> Evidence:
+        """What the confirmed chain proves of what was signed.  Blocks; never raises for RPC faults."""
 
         async def ask(endpoints: Sequence[Endpoint]) -> Evidence:
             top = await self._top(endpoints)
             ahead = self._ahead(endpoints, top)
             lag_s = max(0, int(self._clock()) - top.time - _LAG_S)
-            answers = await each(endpoints, lambda endpoint: _answer(endpoint, a, top, lag_s))
+            answers = await each(
+                endpoints, lambda endpoint: _believed(question.judge, endpoint, top, lag_s)
+            )
             await same_block(endpoints, top.number, top)
             found = _agreed(endpoints, answers)
             if ahead is not None:  # it frees nothing; that money has gone needs no clock
                 return found if isinstance(found, Settled) else ahead
             if isinstance(found, Settled | Unknown):
-                found = replace(found, past=top.time > a.valid_before + lag_s)
+                found = replace(found, past=top.time > question.valid_before + lag_s)
             return found
 
         bound_s = self._time_out_s * _QUESTION_TIME_OUTS
-        return self._ask(a, ask, bound_s if a.time_out_s is None else min(bound_s, a.time_out_s))
+        wanted_s = question.time_out_s
+        return self._ask(question, ask, bound_s if wanted_s is None else min(bound_s, wanted_s))
 
-    def seen(self, a: Authorization, *, time_out_s: float = 3.0) -> Settled | Unknown:
-        """Whether the hinted transaction, unconfirmed as it may be, pays ``a``.  Blocks briefly.
+    def seen(self, question: Question, *, time_out_s: float = 3.0) -> Settled | Unknown:
+        """Whether the hinted transaction, unconfirmed as it may be, pays.  Blocks briefly.
 
         ``time_out_s`` bounds the whole question.  Never raises for RPC faults.
         """
-        hint = a.transaction
+        hint = question.transaction
         if hint is None or not HASH.fullmatch(hint):
             return Unknown(reason="no transaction is named")
 
         async def ask(endpoints: Sequence[Endpoint]) -> Evidence:
-            return _agreed(
-                endpoints, await each(endpoints, lambda endpoint: _glance(endpoint, a, hint))
+            answers = await each(
+                endpoints, lambda endpoint: _believed(question.glance, endpoint, hint)
             )
+            return _agreed(endpoints, answers)
 
-        answer = self._ask(a, ask, time_out_s)
+        answer = self._ask(question, ask, time_out_s)
         return answer if isinstance(answer, Settled | Unknown) else Unknown(reason="not settled")
 
     def close(self) -> None:
@@ -249,12 +333,12 @@ class ChainReader:
 
     def _ask(
         self,
-        a: Authorization,
+        question: Question,
         ask: Callable[[Sequence[Endpoint]], Awaitable[Evidence]],
         time_out_s: float,
     ) -> Evidence:
         try:
-            return self.ask(a.network, ask, time_out_s)
+            return self.ask(question.network, ask, time_out_s)
         except EndpointError as error:
             return Unknown(reason=str(error), answered=False)
 
@@ -339,9 +423,12 @@ async def same_block(endpoints: Sequence[Endpoint], number: int, expected: Heade
     return first
 
 
-async def _answer(endpoint: Endpoint, a: Authorization, top: Header, lag_s: int) -> Evidence:
+async def _believed(
+    ask: Callable[_P, Coroutine[Any, Any, Evidence]], *args: _P.args, **kwargs: _P.kwargs
+) -> Evidence:
+    """What one endpoint answers; unknown where it cannot be believed."""
     try:
-        return await _judge(endpoint, a, top, lag_s)
+        return await ask(*args, **kwargs)
     except EndpointError as error:
         return Unknown(reason=str(error), answered=False)
 
@@ -358,46 +445,6 @@ def _agreed(endpoints: Sequence[Endpoint], answers: Sequence[Evidence]) -> Evide
         for endpoint, answer in zip(endpoints, answers, strict=True)
     )
     return Unknown(reason=f"endpoints disagree: {said}", answered=False)
-
-
-async def _judge(endpoint: Endpoint, a: Authorization, top: Header, lag_s: int) -> Evidence:
-    """One endpoint's evidence as of the confirmed block ``top`` of a chain that lags so much."""
-    terms = _Terms.of(a)
-    if await _is_used(endpoint, terms, top):
-        return await _hinted(endpoint, a, terms, top) or await _searched(endpoint, a, terms, top)
-    if top.time <= a.valid_before + lag_s:
-        lags = f" by the {lag_s} s that the chain lags" if lag_s else ""
-        return Unknown(
-            reason=f"{endpoint.name}: not expired yet: unused in confirmed block {top.number}, "
-            f"whose time {top.time} is not past validBefore {a.valid_before}{lags}"
-        )
-    window = await _window(endpoint, a, top)
-    if await _events(endpoint, terms, *window):
-        raise endpoint.error(
-            "contradiction: the nonce is unused by state, used or cancelled by event"
-        )
-    return Unused(block=top.number, block_time=top.time)
-
-
-async def _glance(endpoint: Endpoint, a: Authorization, hint: str) -> Evidence:
-    """Whether the hinted transaction pays, at whatever depth."""
-    terms = _Terms.of(a)
-    checks: tuple[Coroutine[Any, Any, Any], ...] = (endpoint.check_chain(), endpoint.receipt(hint))
-    try:
-        _, receipt = await together(*checks)
-    except EndpointError as error:
-        return Unknown(reason=str(error), answered=False)
-    if receipt is None:
-        return Unknown(reason=f"{endpoint.name}: transaction {hint} is not on chain yet")
-    if not receipt.ok:
-        return Unknown(reason=f"{endpoint.name}: transaction {hint} failed")
-    if not _used_in(receipt, terms):
-        return Unknown(
-            reason=f"{endpoint.name}: transaction {hint} does not use this authorization"
-        )
-    if not _pays(receipt, terms):
-        return Unknown(reason=_mismatch(endpoint, a, receipt))
-    return Settled(transaction=receipt.transaction, block=receipt.block, amount=a.amount)
 
 
 async def _hinted(
