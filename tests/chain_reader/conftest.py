@@ -10,7 +10,7 @@ import pytest
 
 from tests.chain_reader.fake import NETWORK, Chain, Node, at
 from tests.support.fixtures import own_chain, pytest_terminal_summary
-from x402_mask._chain.authorizations import ChainReader
+from x402_mask._chain.reader import ChainReader
 
 __all__ = ["own_chain", "pytest_terminal_summary"]
 

@@ -16,15 +16,9 @@ from web3.logs import DISCARD
 
 from tests.support.chain import NETWORK, USDC, Chain, Signed
 from tests.support.fixtures import needed
-from x402_mask._chain.authorizations import (
-    Authorization,
-    Canceled,
-    ChainReader,
-    Evidence,
-    Settled,
-    Unknown,
-    Unused,
-)
+from x402_mask._chain.authorizations import Authorization
+from x402_mask._chain.reader import ChainReader
+from x402_mask._chain.verdicts import Canceled, Evidence, Settled, Unknown, Unused
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -33,15 +33,9 @@ from tests.chain_reader.fake import (
     used,
     word,
 )
-from x402_mask._chain.authorizations import (
-    Authorization,
-    Canceled,
-    ChainReader,
-    Evidence,
-    Settled,
-    Unknown,
-    Unused,
-)
+from x402_mask._chain.authorizations import Authorization
+from x402_mask._chain.reader import ChainReader
+from x402_mask._chain.verdicts import Canceled, Evidence, Settled, Unknown, Unused
 
 A = authorization()
 pytestmark = pytest.mark.timeout(120)

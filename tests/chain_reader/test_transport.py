@@ -34,7 +34,8 @@ from tests.chain_reader.fake import (
     send,
     used,
 )
-from x402_mask._chain.authorizations import ChainReader, Settled, Unknown, Unused
+from x402_mask._chain.reader import ChainReader
+from x402_mask._chain.verdicts import Settled, Unknown, Unused
 
 A = replace(authorization(), transaction="0x" + "99" * 32)
 SECRET = "hunter2secret"

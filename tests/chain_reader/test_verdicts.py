@@ -34,14 +34,9 @@ from tests.chain_reader.fake import (
     nodes,
     used,
 )
-from x402_mask._chain.authorizations import (
-    Authorization,
-    Canceled,
-    ChainReader,
-    Settled,
-    Unknown,
-    Unused,
-)
+from x402_mask._chain.authorizations import Authorization
+from x402_mask._chain.reader import ChainReader
+from x402_mask._chain.verdicts import Canceled, Settled, Unknown, Unused
 
 A = authorization()
 SETTLED_AT = 1010  # 20 s after the signature, 40 s before validBefore
@@ -95,7 +90,7 @@ def _reader(node: Node) -> Any:
 
 
 def test_web3_is_not_imported() -> None:
-    code = "import sys, x402_mask._chain.authorizations; sys.exit('web3' in sys.modules)"
+    code = "import sys, x402_mask._chain.authorizations, x402_mask._chain.reader; sys.exit('web3' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 

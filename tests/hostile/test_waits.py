@@ -17,7 +17,7 @@ from tests.hostile.kit import Clock, World
 from tests.support.faults import NO_TLS
 from tests.support.seller import Reply, offer, paywall, sequence, served, v2_header
 from x402_mask import AsyncClient, Client, LedgerError, receipt_of
-from x402_mask._chain.authorizations import Settled
+from x402_mask._chain.verdicts import Settled
 
 BASE = "eip155:8453"
 LOCKED_S = 5.0

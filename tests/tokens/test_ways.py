@@ -13,7 +13,7 @@ from tests.support.seller import PAYEE, TRANSACTION, USDC
 from tests.tokens.bazaar import FORMS, GOODS, PRICE, SERVICE, Bazaar, nothing, once, saying
 from tests.tokens.shop import COLOURS, USD, WALLET, assert_sound, call, counted, payer, states
 from x402_mask import Cap, Payer, PaymentRefused, TokenFlowError, receipt_of
-from x402_mask._chain.authorizations import Settled, Unknown
+from x402_mask._chain.verdicts import Settled, Unknown
 
 SETTLED = ("token", USD, "settled")
 

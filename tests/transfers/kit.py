@@ -13,7 +13,7 @@ from eth_account.signers.local import LocalAccount
 from tests.ledger.kit import reserved, state_of
 from tests.support.chain import NETWORK, USDC, Chain
 from x402_mask import Wallet
-from x402_mask._chain.authorizations import ChainReader
+from x402_mask._chain.reader import ChainReader
 from x402_mask._chain.sender import TransferSender
 from x402_mask._ledger.ledger import Ledger
 from x402_mask._ledger.transfers import SignedTransfer, StoredTransfer, Terms

@@ -17,8 +17,8 @@ from tests.transfers.conftest import BuyerFor
 from tests.transfers.kit import MARGIN, MAX_GAS_WEI, PRICE, Buyer
 from tests.transfers.proxy import Lost, Proxy
 from x402_mask import LedgerError, SQLiteLedger, TokenFlowError, Wallet
-from x402_mask._chain.authorizations import Unknown
 from x402_mask._chain.receipts import Displaced, Paid, Reverted
+from x402_mask._chain.verdicts import Unknown
 from x402_mask._ledger.transfers import Terms
 
 pytestmark = [pytest.mark.chain, pytest.mark.timeout(60, func_only=True)]

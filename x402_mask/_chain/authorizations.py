@@ -1,70 +1,50 @@
-"""What the chain says about a signed authorization: settled, cancelled, unused, or not known.
+"""EIP-3009: what a chain says of a signed authorization.
 
-The only module that talks to a chain; ``_chain.sender`` asks and sends through it.  One
-question, :meth:`ChainReader.evidence`, is answered from one confirmed block that every endpoint of
-the network must have and agree on; any fault, delay or contradiction is :class:`Unknown`, so money
-is never freed by doubt.
-
-* **used** and a ``Transfer`` of exactly what was signed in the same transaction: :class:`Settled`;
-* **used** by ``cancelAuthorization``: :class:`Canceled`;
+* **used** and a ``Transfer`` of exactly what was signed in the same transaction: ``Settled``;
+* **used** by ``cancelAuthorization``: ``Canceled``;
 * **unused** in a confirmed block later than ``validBefore``, and no event to the contrary:
-  :class:`Unused`.  It can never be used again, for both bounds are exclusive and block times do not
-  fall (EIP-3009).  Where the chain's blocks lag behind our clock, the block must be later by as
-  much: a chain that catches up makes in a second what else takes minutes, so that twelve blocks on
-  top say little;
-* everything else: :class:`Unknown`, whose reason is for people.
+  ``Unused``.  It can never be used again, for both bounds are exclusive and block times do not fall
+  (EIP-3009).  Where the chain's blocks lag behind our clock, the block must be later by as much: a
+  chain that catches up makes in a second what else takes minutes, so that twelve blocks on top say
+  little;
+* everything else: ``Unknown``.
 
 Every value read here is one 32-byte word that is compared for equality, so no ABI codec is needed.
-The tests hold the words below against web3's codec.  What an endpoint is asked by: see
-``_chain.rpc``.
+The tests hold the words below against web3's codec.
 
 Sources: EIP-3009 (``authorizationState``, events), EIP-20 (``Transfer``).
 """
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
-import os
-import time
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
 
 from x402_mask._chain.rpc import (
     ADDRESS,
     HASH,
-    Background,
-    Closed,
-    Endpoint,
+    TRANSFER,
     EndpointError,
-    Header,
-    Log,
-    Receipt,
     Refused,
-    each,
-    endpoints_of,
+    address_word,
     hex_of,
     together,
 )
+from x402_mask._chain.verdicts import Canceled, Evidence, Settled, Unknown, Unused
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Coroutine, Sequence
+
+    from x402_mask._chain.rpc import Endpoint, Header, Log, Receipt
 
 _USED: Final = "0x98de503528ee59b575ef0c0a2576a82497bfc029a5685b209e9ec333479b10a5"
 _CANCELED: Final = "0x1cdd46ff242716cdaa72d159d339a485b3438398348d68f09d7c8c0a59353d81"
-TRANSFER: Final = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef"
 _AUTHORIZATION_STATE: Final = "0xe94a0102"
 
 _EVENTS_MAX: Final = 16  # a nonce is used once; a liar could say a million
 _FAR_SPANS: Final = 32  # how far past validBefore a late cancellation is looked for
 _NEAR_S: Final = 120  # ordinary distance between this machine's clock and block times
 _SKEW_S: Final = 3600  # a clock an hour fast signs "after" it was settled
-_FUTURE_S: Final = 60  # how far a confirmed block may be ahead of a clock that is a little slow
-_LAG_S: Final = 180  # how old a confirmed block may be where nothing lags: 12 blocks of 12 s
-_QUESTION_TIME_OUTS: Final = 6  # one question may take as long as this many calls
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,304 +127,6 @@ class Authorization:
         if not _pays(receipt, terms):
             return Unknown(reason=_mismatch(endpoint, self, receipt))
         return Settled(transaction=receipt.transaction, block=receipt.block, amount=self.amount)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settled:
-    """The nonce was used, and its transaction moved exactly ``amount`` from payer to payee.
-
-    ``past`` is whether ``validBefore`` is past in a confirmed block, as far as that is known.
-    """
-
-    transaction: str
-    block: int
-    amount: int
-    past: bool | None = field(default=None, compare=False, repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Canceled:
-    """The payer cancelled the authorization; it can never move money."""
-
-    transaction: str
-    block: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unused:
-    """Unused in confirmed ``block``, whose time (Unix seconds) is past ``validBefore``."""
-
-    block: int
-    block_time: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unknown:
-    """Nothing is proven; ``reason`` says why, for people.
-
-    ``answered`` is whether the chain was asked, and only proves nothing yet.  ``past`` is whether
-    ``validBefore`` is past in a confirmed block, as far as that is known.
-    """
-
-    reason: str
-    answered: bool = field(default=True, compare=False, repr=False)
-    past: bool | None = field(default=None, compare=False, repr=False)
-
-
-Evidence = Settled | Canceled | Unused | Unknown
-
-
-class Question(Protocol):
-    """What is asked of a chain about one thing that was signed.
-
-    ``network`` is CAIP-2.  Nobody can take anything from ``valid_before`` on, Unix seconds.
-    ``transaction`` is a hint, such as a seller's claim.  ``time_out_s`` bounds the whole question.
-    """
-
-    @property
-    def network(self) -> str: ...
-    @property
-    def valid_before(self) -> int: ...
-    @property
-    def transaction(self) -> str | None: ...
-    @property
-    def time_out_s(self) -> float | None: ...
-
-    async def judge(self, endpoint: Endpoint, top: Header, lag_s: int) -> Evidence:
-        """One endpoint's evidence as of the confirmed block ``top`` of a chain that lags so much.
-
-        Raises:
-            EndpointError: it cannot be believed.
-        """
-        ...
-
-    async def glance(self, endpoint: Endpoint, transaction: str) -> Evidence:
-        """Whether *transaction* pays, at whatever depth.
-
-        Raises:
-            EndpointError: the endpoint cannot be believed.
-        """
-        ...
-
-
-class ChainReader:
-    """Reads evidence about authorizations from JSON-RPC endpoints.  Safe to share by threads.
-
-    ``endpoints`` maps CAIP-2 networks to one URL or several; several must all agree.
-    ``margin_blocks`` are the blocks that must lie on top of the one that is believed;
-    ``block_span`` is the widest range of one ``eth_getLogs`` (an endpoint that refuses it is asked
-    for less); ``time_out_s`` bounds each call, and six times that one question, unless it says
-    otherwise; ``clock`` gives Unix seconds, against which the times of blocks are judged.  A single
-    endpoint that lies consistently about the past is believed: give two of different operators.
-
-    Proxies are taken from the environment, redirects are never followed, and no message shows more
-    of a URL than scheme, host and port.
-
-    Raises:
-        ValueError: a network that is not ``eip155:<id>``, a URL that is neither https nor http on
-            loopback, no URL at all, or a number out of range.
-    """
-
-    def __init__(
-        self,
-        endpoints: Mapping[str, str | Sequence[str]],
-        *,
-        margin_blocks: int = 12,
-        block_span: int = 2000,
-        time_out_s: float = 10.0,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        if margin_blocks < 0 or block_span < 1 or not time_out_s > 0:
-            raise ValueError("margin_blocks >= 0, block_span >= 1 and time_out_s > 0 are needed")
-        self._addresses = {
-            network: endpoints_of(network, urls) for network, urls in endpoints.items()
-        }
-        self._margin_blocks = margin_blocks
-        self._block_span = block_span
-        self._time_out_s = time_out_s
-        self._clock = clock
-        self._until: float | None = None
-        self._backgrounds: dict[int, Background] = {}
-
-    def __repr__(self) -> str:
-        return f"ChainReader({ {n: [e.name for e in es] for n, es in self._addresses.items()} })"
-
-    def __reduce__(self) -> str | tuple[Any, ...]:
-        raise TypeError("a ChainReader cannot be pickled: its URLs may carry keys")
-
-    @property
-    def networks(self) -> frozenset[str]:
-        """The networks that can be asked about (CAIP-2)."""
-        return frozenset(self._addresses)
-
-    def until(self, deadline: float) -> ChainReader:
-        """This reader, for questions that end by then at the latest (``time.monotonic``)."""
-        bounded = object.__new__(type(self))
-        bounded.__dict__.update(self.__dict__, _until=deadline)
-        return bounded
-
-    def count(self, network: str) -> int:
-        """How many endpoints *network* has."""
-        return len(self._addresses.get(network, ()))
-
-    def evidence(self, question: Question) -> Evidence:
-        """What the confirmed chain proves of what was signed.  Blocks; never raises for RPC faults."""
-
-        async def ask(endpoints: Sequence[Endpoint]) -> Evidence:
-            top = await self._top(endpoints)
-            ahead = self._ahead(endpoints, top)
-            lag_s = max(0, int(self._clock()) - top.time - _LAG_S)
-            answers = await each(
-                endpoints, lambda endpoint: _believed(question.judge, endpoint, top, lag_s)
-            )
-            await same_block(endpoints, top.number, top)
-            found = _agreed(endpoints, answers)
-            if ahead is not None:  # it frees nothing; that money has gone needs no clock
-                return found if isinstance(found, Settled) else ahead
-            if isinstance(found, Settled | Unknown):
-                found = replace(found, past=top.time > question.valid_before + lag_s)
-            return found
-
-        bound_s = self._time_out_s * _QUESTION_TIME_OUTS
-        wanted_s = question.time_out_s
-        return self._ask(question, ask, bound_s if wanted_s is None else min(bound_s, wanted_s))
-
-    def seen(self, question: Question, *, time_out_s: float = 3.0) -> Settled | Unknown:
-        """Whether the hinted transaction, unconfirmed as it may be, pays.  Blocks briefly.
-
-        ``time_out_s`` bounds the whole question.  Never raises for RPC faults.
-        """
-        hint = question.transaction
-        if hint is None or not HASH.fullmatch(hint):
-            return Unknown(reason="no transaction is named")
-
-        async def ask(endpoints: Sequence[Endpoint]) -> Evidence:
-            answers = await each(
-                endpoints, lambda endpoint: _believed(question.glance, endpoint, hint)
-            )
-            return _agreed(endpoints, answers)
-
-        answer = self._ask(question, ask, time_out_s)
-        return answer if isinstance(answer, Settled | Unknown) else Unknown(reason="not settled")
-
-    def close(self) -> None:
-        """Close connections and end the background thread.  Later questions are Unknown."""
-        self._backgrounds.setdefault(os.getpid(), Background()).close()
-
-    def _ask(
-        self,
-        question: Question,
-        ask: Callable[[Sequence[Endpoint]], Awaitable[Evidence]],
-        time_out_s: float,
-    ) -> Evidence:
-        try:
-            return self.ask(question.network, ask, time_out_s)
-        except EndpointError as error:
-            return Unknown(reason=str(error), answered=False)
-
-    def ask(
-        self,
-        network: str,
-        question: Callable[[Sequence[Endpoint]], Awaitable[_T]],
-        time_out_s: float,
-    ) -> _T:
-        """Put a question to all endpoints of *network*; blocks, for *time_out_s* at most.
-
-        Raises:
-            EndpointError: there is none, it failed, or there was no answer in time.
-        """
-        if self._until is not None:
-            time_out_s = max(0.0, min(time_out_s, self._until - time.monotonic()))
-        # Keyed by process: after a fork neither thread nor connections are the child's.
-        background = self._backgrounds.setdefault(os.getpid(), Background())
-        endpoints = [
-            Endpoint(address, background, self._time_out_s, self._block_span)
-            for address in self._addresses.get(network, ())
-        ]
-        if not endpoints:
-            raise EndpointError(f"no RPC endpoint is configured for {network}")
-
-        async def bounded() -> _T:
-            try:
-                async with asyncio.timeout(time_out_s):
-                    return await question(endpoints)
-            except TimeoutError:
-                hosts = ", ".join(endpoint.name for endpoint in endpoints)
-                raise EndpointError(
-                    f"{hosts}: RPC timed out (no answer in {time_out_s:g} s)"
-                ) from None
-
-        try:
-            return background.run(bounded)
-        except (concurrent.futures.CancelledError, Closed):
-            raise EndpointError("the chain reader is closed") from None
-
-    async def common_top(self, endpoints: Sequence[Endpoint]) -> Header:
-        """The highest block with the margin on top of it at every endpoint, not from the future."""
-        top = await self._top(endpoints)
-        ahead = self._ahead(endpoints, top)
-        if ahead is not None:
-            raise EndpointError(ahead.reason)
-        return top
-
-    async def _top(self, endpoints: Sequence[Endpoint]) -> Header:
-        heads = await each(endpoints, Endpoint.head)
-        number = min(heads) - self._margin_blocks
-        if number < 0:
-            raise EndpointError(
-                f"the chain has {min(heads) + 1} blocks, too few for a margin of "
-                f"{self._margin_blocks}"
-            )
-        return await same_block(endpoints, number, None)
-
-    def _ahead(self, endpoints: Sequence[Endpoint], top: Header) -> Unknown | None:
-        """What is said of a block from the future: no chain confirms what has not happened yet."""
-        ahead_s = top.time - self._clock()
-        if ahead_s <= _FUTURE_S:
-            return None
-        return Unknown(
-            reason=f"{endpoints[0].name}: block {top.number} is {ahead_s:.0f} s ahead of this"
-            " machine's clock: the endpoint lies, or the clock is slow",
-            answered=False,
-        )
-
-
-# --- judging --------------------------------------------------------------------------------------
-
-
-async def same_block(endpoints: Sequence[Endpoint], number: int, expected: Header | None) -> Header:
-    headers = await each(endpoints, lambda endpoint: endpoint.header(number))
-    first = headers[0] if expected is None else expected
-    for endpoint, header in zip(endpoints, headers, strict=True):
-        if header != first:
-            raise EndpointError(
-                f"{endpoint.name}: endpoints disagree on block {number}, or it was replaced"
-            )
-    return first
-
-
-async def _believed(
-    ask: Callable[_P, Coroutine[Any, Any, Evidence]], *args: _P.args, **kwargs: _P.kwargs
-) -> Evidence:
-    """What one endpoint answers; unknown where it cannot be believed."""
-    try:
-        return await ask(*args, **kwargs)
-    except EndpointError as error:
-        return Unknown(reason=str(error), answered=False)
-
-
-def _agreed(endpoints: Sequence[Endpoint], answers: Sequence[Evidence]) -> Evidence:
-    first = answers[0]
-    if all(answer == first for answer in answers):
-        return first
-    unknowns = [answer for answer in answers if isinstance(answer, Unknown)]
-    if len(unknowns) == len(answers):
-        return first
-    said = "; ".join(
-        answer.reason if isinstance(answer, Unknown) else f"{endpoint.name}: {answer}"
-        for endpoint, answer in zip(endpoints, answers, strict=True)
-    )
-    return Unknown(reason=f"endpoints disagree: {said}", answered=False)
 
 
 async def _hinted(
@@ -542,10 +224,6 @@ class _Terms:
             nonce=nonce,
             amount=f"0x{a.amount:064x}",
         )
-
-
-def address_word(address: str) -> str:
-    return "0x" + "0" * 24 + address[2:].lower()
 
 
 def _own(receipt: Receipt, terms: _Terms) -> list[Log]:

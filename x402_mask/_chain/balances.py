@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from x402_mask._chain.authorizations import address_word
-from x402_mask._chain.rpc import HASH, each, hex_of
+from x402_mask._chain.rpc import HASH, address_word, each, hex_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from x402_mask._chain.authorizations import ChainReader
+    from x402_mask._chain.reader import ChainReader
     from x402_mask._chain.rpc import Endpoint
     from x402_mask._models import Asset
 

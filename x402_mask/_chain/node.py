@@ -17,7 +17,7 @@ from x402_mask._crypto.eip712 import checksum
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from x402_mask._chain.authorizations import ChainReader
+    from x402_mask._chain.reader import ChainReader
     from x402_mask._chain.transaction import Transaction
     from x402_mask._ledger.transfers import Terms
 

@@ -8,7 +8,7 @@ confirmed block that all endpoints agree on, and only it may free money:
   payer in it is exactly the amount, to the payee (a success status alone proves nothing);
 * **reverted**: one of them failed, and so used the nonce up: none of the others can be mined;
 * **displaced**: the nonce is used, but by none of them, nor by another that moved the same;
-* everything else is :class:`~x402_mask._chain.authorizations.Unknown`.
+* everything else is :class:`~x402_mask._chain.verdicts.Unknown`.
 
 Receipts, the account's nonce and the token's events must tell the same story.
 """
@@ -18,11 +18,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from x402_mask._chain.authorizations import TRANSFER, Unknown, address_word, same_block
+from x402_mask._chain.reader import same_block
 from x402_mask._chain.rpc import (
     DATA,
     HASH,
+    TRANSFER,
     EndpointError,
+    address_word,
     each,
     hex_of,
     list_of,
@@ -30,11 +32,12 @@ from x402_mask._chain.rpc import (
     quantity_of,
     together,
 )
+from x402_mask._chain.verdicts import Unknown
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
-    from x402_mask._chain.authorizations import ChainReader
+    from x402_mask._chain.reader import ChainReader
     from x402_mask._chain.rpc import Endpoint, Header, Log, Receipt
     from x402_mask._ledger.transfers import StoredTransfer, Terms
 

@@ -38,6 +38,7 @@ _CLOSE_BLOCKS: Final = 64  # more logs cost an endpoint nothing, more questions 
 
 ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
 HASH: Final = re.compile(r"0x[0-9a-fA-F]{64}")
+TRANSFER: Final = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef"
 DATA: Final = re.compile(r"0x[0-9a-fA-F]*")
 _QUANTITY: Final = re.compile(r"0x[0-9a-fA-F]{1,64}")
 _NETWORK: Final = re.compile(r"eip155:([1-9][0-9]{0,18})")
@@ -383,6 +384,10 @@ def _receipt(raw: Mapping[str, Any], endpoint: Endpoint) -> Receipt:
         if log.removed or (log.transaction, log.block, log.block_hash) != here:
             raise endpoint.error("contradiction: a receipt holds a log of another place")
     return receipt
+
+
+def address_word(address: str) -> str:
+    return "0x" + "0" * 24 + address[2:].lower()
 
 
 # --- endpoints and the background thread ----------------------------------------------------------

@@ -18,11 +18,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, NoReturn
 
-from x402_mask._chain.authorizations import Unknown
 from x402_mask._chain.node import Node, agreed_nonce, gas_for, l1_fee, market_fees
 from x402_mask._chain.receipts import QUESTION_S, Glance, Paid, Reverted, evidence, glance, mismatch
 from x402_mask._chain.rpc import EndpointError
 from x402_mask._chain.transaction import Transaction, calldata, checked, sign
+from x402_mask._chain.verdicts import Unknown
 from x402_mask._crypto.eip712 import checksum
 from x402_mask._ledger.transfers import MAY_SEND
 from x402_mask._money import SECOND
@@ -32,7 +32,7 @@ from x402_mask.errors import LedgerError, TokenFlowError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from x402_mask._chain.authorizations import ChainReader
+    from x402_mask._chain.reader import ChainReader
     from x402_mask._chain.receipts import Verdict
     from x402_mask._ledger.ledger import Ledger
     from x402_mask._ledger.transfers import (

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from decimal import Decimal
 
-    from x402_mask._chain.authorizations import ChainReader
+    from x402_mask._chain.reader import ChainReader
     from x402_mask._chain.sender import TransferSender
     from x402_mask._flow.effects import Content
     from x402_mask._flow.reconciling import Said
@@ -166,7 +166,7 @@ class Buyer:
     def chain(self) -> ChainReader:
         """The reader over the RPC endpoints, made when first needed."""
         if self._chain is None:
-            from x402_mask._chain.authorizations import ChainReader  # noqa: PLC0415
+            from x402_mask._chain.reader import ChainReader  # noqa: PLC0415
 
             self._chain = ChainReader(self.settings.rpc, clock=self.now)
         return self._chain

@@ -13,7 +13,8 @@ from x402_mask._system.deadlines import Deadline
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from x402_mask._chain.authorizations import Authorization, Evidence
+    from x402_mask._chain.authorizations import Authorization
+    from x402_mask._chain.verdicts import Evidence
     from x402_mask._flow.buyer import Buyer
     from x402_mask._ledger.records import Proof, Row
     from x402_mask._models import State
@@ -73,7 +74,7 @@ def resolve(buyer: Buyer, rows: Sequence[Row], wait_s: float | None = None) -> l
 
 def _asked(buyer: Buyer, row: Row, deadline: Deadline) -> Evidence | None:
     """What the chain says of a signature; ``None`` where there is none."""
-    from x402_mask._chain.authorizations import Unknown  # noqa: PLC0415
+    from x402_mask._chain.verdicts import Unknown  # noqa: PLC0415
 
     signed = _authorization(row, row.nonce, row.valid_before, row.trans, deadline.left())
     if signed is None:
@@ -84,7 +85,7 @@ def _asked(buyer: Buyer, row: Row, deadline: Deadline) -> Evidence | None:
 
 
 def _written(buyer: Buyer, row: Row, evidence: Evidence | None, deadline: Deadline) -> Said:
-    from x402_mask._chain.authorizations import Canceled, Settled, Unused  # noqa: PLC0415
+    from x402_mask._chain.verdicts import Canceled, Settled, Unused  # noqa: PLC0415
 
     if row.valid_before is None:
         return _transferred(buyer, row, deadline)
@@ -102,7 +103,7 @@ def _written(buyer: Buyer, row: Row, evidence: Evidence | None, deadline: Deadli
 
 def _transferred(buyer: Buyer, row: Row, deadline: Deadline) -> Said:
     """What became of a payment by on-chain transfer; nothing is sent."""
-    from x402_mask._chain.authorizations import Unknown  # noqa: PLC0415
+    from x402_mask._chain.verdicts import Unknown  # noqa: PLC0415
 
     stored = buyer.ledger.transfer_of(row.id)
     if stored is None:
@@ -122,7 +123,7 @@ def seen(
     buyer: Buyer, row: Row, proof: Proof, transaction: str, wait_s: float | None = None
 ) -> bool:
     """Whether *transaction* is on chain and moved exactly what was signed."""
-    from x402_mask._chain.authorizations import Settled  # noqa: PLC0415
+    from x402_mask._chain.verdicts import Settled  # noqa: PLC0415
 
     signed = _authorization(row, proof.nonce, proof.valid_before, transaction)
     bound = {} if wait_s is None else {"time_out_s": min(_GLANCE_S, wait_s)}
