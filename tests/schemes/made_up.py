@@ -7,10 +7,13 @@ of its own, and a seller that may take less than was signed.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
+from x402_mask._chain.rpc import Endpoint, Header
+from x402_mask._chain.verdicts import Evidence, Settled, Unused
 from x402_mask._crypto.eip712 import typed_data_digest
+from x402_mask._ledger.records import Row
 from x402_mask._models import Asset, Offer
 from x402_mask._policy.offers import Choice, Objection
 from x402_mask._schemes.scheme import Moment
@@ -103,3 +106,48 @@ class MadeUp:
     def evidence_key(self, key: str) -> str | None:
         """The mark."""
         return key.removeprefix(_PREFIX) if key.startswith(_PREFIX) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TallyQuestion:
+    """Whether a tally was cashed: a chain of tallies keeps them by their marks, as transactions."""
+
+    network: str
+    mark: str
+    most: int
+    valid_before: int
+    transaction: str | None
+    time_out_s: float | None = field(default=None, compare=False)
+
+    async def judge(self, endpoint: Endpoint, top: Header, lag_s: int) -> Evidence:
+        """By the receipt at its mark; a tally that is out of date was not cashed."""
+        receipt = await endpoint.receipt(transaction_of(self.mark))
+        if receipt is not None and receipt.block <= top.number:
+            return Settled(transaction=receipt.transaction, block=receipt.block, amount=self.most)
+        if top.time <= self.valid_before + lag_s:
+            raise endpoint.error("not out of date yet")
+        return Unused(block=top.number, block_time=top.time)
+
+    async def glance(self, endpoint: Endpoint, transaction: str) -> Evidence:
+        """By the receipt of its own transaction and no other."""
+        receipt = await endpoint.receipt(transaction)
+        if receipt is None or transaction != transaction_of(self.mark):
+            raise endpoint.error("not cashed by that")
+        return Settled(transaction=transaction, block=receipt.block, amount=self.most)
+
+
+def transaction_of(mark: str) -> str:
+    """Where a tally is cashed."""
+    return f"0x{mark:0<64}"
+
+
+def tally_question(row: Row, mark: str, time_out_s: float | None) -> TallyQuestion:
+    """What is asked about a payment by tally."""
+    return TallyQuestion(
+        network=str(row.network),
+        mark=mark,
+        most=int(row.amount),
+        valid_before=row.valid_before or 0,
+        transaction=row.trans,
+        time_out_s=time_out_s,
+    )

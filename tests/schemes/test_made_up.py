@@ -12,8 +12,9 @@ import pytest
 from eth_account import Account
 from eth_account.messages import encode_typed_data
 
+from tests.chain_reader.fake import Chain, Node, Transaction, at
 from tests.hostile.kit import AsyncSigner, Signer
-from tests.schemes.made_up import TYPES, MadeUp, domain_of
+from tests.schemes.made_up import TYPES, MadeUp, domain_of, tally_question, transaction_of
 from tests.support.seller import (
     PAYEE,
     Hit,
@@ -34,6 +35,7 @@ from x402_mask import (
     Wallet,
     receipt_of,
 )
+from x402_mask._chain import evidence
 from x402_mask._schemes import registry
 
 PRICE = "250000"
@@ -43,6 +45,7 @@ PRICE = "250000"
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is known in this test only."""
     monkeypatch.setattr(registry, "_known", registry.registered())
+    monkeypatch.setattr(evidence, "_asks", dict(evidence._asks))
 
 
 @pytest.fixture
@@ -173,8 +176,72 @@ def test_a_scheme_can_take_no_more_than_was_decided(
     assert spent.held == spent.settled == 0
 
 
+def late_payer(seller: Seller, node: Node, now: list[int]) -> Payer:
+    """One that asks a chain of tallies, at a time of ours."""
+    wallet = Wallet.from_key("11" * 32)
+    return payer_for(seller, wallet, rpc={"eip155:8453": node.url}, clock=lambda: float(now[0]))
+
+
+@pytest.mark.parametrize("cashed", [True, False])
+def test_the_chain_is_asked_by_its_own_evidence(seller: Seller, cashed: bool) -> None:
+    """It proves either end of a payment whose answer was lost."""
+    registry.register(MadeUp())
+    evidence.register("tally", tally_question)
+    url, now = seller.on("/paid", paywall(v2_header(tally()), Reply(status=500))), [at(1000)]
+    with Node(Chain()) as node:
+        payer = late_payer(seller, node, now)
+        with Client(payer) as client:
+            assert client.get(url).status_code == 500
+        (hit,) = seller.paid_hits()
+        where = transaction_of(checked(hit)["mark"])
+        if cashed:
+            node.chain.transactions[where] = Transaction(1010, ())
+        now[0] = at(1100)
+        (resolved,) = payer.reconcile()
+        payer.close()
+    assert resolved.state == ("settled" if cashed else "void"), resolved
+    assert resolved.transaction == (where if cashed else None)
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_a_settlement_is_believed_where_its_chain_shows_it(seller: Seller, honest: bool) -> None:
+    """As with any scheme; a transaction of another tally is none."""
+    registry.register(MadeUp())
+    evidence.register("tally", tally_question)
+    with Node(Chain()) as node:
+
+        def cash(hit: Hit) -> Reply:
+            message = checked(hit)
+            where = transaction_of(message["mark"] if honest else "ab" * 8)
+            node.chain.transactions[where] = Transaction(1001, ())
+            return served(changes={"payer": message["from"], "transaction": where})(hit)
+
+        payer = late_payer(seller, node, [at(1000)])
+        with Client(payer) as client:
+            receipt = receipt_of(client.get(seller.sells(tally(), paid=cash)))
+        payer.close()
+    assert receipt is not None and receipt.outcome == ("settled" if honest else "unknown")
+
+
+def test_what_nobody_can_ask_about_stays_counted(seller: Seller) -> None:
+    """A scheme without evidence: the money is held, however late it is."""
+    registry.register(MadeUp())
+    url, now = seller.on("/paid", paywall(v2_header(tally()), Reply(status=500))), [at(1000)]
+    with Node(Chain()) as node:
+        payer = late_payer(seller, node, now)
+        with Client(payer) as client:
+            assert client.get(url).status_code == 500
+        now[0] = at(1100)
+        (resolved,) = payer.reconcile()
+        assert resolved.state == "held" and "not known here" in resolved.detail
+        assert not node.calls and payer.spend()[0].held == Decimal("0.25")
+        payer.close()
+
+
 def test_an_id_is_given_once() -> None:
     """Else what one signed would be asked about as if by the other."""
     registry.register(MadeUp())
     with pytest.raises(ValueError, match="already"):
         registry.register(MadeUp())
+    with pytest.raises(ValueError, match="already"):
+        evidence.register("exact-eip3009", tally_question)

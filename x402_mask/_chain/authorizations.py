@@ -31,11 +31,13 @@ from x402_mask._chain.rpc import (
     together,
 )
 from x402_mask._chain.verdicts import Canceled, Evidence, Settled, Unknown, Unused
+from x402_mask._money import SECOND
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
     from x402_mask._chain.rpc import Endpoint, Header, Log, Receipt
+    from x402_mask._ledger.records import Row
 
 _USED: Final = "0x98de503528ee59b575ef0c0a2576a82497bfc029a5685b209e9ec333479b10a5"
 _CANCELED: Final = "0x1cdd46ff242716cdaa72d159d339a485b3438398348d68f09d7c8c0a59353d81"
@@ -127,6 +129,23 @@ class Authorization:
         if not _pays(receipt, terms):
             return Unknown(reason=_mismatch(endpoint, self, receipt))
         return Settled(transaction=receipt.transaction, block=receipt.block, amount=self.amount)
+
+
+def authorization_of(row: Row, nonce: str, time_out_s: float | None) -> Authorization:
+    """The question about the payment in *row*, of which everything that was signed is known."""
+    assert row.valid_before is not None
+    return Authorization(
+        network=str(row.network),
+        asset=str(row.asset),
+        payer=str(row.payer),
+        pay_to=str(row.pay_to),
+        amount=int(row.amount),
+        nonce=nonce,
+        valid_before=row.valid_before,
+        signed_at=row.at // SECOND,
+        transaction=row.trans,
+        time_out_s=time_out_s,
+    )
 
 
 async def _hinted(

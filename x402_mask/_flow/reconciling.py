@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from x402_mask._ledger.core import WAIT_S
 from x402_mask._models import Resolved
-from x402_mask._money import SECOND
 from x402_mask._system.deadlines import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from x402_mask._chain.authorizations import Authorization
     from x402_mask._chain.verdicts import Evidence
     from x402_mask._flow.buyer import Buyer
     from x402_mask._ledger.records import Proof, Row
@@ -23,6 +21,7 @@ _AT_ONCE: Final = 16  # questions; an operation has seldom more than one proof
 _WRITE_S: Final = 0.5
 """How long a ledger may take, at most, to take what a chain said with its caller's last moment."""
 
+_NO_EVIDENCE: Final = "how a chain is asked about what was signed is not known here"
 _NO_TIME: Final = "there was no time left to ask the chain"
 _GLANCE_S: Final = 3.0  # the answer to a paid call waits for this
 
@@ -74,14 +73,17 @@ def resolve(buyer: Buyer, rows: Sequence[Row], wait_s: float | None = None) -> l
 
 def _asked(buyer: Buyer, row: Row, deadline: Deadline) -> Evidence | None:
     """What the chain says of a signature; ``None`` where there is none."""
+    from x402_mask._chain.evidence import question_of  # noqa: PLC0415
     from x402_mask._chain.verdicts import Unknown  # noqa: PLC0415
 
-    signed = _authorization(row, row.nonce, row.valid_before, row.trans, deadline.left())
-    if signed is None:
+    if row.nonce is None:
         return None
-    if signed.time_out_s == 0:
+    question = question_of(row, deadline.left())
+    if question is None:
+        return Unknown(reason=_NO_EVIDENCE, answered=False)
+    if question.time_out_s == 0:
         return Unknown(reason=_NO_TIME, answered=False)
-    return buyer.chain().evidence(signed)
+    return buyer.chain().evidence(question)
 
 
 def _written(buyer: Buyer, row: Row, evidence: Evidence | None, deadline: Deadline) -> Said:
@@ -123,38 +125,13 @@ def seen(
     buyer: Buyer, row: Row, proof: Proof, transaction: str, wait_s: float | None = None
 ) -> bool:
     """Whether *transaction* is on chain and moved exactly what was signed."""
+    from x402_mask._chain.evidence import question_of  # noqa: PLC0415
     from x402_mask._chain.verdicts import Settled  # noqa: PLC0415
 
-    signed = _authorization(row, proof.nonce, proof.valid_before, transaction)
+    signed = row._replace(nonce=proof.nonce, valid_before=proof.valid_before, trans=transaction)
+    question = question_of(signed)
     bound = {} if wait_s is None else {"time_out_s": min(_GLANCE_S, wait_s)}
-    return signed is not None and isinstance(buyer.chain().seen(signed, **bound), Settled)
-
-
-def _authorization(
-    row: Row,
-    nonce: str | None,
-    valid_before: int | None,
-    transaction: str | None,
-    time_out_s: float | None = None,
-) -> Authorization | None:
-    from x402_mask._chain.authorizations import Authorization  # noqa: PLC0415
-
-    if nonce is None or valid_before is None or row.network is None or row.asset is None:
-        return None
-    if row.payer is None or row.pay_to is None:
-        return None
-    return Authorization(
-        network=row.network,
-        asset=row.asset,
-        payer=row.payer,
-        pay_to=row.pay_to,
-        amount=int(row.amount),
-        nonce=nonce,
-        valid_before=valid_before,
-        signed_at=row.at // SECOND,
-        transaction=transaction,
-        time_out_s=time_out_s,
-    )
+    return question is not None and isinstance(buyer.chain().seen(question, **bound), Settled)
 
 
 def _write(
