@@ -665,7 +665,7 @@ def test_a_refusal_that_cannot_be_noted_is_said_all_the_same() -> None:
 
 def quoted(hand: Hand) -> Any:
     """What a call would cost."""
-    from x402_mask._flow.foresight import quote
+    from x402_mask._flow.quoting import quote
     from x402_mask._flow.records import Call
 
     hand.transcript = []

@@ -20,7 +20,6 @@ Buying a payment token from a marketplace is told in ``_flow.tokens.buying``.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from contextlib import suppress
 from dataclasses import replace
@@ -28,20 +27,25 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from x402_mask._flow import lapsed as _lapse
-from x402_mask._flow.asking import ask_owner
 from x402_mask._flow.cap_names import warn_once
+from x402_mask._flow.deciding import (
+    check_input,
+    decide,
+    held_now,
+    is_impossible,
+    plan_by,
+    reservation,
+    room,
+    why_none,
+)
+from x402_mask._flow.demand import challenge_of, identified, purchase_of
 from x402_mask._flow.effects import (
     Reply,
     ask,
     checkpoint,
-    consult,
-    fingerprint,
-    payload,
-    read_body,
     record,
     sleep,
 )
-from x402_mask._flow.inputs import is_light, judged
 from x402_mask._flow.lapsed import Doubts
 from x402_mask._flow.preemption import Place
 from x402_mask._flow.records import Call, Plan, Purchase, Verdict, quote_of, receipt_for, row_of
@@ -56,49 +60,39 @@ from x402_mask._flow.steps import (
     warn_of_error,
     why_refused,
 )
-from x402_mask._ledger.records import Proof, Reservation, Result, Row, Twin, new_payment_id, paused
-from x402_mask._money import SECOND, usd
+from x402_mask._ledger.records import Proof, Reservation, Result, Row, Twin, paused
+from x402_mask._money import usd
 from x402_mask._policy.caps import applying
 from x402_mask._policy.catalog_cache import Asked
-from x402_mask._policy.clocks import seller_clock
-from x402_mask._policy.offers import FOREIGN, Choice, choose
 from x402_mask._services import origin_of, path_of, tool_of
 from x402_mask._wallets.local import Wallet
 from x402_mask._wire.x402 import (
-    REQUIRED_HEADER,
-    nested_in,
-    read_challenge,
     read_settlement,
     shown,
 )
 from x402_mask.errors import (
-    ApprovalDenied,
-    BodyNotReplayable,
     CapExceeded,
     InputRefused,
     LedgerError,
     OfferRefused,
-    OriginRefused,
     PaymentError,
     PaymentRefused,
     TokenFlowError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Generator, Mapping
     from decimal import Decimal
 
     from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Effect
     from x402_mask._ledger.records import Reserved, View
-    from x402_mask._models import Quote, Route, Spend
-    from x402_mask._policy.caps import Limit
-    from x402_mask._wire.x402 import Challenge
+    from x402_mask._models import Route
+    from x402_mask._policy.offers import Choice
 
 log = logging.getLogger("x402_mask")
 
 _POLL_S: Final = 0.05
-_NOTHING_HELD: Final = "prefer= allows tokens that are held only, and none is held here"
 
 
 def converse(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict]:
@@ -168,29 +162,6 @@ def _pay(buyer: Buyer, call: Call, reply: Reply) -> Generator[Effect, Any, Verdi
     return verdict
 
 
-def challenge_of(
-    buyer: Buyer, call: Call, reply: Reply
-) -> Generator[Effect, Any, Challenge | None]:
-    """What the 402 asks for; a marketplace may name a payment in place of offers."""
-    header = reply.headers.get(REQUIRED_HEADER, ())
-    body = yield from read_body(wanted=not header)
-    found = read_challenge(header, body)
-    if found is not None or call.trip.origin not in buyer.settings.origins:
-        return found
-    if tool_of(call.trip.url) is not None:
-        from x402_mask._wire.server402 import challenge_in  # noqa: PLC0415  # few sellers ask so
-
-        found = challenge_in(body)
-    below = nested_in(body) if found is None else None
-    if below is not None:
-        log.warning(
-            "%s answered 402 with a challenge under %r, where none is read: not paid, handed back",
-            call.trip.origin,
-            shown(below, 40),
-        )
-    return found
-
-
 def _send_first(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict | Reply | None]:
     """Pay with the first request: by a token that is held, or by a proof for a known price.
 
@@ -246,58 +217,12 @@ def _preempt(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict | None]
     except PaymentRefused:
         return None  # the refusal is said, and recorded, when the seller really asks
     except TokenFlowError as error:
-        if not _is_impossible(error):
+        if not is_impossible(error):
             raise
         return None  # as above
     if verdict.receipt is not None and verdict.receipt.outcome == "rejected":
         buyer.memory.rejected(place, buyer.now())
     return verdict
-
-
-def purchase_of(buyer: Buyer, call: Call, reply: Reply, challenge: Challenge) -> Purchase:
-    """Who asks, and for what; refuses every origin that the owner and the caller did not name."""
-    origin = origin_asked(reply.url)
-    if origin != call.trip.origin:
-        raise OriginRefused(
-            f"a redirect led from {call.trip.origin} to {origin}, which asks for money",
-            reason="redirected",
-        )
-    if origin not in buyer.settings.origins:
-        if origin.startswith("http:") and "https:" + origin[5:] in buyer.settings.origins:
-            raise OriginRefused(f"{origin} is not https", reason="not_https")
-        raise OriginRefused(f"{origin} asks for payment and is not in origins=")
-    if not reply.direct:
-        raise OriginRefused(
-            f"{origin} is plain http and was not reached on this machine: a proxy would read the"
-            " proof; name its host in NO_PROXY, or use a Client of this library",
-            reason="not_https",
-        )
-    return Purchase(
-        challenge=challenge,
-        reply=reply,
-        method=call.method,
-        origin=origin,
-        service=buyer.settings.services.name(call.trip.url),
-        path=path_of(reply.url),
-        is_tool=tool_of(call.trip.url) is not None,
-        also=buyer.settings.services.also(call.trip.url, call.trip.tool),
-        seller_us=None if reply.date is None else int(reply.date * SECOND),
-    )
-
-
-def identified(call: Call, purchase: Purchase) -> Generator[Effect, Any, Purchase]:
-    """The purchase with its operation: the caller's key, or a digest of what is asked."""
-    body = yield from fingerprint()
-    if body is None:
-        raise BodyNotReplayable(
-            "the request body is a one-shot stream, which a paid retry could not send again:"
-            " pass bytes, or read it first"
-        )
-    url = purchase.reply.url.partition("#")[0]
-    asked = ("key", call.key) if call.key is not None else (purchase.method, url, body)
-    parts = (purchase.origin, purchase.service, *asked)
-    operation = hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()
-    return replace(purchase, operation=operation)
 
 
 def _open(buyer: Buyer, call: Call, purchase: Purchase) -> Generator[Effect, Any, Verdict]:
@@ -316,7 +241,7 @@ def _open(buyer: Buyer, call: Call, purchase: Purchase) -> Generator[Effect, Any
             try:
                 verdict = yield from _represent(buyer, call, purchase, twin)
             except TokenFlowError as error:
-                if not _is_impossible(error) or tried:
+                if not is_impossible(error) or tried:
                     raise
                 tried["token"], verdict = error, None  # given back: the other routes are left
             if verdict is not None:
@@ -365,40 +290,6 @@ def _wait(call: Call, waited: float, twin: Twin) -> Generator[Effect, Any, None]
     yield from sleep(_POLL_S)
 
 
-# --- deciding -------------------------------------------------------------------------------------
-
-
-def check_input(buyer: Buyer, asked: Asked) -> Generator[Effect, Any, None]:
-    """Refuse a body that the service will refuse once it is paid, as far as schemas tell."""
-    stated = buyer.input_schemas(asked)
-    content = (yield from payload()) if stated is not None else None
-    if stated is None or content is None:
-        return
-    texts = buyer.schemas(asked, stated, content)
-    if is_light(buyer.catalog, texts, content):
-        reason, ignored = judged(buyer.catalog, texts, content)
-    else:
-        reason, ignored = yield from consult(judged, buyer.catalog, texts, content)
-    for parts in ignored:
-        buyer.schema_ignored(asked, parts)
-    if reason is not None:
-        raise InputRefused(
-            f"{asked.name} would refuse this request: {reason}; validate_input=False"
-            " pays for it all the same"
-        )
-
-
-def check_price(buyer: Buyer, purchase: Purchase, plan: Plan) -> None:
-    """Refuse an offer that is dearer than the price that the seller's own catalog names."""
-    listed = buyer.listed_price(purchase)
-    if listed is not None and plan.micro > listed:
-        raise OfferRefused(
-            f"${usd(plan.micro)} is asked, the catalog's price is ${usd(listed)};"
-            " allow_above_catalog=True pays it",
-            reason="catalog_price",
-        )
-
-
 def _by_route(
     buyer: Buyer, call: Call, purchase: Purchase, view: View, tried: Mapping[Route, PaymentError]
 ) -> Generator[Effect, Any, Verdict | None]:
@@ -412,7 +303,7 @@ def _by_route(
         if route in failed:
             continue
         if route == "held-token":
-            held = (yield from _held_now(buyer, call, purchase)) if view.token else None
+            held = (yield from held_now(buyer, call, purchase)) if view.token else None
             if isinstance(held, Verdict):
                 return held
             if held is not None:  # another 402, which did not take it
@@ -423,116 +314,20 @@ def _by_route(
             failed[route] = plan
             continue
         try:
-            yield from _decide(buyer, call, purchase, plan)
+            yield from decide(buyer, call, purchase, plan)
             return (yield from _reserve_and_buy(buyer, call, purchase, plan))
         except TokenFlowError as error:
-            if not _is_impossible(error):
+            if not is_impossible(error):
                 raise
             failed[route] = error
     raise why_none(failed)
-
-
-def _is_impossible(error: TokenFlowError) -> bool:
-    """Whether no money moved and no rule forbids it: a route that turned out not to be one."""
-    return not error.at_risk and not isinstance(error, PaymentRefused)
-
-
-def why_none(failed: Mapping[Route, PaymentError]) -> PaymentError:
-    """The error to raise where no route is possible: of one that was tried, else of the first."""
-    tried = [error for error in failed.values() if isinstance(error, TokenFlowError)]
-    return next(iter([*tried, *failed.values()]), PaymentRefused(_NOTHING_HELD, reason="no_offer"))
-
-
-def _held_now(
-    buyer: Buyer, call: Call, purchase: Purchase
-) -> Generator[Effect, Any, Verdict | Reply | None]:
-    """A token that another process bought, perhaps: this one asked before it knew."""
-    from x402_mask._flow.tokens.using import spend_held  # noqa: PLC0415
-
-    url = purchase.reply.url
-    return (yield from spend_held(buyer, call, purchase.origin, purchase.service, url))
-
-
-def plan_by(
-    buyer: Buyer,
-    purchase: Purchase,
-    view: View,
-    route: str,
-    failed: Mapping[Route, PaymentError],
-) -> Plan | PaymentError:
-    """How to pay by *route*, or why that is not possible.
-
-    Raises:
-        PaymentRefused: it is possible, and policy forbids it.
-    """
-    skipped = tuple(f"{name}: {shown(error, 200)}" for name, error in failed.items())
-    if route == "token":
-        from x402_mask._flow.tokens import buying  # noqa: PLC0415
-
-        why = buying.not_sold(buyer, purchase)
-        return why or replace(buying.plan(buyer, purchase, view), skipped=skipped)
-    if buyer.settings.signer is None:
-        return PaymentRefused(
-            f"{purchase.service} wants an x402 signature and this payer has no wallet",
-            reason="no_wallet",
-        )
-    seller_clock(buyer.now(), purchase.reply.date, strict=buyer.settings.strict_clock)
-    try:
-        choice = choose(buyer.settings.policy, purchase.challenge, view.payees)
-    except OfferRefused as refusal:
-        if refusal.reason in FOREIGN:  # no signature of ours is asked for
-            return refusal
-        raise
-    return Plan.of("x402", choice, skipped)
-
-
-def _decide(
-    buyer: Buyer, call: Call, purchase: Purchase, plan: Plan
-) -> Generator[Effect, Any, None]:
-    """Ask the owner, before anything is reserved."""
-    check_price(buyer, purchase, plan)
-    if buyer.settings.preempt and plan.choice is not None:
-        buyer.memory.learn(purchase.place, plan.choice)
-    if buyer.settings.approve is None:
-        return
-    quote = yield from full_quote(buyer, call, purchase, plan)
-    if quote.refusal is not None:
-        quote.refusal.quote = quote
-        raise quote.refusal
-    terms = (plan.route, plan.amount, plan.asset, plan.network, plan.pay_to)
-    before, call.trip.denied = call.trip.denied, terms  # unless they are approved now
-    if terms == before:
-        message = f"${quote.usd} for {quote.service} was denied in this call"
-        raise ApprovalDenied(message, quote=quote)
-    yield from ask_owner(buyer, purchase.operation, quote)
-    call.trip.denied = before
-
-
-def full_quote(
-    buyer: Buyer, call: Call, purchase: Purchase, plan: Plan
-) -> Generator[Effect, Any, Quote]:
-    """What *plan* would cost, and whether the ledger would reserve it now."""
-    refusal, want = None, _reservation(buyer, call, purchase, plan)
-    if plan.route != "held-token":  # which reserves nothing
-        refusal = yield from record(
-            lambda wait_s: buyer.ledger.foresee(want, buyer.settings.breaker, wait_s=wait_s)
-        )
-    caps = yield from room(buyer, applying(want.limits, want.service, want.also))
-    return quote_of(buyer, purchase, plan, caps, refusal)
-
-
-def room(buyer: Buyer, limits: Sequence[Limit]) -> Generator[Effect, Any, tuple[Spend, ...]]:
-    """How far these limits are used."""
-    now_us = buyer.now_us()
-    caps = yield from record(lambda wait_s: buyer.ledger.room(limits, now_us=now_us, wait_s=wait_s))
-    return tuple(caps)
 
 
 def _reserve_and_buy(
     buyer: Buyer, call: Call, purchase: Purchase, plan: Plan
 ) -> Generator[Effect, Any, Verdict | None]:
     """Reserve, sign, present; ``None`` if the operation was opened by another call meanwhile."""
-    want = _reservation(buyer, call, purchase, plan)
+    want = reservation(buyer, call, purchase, plan)
     try:
         reserved = yield from _reserve(buyer, call, purchase, plan, want)
         if reserved is None:
@@ -557,37 +352,6 @@ def _reserve_and_buy(
         raise
     finally:  # whatever interrupts this, at whichever line: nobody carries the payment any more
         buyer.ledger.put_down(want.id, call.by, now_us=want.at)
-
-
-def _reservation(buyer: Buyer, call: Call, purchase: Purchase, plan: Plan) -> Reservation:
-    now_us, asset = buyer.now_us(), plan.asset
-    return Reservation(
-        id=new_payment_id(now_us),
-        at=now_us,
-        service=purchase.service,
-        origin=purchase.origin,
-        operation=purchase.operation,
-        keyed=call.key is not None,
-        route=plan.route,
-        micro=plan.micro,
-        amount=plan.amount,
-        asset=asset.address if asset is not None else None,
-        network=plan.network,
-        payer=buyer.address,
-        pay_to=plan.pay_to,
-        limits=buyer.limits,
-        lapsed=purchase.lapsed,
-        pin_payee=buyer.settings.policy.pin,
-        also=purchase.also,
-        seller_us=purchase.seller_us,
-        detail={
-            "method": purchase.method,
-            "path": purchase.path,
-            "form": purchase.challenge.form,
-            "skipped": list(plan.reasons),
-            "approved": buyer.settings.approve is not None,
-        },
-    )
 
 
 def _reserve(
@@ -726,13 +490,6 @@ def _judge(
         note=note,
         reason=(yield from why_refused(row, reply)),
     )
-
-
-def origin_asked(url: str) -> str:
-    try:
-        return origin_of(url)
-    except ValueError:
-        raise OriginRefused(f"{shown(url)} is not an http(s) URL", reason="not_https") from None
 
 
 def _note_refusal(

@@ -9,7 +9,7 @@ import httpx
 
 from x402_mask._drive.clients import around
 from x402_mask._drive.perform import perform
-from x402_mask._flow import foresight
+from x402_mask._flow import quoting
 from x402_mask._flow.effects import Fingerprint, Payload, ReadBody
 from x402_mask._flow.records import Call, Trip, operation_key
 from x402_mask._payer import buyer_of
@@ -67,7 +67,7 @@ def _judged(
     layer.direct[origin_at(request.url)] = True  # where its connection is gone and cannot tell
     session = SyncSession(layer, request)
     reply = session.reply(response, request)
-    flow = foresight.quote(layer.buyer, _call(response), reply, asks=asks)
+    flow = quoting.quote(layer.buyer, _call(response), reply, asks=asks)
     try:
         effect = next(flow)
         while True:

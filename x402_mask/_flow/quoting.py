@@ -12,19 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from x402_mask._flow import lapsed
 from x402_mask._flow.asking import denied_before
-from x402_mask._flow.conversation import (
-    challenge_of,
-    check_input,
-    check_price,
-    full_quote,
-    identified,
-    look,
-    origin_asked,
-    plan_by,
-    purchase_of,
-    room,
-    why_none,
-)
+from x402_mask._flow.conversation import look
+from x402_mask._flow.deciding import check_input, check_price, full_quote, plan_by, room, why_none
+from x402_mask._flow.demand import challenge_of, identified, origin_asked, purchase_of
 from x402_mask._flow.lapsed import Doubts
 from x402_mask._flow.records import Plan
 from x402_mask._ledger.records import paused

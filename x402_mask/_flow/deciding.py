@@ -1,0 +1,206 @@
+"""Deciding whether, and by which route, a call is paid; and what the owner is shown of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from x402_mask._flow.asking import ask_owner
+from x402_mask._flow.effects import (
+    Reply,
+    consult,
+    payload,
+    record,
+)
+from x402_mask._flow.inputs import is_light, judged
+from x402_mask._flow.records import Call, Plan, Purchase, Verdict, quote_of
+from x402_mask._ledger.records import Reservation, new_payment_id
+from x402_mask._money import usd
+from x402_mask._policy.caps import applying
+from x402_mask._policy.clocks import seller_clock
+from x402_mask._policy.offers import FOREIGN, choose
+from x402_mask._wire.x402 import (
+    shown,
+)
+from x402_mask.errors import (
+    ApprovalDenied,
+    InputRefused,
+    OfferRefused,
+    PaymentError,
+    PaymentRefused,
+    TokenFlowError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping, Sequence
+
+    from x402_mask._flow.buyer import Buyer
+    from x402_mask._flow.effects import Effect
+    from x402_mask._ledger.records import View
+    from x402_mask._models import Quote, Route, Spend
+    from x402_mask._policy.caps import Limit
+    from x402_mask._policy.catalog_cache import Asked
+
+_NOTHING_HELD: Final = "prefer= allows tokens that are held only, and none is held here"
+
+
+# --- deciding -------------------------------------------------------------------------------------
+
+
+def check_input(buyer: Buyer, asked: Asked) -> Generator[Effect, Any, None]:
+    """Refuse a body that the service will refuse once it is paid, as far as schemas tell."""
+    stated = buyer.input_schemas(asked)
+    content = (yield from payload()) if stated is not None else None
+    if stated is None or content is None:
+        return
+    texts = buyer.schemas(asked, stated, content)
+    if is_light(buyer.catalog, texts, content):
+        reason, ignored = judged(buyer.catalog, texts, content)
+    else:
+        reason, ignored = yield from consult(judged, buyer.catalog, texts, content)
+    for parts in ignored:
+        buyer.schema_ignored(asked, parts)
+    if reason is not None:
+        raise InputRefused(
+            f"{asked.name} would refuse this request: {reason}; validate_input=False"
+            " pays for it all the same"
+        )
+
+
+def check_price(buyer: Buyer, purchase: Purchase, plan: Plan) -> None:
+    """Refuse an offer that is dearer than the price that the seller's own catalog names."""
+    listed = buyer.listed_price(purchase)
+    if listed is not None and plan.micro > listed:
+        raise OfferRefused(
+            f"${usd(plan.micro)} is asked, the catalog's price is ${usd(listed)};"
+            " allow_above_catalog=True pays it",
+            reason="catalog_price",
+        )
+
+
+def is_impossible(error: TokenFlowError) -> bool:
+    """Whether no money moved and no rule forbids it: a route that turned out not to be one."""
+    return not error.at_risk and not isinstance(error, PaymentRefused)
+
+
+def why_none(failed: Mapping[Route, PaymentError]) -> PaymentError:
+    """The error to raise where no route is possible: of one that was tried, else of the first."""
+    tried = [error for error in failed.values() if isinstance(error, TokenFlowError)]
+    return next(iter([*tried, *failed.values()]), PaymentRefused(_NOTHING_HELD, reason="no_offer"))
+
+
+def held_now(
+    buyer: Buyer, call: Call, purchase: Purchase
+) -> Generator[Effect, Any, Verdict | Reply | None]:
+    """A token that another process bought, perhaps: this one asked before it knew."""
+    from x402_mask._flow.tokens.using import spend_held  # noqa: PLC0415
+
+    url = purchase.reply.url
+    return (yield from spend_held(buyer, call, purchase.origin, purchase.service, url))
+
+
+def plan_by(
+    buyer: Buyer,
+    purchase: Purchase,
+    view: View,
+    route: str,
+    failed: Mapping[Route, PaymentError],
+) -> Plan | PaymentError:
+    """How to pay by *route*, or why that is not possible.
+
+    Raises:
+        PaymentRefused: it is possible, and policy forbids it.
+    """
+    skipped = tuple(f"{name}: {shown(error, 200)}" for name, error in failed.items())
+    if route == "token":
+        from x402_mask._flow.tokens import buying  # noqa: PLC0415
+
+        why = buying.not_sold(buyer, purchase)
+        return why or replace(buying.plan(buyer, purchase, view), skipped=skipped)
+    if buyer.settings.signer is None:
+        return PaymentRefused(
+            f"{purchase.service} wants an x402 signature and this payer has no wallet",
+            reason="no_wallet",
+        )
+    seller_clock(buyer.now(), purchase.reply.date, strict=buyer.settings.strict_clock)
+    try:
+        choice = choose(buyer.settings.policy, purchase.challenge, view.payees)
+    except OfferRefused as refusal:
+        if refusal.reason in FOREIGN:  # no signature of ours is asked for
+            return refusal
+        raise
+    return Plan.of("x402", choice, skipped)
+
+
+def decide(
+    buyer: Buyer, call: Call, purchase: Purchase, plan: Plan
+) -> Generator[Effect, Any, None]:
+    """Ask the owner, before anything is reserved."""
+    check_price(buyer, purchase, plan)
+    if buyer.settings.preempt and plan.choice is not None:
+        buyer.memory.learn(purchase.place, plan.choice)
+    if buyer.settings.approve is None:
+        return
+    quote = yield from full_quote(buyer, call, purchase, plan)
+    if quote.refusal is not None:
+        quote.refusal.quote = quote
+        raise quote.refusal
+    terms = (plan.route, plan.amount, plan.asset, plan.network, plan.pay_to)
+    before, call.trip.denied = call.trip.denied, terms  # unless they are approved now
+    if terms == before:
+        message = f"${quote.usd} for {quote.service} was denied in this call"
+        raise ApprovalDenied(message, quote=quote)
+    yield from ask_owner(buyer, purchase.operation, quote)
+    call.trip.denied = before
+
+
+def full_quote(
+    buyer: Buyer, call: Call, purchase: Purchase, plan: Plan
+) -> Generator[Effect, Any, Quote]:
+    """What *plan* would cost, and whether the ledger would reserve it now."""
+    refusal, want = None, reservation(buyer, call, purchase, plan)
+    if plan.route != "held-token":  # which reserves nothing
+        refusal = yield from record(
+            lambda wait_s: buyer.ledger.foresee(want, buyer.settings.breaker, wait_s=wait_s)
+        )
+    caps = yield from room(buyer, applying(want.limits, want.service, want.also))
+    return quote_of(buyer, purchase, plan, caps, refusal)
+
+
+def room(buyer: Buyer, limits: Sequence[Limit]) -> Generator[Effect, Any, tuple[Spend, ...]]:
+    """How far these limits are used."""
+    now_us = buyer.now_us()
+    caps = yield from record(lambda wait_s: buyer.ledger.room(limits, now_us=now_us, wait_s=wait_s))
+    return tuple(caps)
+
+
+def reservation(buyer: Buyer, call: Call, purchase: Purchase, plan: Plan) -> Reservation:
+    """What the ledger is asked to set aside for *plan*."""
+    now_us, asset = buyer.now_us(), plan.asset
+    return Reservation(
+        id=new_payment_id(now_us),
+        at=now_us,
+        service=purchase.service,
+        origin=purchase.origin,
+        operation=purchase.operation,
+        keyed=call.key is not None,
+        route=plan.route,
+        micro=plan.micro,
+        amount=plan.amount,
+        asset=asset.address if asset is not None else None,
+        network=plan.network,
+        payer=buyer.address,
+        pay_to=plan.pay_to,
+        limits=buyer.limits,
+        lapsed=purchase.lapsed,
+        pin_payee=buyer.settings.policy.pin,
+        also=purchase.also,
+        seller_us=purchase.seller_us,
+        detail={
+            "method": purchase.method,
+            "path": purchase.path,
+            "form": purchase.challenge.form,
+            "skipped": list(plan.reasons),
+            "approved": buyer.settings.approve is not None,
+        },
+    )
