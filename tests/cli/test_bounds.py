@@ -14,8 +14,8 @@ import pytest
 from tests.cli.conftest import Cli, Sells
 from tests.support.loopback import Listener
 from tests.support.seller import Reply, Seller, offer, read_request, served, v2_header
+from x402_mask._wire.unpacking import Unpacker, Unreadable
 from x402_mask.cli import _answer
-from x402_mask.cli._unpack import Unpacker, Unreadable
 
 CLOSED = "content-length: 0\r\nconnection: close\r\n\r\n"
 

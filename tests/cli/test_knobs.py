@@ -19,7 +19,7 @@ from tests.support.seller import (
     served,
     v2_header,
 )
-from x402_mask.cli._knobs import in_settings, on_command_line
+from x402_mask._text.settings import in_settings, on_command_line
 
 PYTHON = re.compile(r"\b\w+=\S*|payer\.|\bTrue\b|\bFalse\b|\bCap\b|\bNone\b")
 SCHEMA = {"type": "object", "required": ["a"]}

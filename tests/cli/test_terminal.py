@@ -29,8 +29,8 @@ from tests.support.seller import (
     settlement,
     v2_header,
 )
+from x402_mask._text.printable import clean
 from x402_mask.cli._parse import parse
-from x402_mask.cli._show import clean
 
 TITLE = "\x1b]0;owned\x07"
 EVIL = f"{TITLE}\x1b[2J\x1b[31mred\x1b[0m\x9b1mC1\x9d0;c1\x9c\x1bPdcs\x1b\\\b\b\r\u202egnp\u200b\x00end"

@@ -21,9 +21,9 @@ from tests.mcp.kit import KEY, run
 from tests.support.seller import Hit, Reply, Seller, offer, paywall, served, v2_header
 from x402_mask import Payer, SQLiteLedger
 from x402_mask._wallets.local import write_keystore
-from x402_mask.cli._agent import PAID_BYTES_MAX, TEXT_MAX, Agent
+from x402_mask.agent._server import server_of
+from x402_mask.agent._tools import PAID_BYTES_MAX, TEXT_MAX, Agent
 from x402_mask.cli._app import run as cli
-from x402_mask.cli._mcp import server_of
 from x402_mask.sandbox import Sandbox
 
 Json = dict[str, Any]

@@ -17,10 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
+from x402_mask._text.printable import clean
+from x402_mask._text.values import plain
+from x402_mask._wire.unpacking import Unpacker, Unreadable
 from x402_mask.cli._faults import DONE, USAGE, Failure, of_lost_answer
 from x402_mask.cli._parse import parse
-from x402_mask.cli._show import clean, count, document, plain, put, say
-from x402_mask.cli._unpack import TooLarge, Unreadable, unpacked
+from x402_mask.cli._show import count, document, put, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +42,9 @@ _ERROR_BYTES_MAX: Final = 64 << 10
 _QUOTE_BYTES_MAX: Final = 1 << 20
 _BOUNDED_S: Final = 60.0
 """Seconds for what is only looked at."""
+_FREE: Final = 32 << 20
+_RATIO_MAX: Final = 1032
+"""The most that DEFLATE makes of a byte; a coding within a coding makes more, and means harm."""
 _SUFFIXES: Final = {
     "application/json": ".json",
     "application/pdf": ".pdf",
@@ -308,3 +313,36 @@ def _body(content: bytes, response: httpx.Response) -> dict[str, Any]:
         return {**found, "body": content.decode("utf-8")}
     except UnicodeDecodeError:
         return {**found, "body_base64": base64.b64encode(content).decode("ascii")}
+
+
+class TooLarge(Exception):
+    """There is more of the answer than is wanted."""
+
+
+def unpacked(response: httpx.Response, limit: int, until: float | None = None) -> Iterator[bytes]:
+    """The plain bytes of *response*, at most *limit* of them, until then (monotonic seconds).
+
+    However large the limit, a short answer does not become a long one: beyond what one coding can
+    make of what has come, only so much is given.
+
+    Raises:
+        TooLarge: there would be more.
+        Unreadable: they cannot be decoded.
+        httpx.HTTPError: they broke off, or came too slowly.
+    """
+    import httpx
+
+    unpacker, wire, made = Unpacker(response.headers.get("content-encoding", ""), limit), 0, 0
+    for chunk in response.iter_raw():
+        wire += len(chunk)
+        for piece in unpacker.take(chunk):
+            made += len(piece)
+            if made > _FREE + wire * _RATIO_MAX:
+                raise TooLarge
+            yield piece
+        if unpacker.full:
+            raise TooLarge
+        if until is not None and time.monotonic() > until:
+            raise httpx.ReadTimeout("the answer takes too long", request=response.request)
+    if not unpacker.ended:
+        raise Unreadable("it breaks off")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from x402_mask._text.printable import clean
 from x402_mask.cli._call import call, quote
 from x402_mask.cli._completion import completion
 from x402_mask.cli._demo import demo
@@ -23,7 +24,7 @@ from x402_mask.cli._owner import pause, payees, reconcile, resume, spend
 from x402_mask.cli._payments import payments
 from x402_mask.cli._sandbox import sandbox
 from x402_mask.cli._session import Session
-from x402_mask.cli._show import clean, put, say
+from x402_mask.cli._show import put, say
 from x402_mask.cli._typed import without_secrets
 from x402_mask.cli._wallet import wallet
 from x402_mask.errors import PaymentError

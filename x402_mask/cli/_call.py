@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from x402_mask._system.owner_text import secret_like
+from x402_mask._text.printable import clean
+from x402_mask._text.settings import on_command_line
+from x402_mask._text.values import money, plain
+from x402_mask._wire.unpacking import ACCEPTED
 from x402_mask.cli import _answer
 from x402_mask.cli._faults import (
     DONE,
@@ -23,12 +27,10 @@ from x402_mask.cli._faults import (
     quote_document,
 )
 from x402_mask.cli._funds import funds
-from x402_mask.cli._knobs import on_command_line
 from x402_mask.cli._paid import Paid, payment_of
 from x402_mask.cli._parse import parse
 from x402_mask.cli._session import Session, common, usd_option
-from x402_mask.cli._show import clean, facts, money, plain, put, say, show, show_caps
-from x402_mask.cli._unpack import ACCEPTED
+from x402_mask.cli._show import facts, put, say, show, show_caps
 from x402_mask.errors import OriginRefused, PaymentRefused
 
 if TYPE_CHECKING:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import httpx
 
+from x402_mask._text.printable import clean
+from x402_mask._text.values import money
 from x402_mask.cli._faults import DONE, USAGE, Failure
 from x402_mask.cli._sandbox import sandbox_package
 from x402_mask.cli._session import Session, common
-from x402_mask.cli._show import clean, facts, money, put, say, show, show_caps, table
+from x402_mask.cli._show import facts, put, say, show, show_caps, table
 
 if TYPE_CHECKING:
     from x402_mask._models import Event, Quote, Receipt, Spend

@@ -16,14 +16,17 @@ from x402_mask._drive.clients import around
 from x402_mask._flow.reasons import network_told
 from x402_mask._policy.clocks import SKEW_IGNORED_S, SKEW_MAX_S
 from x402_mask._settings import sources
+from x402_mask._text.printable import clean
+from x402_mask._text.settings import on_command_line
+from x402_mask._text.values import moment, money
+from x402_mask.agent._stops import stops_of
 from x402_mask.cli._answer import bounded, told
 from x402_mask.cli._faults import DONE, FAILED, Failure
 from x402_mask.cli._funds import all_funds
-from x402_mask.cli._knobs import on_command_line
-from x402_mask.cli._owner import full_lines, place_of, stop_lines, stops_of
+from x402_mask.cli._owner import full_lines, place_of, stop_lines
 from x402_mask.cli._parse import parse
 from x402_mask.cli._session import Session, common
-from x402_mask.cli._show import clean, count, moment, money, put, show
+from x402_mask.cli._show import count, put, show
 from x402_mask.errors import LedgerError, PaymentError
 
 if TYPE_CHECKING:

@@ -5,18 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from x402_mask.cli._knobs import on_command_line
-from x402_mask.errors import (
-    ChallengeError,
-    LedgerError,
-    PaymentError,
-    PaymentRefused,
-    SignerError,
-    TokenFlowError,
-)
+from x402_mask._text.codes import code_of
+from x402_mask._text.settings import on_command_line
+from x402_mask.errors import PaymentRefused
 
 if TYPE_CHECKING:
     from x402_mask._models import Event, Payment
+    from x402_mask.errors import PaymentError
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -24,15 +19,6 @@ USAGE: Final = 2
 REFUSED: Final = 3
 UNKNOWN: Final = 4
 SELLER_FAILED: Final = 5
-
-_KINDS: Final[tuple[tuple[type[PaymentError], str], ...]] = (
-    (PaymentRefused, "refused"),
-    (ChallengeError, "challenge"),
-    (SignerError, "signer"),
-    (TokenFlowError, "token_flow"),
-    (LedgerError, "ledger"),
-    (PaymentError, "payment"),
-)
 
 
 class Failure(Exception):
@@ -114,7 +100,6 @@ class Money:
 
 def of_payment_error(error: PaymentError, money: Money) -> Failure:
     """A library error as the end of a command."""
-    code = next(name for kind, name in _KINDS if isinstance(error, kind))
     at_risk = error.at_risk or money.state != "none"
     harmless = REFUSED if isinstance(error, PaymentRefused) else FAILED
     exit_code = money.exit_code(harmless)
@@ -126,7 +111,7 @@ def of_payment_error(error: PaymentError, money: Money) -> Failure:
     return Failure(
         on_command_line(error),
         exit_code,
-        code=code,
+        code=code_of(error),
         reason=getattr(error, "reason", None),
         at_risk=at_risk,
         payment_id=error.payment_id or money.payment_id,
@@ -156,7 +141,7 @@ def of_lost_answer(error: Exception, url: str, money: Money) -> Failure:
 
 def quote_document(quote: Any) -> dict[str, Any]:
     """A quote for programs, without what is only of use inside."""
-    from x402_mask.cli._show import plain
+    from x402_mask._text.values import plain
 
     found: dict[str, Any] = plain(quote)
     found.pop("offer", None)

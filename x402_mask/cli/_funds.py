@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from x402_mask._flow.reasons import network_told
 from x402_mask._payer import buyer_of
+from x402_mask._text.values import money
 from x402_mask.cli._faults import Failure
-from x402_mask.cli._show import money
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from x402_mask._money import parse_usd
+from x402_mask._text.values import moment, money
 from x402_mask.cli._faults import FAILED, Failure
 from x402_mask.cli._owner import place_of
 from x402_mask.cli._session import Session, common, usd_option
-from x402_mask.cli._show import count, moment, money, put, say
+from x402_mask.cli._show import count, put, say
 
 if TYPE_CHECKING:
     from decimal import Decimal

@@ -11,17 +11,17 @@ import click
 
 from x402_mask._money import usd
 from x402_mask._payer import buyer_of
+from x402_mask._text.printable import clean
+from x402_mask._text.values import moment, money
+from x402_mask.agent._stops import stops_of
 from x402_mask.cli._faults import DONE, FAILED
 from x402_mask.cli._session import Session, common, mistake
 from x402_mask.cli._show import (
     Line,
     checksummed,
-    clean,
     console,
     count,
     listing,
-    moment,
-    money,
     put,
     say,
     short_hash,
@@ -68,17 +68,6 @@ def spend(session: Session) -> None:
 def place_of(ledger: Ledger) -> str:
     """Which ledger it is that is spoken of: its file, or a name for its database."""
     return str(getattr(ledger, "path", ledger))
-
-
-def stops_of(ledger: Ledger) -> dict[str, Any]:
-    """What keeps payments from being made on this ledger: a pause, open breakers."""
-    from x402_mask._policy.caps import as_datetime
-
-    breakers = ledger.breakers(now_us=_now_us())
-    return {
-        "paused": ledger.is_paused(),
-        "breakers": {origin: as_datetime(until) for origin, until in breakers.items()},
-    }
 
 
 def full_lines(ledger: Ledger, limits: Sequence[Limit]) -> list[str]:

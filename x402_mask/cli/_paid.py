@@ -6,8 +6,9 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from x402_mask._text.printable import clean
+from x402_mask._text.values import money
 from x402_mask.cli._faults import FAILED, SELLER_FAILED, UNKNOWN
-from x402_mask.cli._show import clean, money
 from x402_mask.errors import LedgerError
 
 if TYPE_CHECKING:

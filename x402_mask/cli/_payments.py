@@ -11,22 +11,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
 
+from x402_mask._text.printable import clean
+from x402_mask._text.values import moment, money, plain
 from x402_mask.cli._faults import USAGE, Failure
 from x402_mask.cli._session import Session, common
-from x402_mask.cli._show import (
-    Line,
-    clean,
-    count,
-    listing,
-    moment,
-    money,
-    plain,
-    put,
-    say,
-    short_hash,
-    short_id,
-    when,
-)
+from x402_mask.cli._show import Line, count, listing, put, say, short_hash, short_id, when
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

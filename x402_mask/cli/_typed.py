@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from x402_mask._system.owner_text import secret_like, told_path
-from x402_mask.cli._show import clean
+from x402_mask._text.printable import clean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -20,10 +20,11 @@ import httpx
 from x402_mask._drive.clients import around
 from x402_mask._payer import buyer_of
 from x402_mask._services import ALIASES
-from x402_mask.cli._owner import stops_of
-from x402_mask.cli._said import KINDS, SELLER_DATA, SELLER_TEXT, failure, paid, quoted, refusal
-from x402_mask.cli._show import clean, plain
-from x402_mask.cli._unpack import ACCEPTED, Unpacker, Unreadable
+from x402_mask._text.printable import clean
+from x402_mask._text.values import plain
+from x402_mask._wire.unpacking import ACCEPTED, Unpacker, Unreadable
+from x402_mask.agent._stops import stops_of
+from x402_mask.agent._wording import KINDS, SELLER_DATA, SELLER_TEXT, failure, paid, quoted, refusal
 from x402_mask.errors import OriginRefused, PaymentError
 from x402_mask.httpx import AsyncClient, receipt_of
 from x402_mask.httpx._transport import TIMEOUT

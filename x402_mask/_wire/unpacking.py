@@ -7,61 +7,22 @@ have bytes.
 
 from __future__ import annotations
 
-import time
 import zlib
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import httpx
-
 ACCEPTED: Final = "gzip, deflate"
 """What is offered to sellers, so that what is installed beside us changes nothing."""
 _CODINGS_MAX: Final = 4
 _PIECE: Final = 64 << 10
-_FREE: Final = 32 << 20
-_RATIO_MAX: Final = 1032
-"""The most that DEFLATE makes of a byte; a coding within a coding makes more, and means harm."""
 _SLACK: Final = 64 << 10
 """Bytes that a coding may take besides what is coded."""
 
 
 class Unreadable(Exception):
     """The answer is in a coding that was not asked for, or is not what it says."""
-
-
-class TooLarge(Exception):
-    """There is more of the answer than is wanted."""
-
-
-def unpacked(response: httpx.Response, limit: int, until: float | None = None) -> Iterator[bytes]:
-    """The plain bytes of *response*, at most *limit* of them, until then (monotonic seconds).
-
-    However large the limit, a short answer does not become a long one: beyond what one coding can
-    make of what has come, only so much is given.
-
-    Raises:
-        TooLarge: there would be more.
-        Unreadable: they cannot be decoded.
-        httpx.HTTPError: they broke off, or came too slowly.
-    """
-    import httpx
-
-    unpacker, wire, made = Unpacker(response.headers.get("content-encoding", ""), limit), 0, 0
-    for chunk in response.iter_raw():
-        wire += len(chunk)
-        for piece in unpacker.take(chunk):
-            made += len(piece)
-            if made > _FREE + wire * _RATIO_MAX:
-                raise TooLarge
-            yield piece
-        if unpacker.full:
-            raise TooLarge
-        if until is not None and time.monotonic() > until:
-            raise httpx.ReadTimeout("the answer takes too long", request=response.request)
-    if not unpacker.ended:
-        raise Unreadable("it breaks off")
 
 
 class Unpacker:

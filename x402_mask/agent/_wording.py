@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from x402_mask.cli._faults import Money, of_payment_error
-from x402_mask.cli._knobs import in_settings
-from x402_mask.cli._show import clean, moment, money, span
+from x402_mask._text.codes import code_of
+from x402_mask._text.printable import clean
+from x402_mask._text.settings import in_settings
+from x402_mask._text.values import moment, money, span
 from x402_mask.errors import CapExceeded
 
 if TYPE_CHECKING:
@@ -126,15 +127,15 @@ def failure(code: str, message: str, said: object = "", more: Json | None = None
 
 def refusal(error: PaymentError) -> Json:
     """An error of this library."""
-    found = of_payment_error(error, Money())
-    more: Json = {"at_risk": found.at_risk, "payment_id": found.payment_id}
-    message = _CODES[found.code]
-    if found.reason is not None:
-        more |= {"reason": found.reason, "owner_setting": _KNOBS.get(found.reason)}
-        message = _REASONS.get(found.reason, message)
+    code, reason = code_of(error), getattr(error, "reason", None)
+    more: Json = {"at_risk": error.at_risk, "payment_id": error.payment_id}
+    message = _CODES[code]
+    if reason is not None:
+        more |= {"reason": reason, "owner_setting": _KNOBS.get(reason)}
+        message = _REASONS.get(reason, message)
     if isinstance(error, CapExceeded):
         message = _over(error)
-    return failure(found.code, message, in_settings(error), more)
+    return failure(code, message, in_settings(error), more)
 
 
 def _over(error: CapExceeded) -> str:

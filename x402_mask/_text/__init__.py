@@ -1,0 +1,1 @@
+"""What people and agents read: values, errors and settings in our words, all of it printable."""

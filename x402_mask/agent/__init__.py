@@ -1,0 +1,1 @@
+"""The MCP server for agents: a marketplace within the limits of its owner."""
