@@ -17,6 +17,7 @@ from x402_mask._ledger.records import Row
 from x402_mask._models import Asset, Offer
 from x402_mask._policy.offers import Choice, Objection
 from x402_mask._schemes.scheme import Moment
+from x402_mask._wire.x402 import Settlement
 
 TYPES: Final = {
     "Tally": [
@@ -106,6 +107,11 @@ class MadeUp:
     def evidence_key(self, key: str) -> str | None:
         """The mark."""
         return key.removeprefix(_PREFIX) if key.startswith(_PREFIX) else None
+
+    def settlement_fault(self, settlement: Settlement, most: int) -> str | None:
+        """A payee may take less than was signed."""
+        taken = most if settlement.amount is None else settlement.amount
+        return None if taken <= most else "more was taken than was signed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

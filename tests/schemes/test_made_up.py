@@ -99,6 +99,22 @@ def test_it_is_paid_with_end_to_end(seller: Seller) -> None:
     assert (booked.state, booked.usd) == ("settled", Decimal("0.25"))
 
 
+@pytest.mark.parametrize(("taken", "outcome"), [("1", "settled"), ("250001", "unknown")])
+def test_its_settlements_are_judged_by_its_own_rules(
+    seller: Seller, taken: str, outcome: str
+) -> None:
+    """Less than was signed is as good as all of it, and counted as all; more is no proof."""
+    registry.register(MadeUp())
+    url = seller.sells(
+        tally(),
+        paid=lambda hit: served(changes={"payer": checked(hit)["from"], "amount": taken})(hit),
+    )
+    payer = payer_for(seller, Wallet.from_key("11" * 32))
+    with Client(payer) as client:
+        receipt = receipt_of(client.get(url))
+    assert receipt is not None and (receipt.outcome, receipt.usd) == (outcome, Decimal("0.25"))
+
+
 @pytest.mark.parametrize("signer", [Signer, AsyncSigner])
 def test_a_signer_elsewhere_signs_it_too(seller: Seller, signer: type[Signer]) -> None:
     """What it is shown is what is checked."""

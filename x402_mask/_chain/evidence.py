@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from x402_mask._chain.authorizations import authorization_of
-from x402_mask._schemes.registry import key_of
+from x402_mask._schemes.registry import registered
+from x402_mask._schemes.scheme import scheme_of
 
 if TYPE_CHECKING:
     from x402_mask._chain.verdicts import Question
@@ -41,6 +42,6 @@ def question_of(row: Row, time_out_s: float | None = None) -> Question | None:
     """
     if None in (row.nonce, row.valid_before, row.network, row.asset, row.payer, row.pay_to):
         return None
-    found = key_of(str(row.nonce))
-    asks = None if found is None else _asks.get(found[0])
+    found = scheme_of(registered().values(), row.nonce)
+    asks = None if found is None else _asks.get(found[0].id)
     return None if found is None or asks is None else asks(row, found[1], time_out_s)

@@ -474,7 +474,7 @@ def _judge(
 ) -> Generator[Effect, Any, Result]:
     """What the answer says of the money; with an RPC, ``settled`` only if the chain agrees."""
     settlement = read_settlement(reply.headers)
-    fault = settlement_fault(row, settlement)
+    fault = settlement_fault(buyer, row, proof, settlement)
     told = settlement.transaction if settlement is not None else None
     note = f"HTTP {reply.status}; {fault}" if fault else f"HTTP {reply.status}"
     agreed = fault is None and reply.status != 402  # a seller that asks again is not believed

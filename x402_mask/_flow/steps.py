@@ -6,7 +6,6 @@ Part of the conversation (``_flow.conversation``): no I/O, effects only.
 from __future__ import annotations
 
 import logging
-import re
 import secrets
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,9 +16,9 @@ from x402_mask._flow.records import Verdict, receipt_for
 from x402_mask._ledger.records import Proof, Result, Row
 from x402_mask._money import usd
 from x402_mask._policy.clocks import seller_clock
-from x402_mask._schemes.scheme import Moment, held_to
+from x402_mask._schemes.scheme import Moment, held_to, scheme_of
 from x402_mask._wallets.local import Wallet, checked_signature
-from x402_mask._wire.x402 import proof_header, shown
+from x402_mask._wire.x402 import proof_header
 from x402_mask.errors import (
     LedgerError,
     OfferRefused,
@@ -42,8 +41,6 @@ log = logging.getLogger("x402_mask")
 
 _LEFT_MIN_S: Final = 6
 """Seconds that must be left when a proof leaves: what facilitators want when they verify."""
-
-_HASH: Final = re.compile("0x[0-9a-fA-F]{1,64}")
 
 
 # --- before the point of no return ----------------------------------------------------------------
@@ -205,7 +202,9 @@ def seen(
         return False
 
 
-def settlement_fault(row: Row, settlement: Settlement | None) -> str | None:
+def settlement_fault(
+    buyer: Buyer, row: Row, proof: Proof, settlement: Settlement | None
+) -> str | None:
     """Why the settlement does not prove that exactly this was paid; ``None`` if it agrees."""
     if settlement is None:
         return "no settlement reported"
@@ -217,15 +216,10 @@ def settlement_fault(row: Row, settlement: Settlement | None) -> str | None:
         return "the settlement names another network"
     if settlement.payer is not None and settlement.payer.lower() != (row.payer or "").lower():
         return "the settlement names another payer"
-    if settlement.amount is not None and settlement.amount != int(row.amount):
-        return "the settlement names another amount"
-    if not _is_hash(settlement.transaction):
-        return f"the settlement names no transaction ({shown(settlement.transaction, 20)})"
-    return None
-
-
-def _is_hash(text: str | None) -> bool:
-    return text is not None and _HASH.fullmatch(text) is not None
+    found = scheme_of(buyer.settings.schemes.values(), proof.nonce)
+    if found is None:
+        return "what was signed is of a scheme that is not known here"
+    return found[0].settlement_fault(settlement, int(row.amount))
 
 
 def finish(

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from x402_mask._crypto.eip712 import TRANSFER_TYPES, asset_domain, transfer_digest
 from x402_mask._policy.offers import VALIDITY_MIN_S, Objection, payee_fault
 from x402_mask._schemes.demands import Signs, demand
+from x402_mask._wire.x402 import shown
 from x402_mask.errors import OfferRefused
 
 if TYPE_CHECKING:
     from x402_mask._models import Asset, Offer
     from x402_mask._policy.offers import Choice
     from x402_mask._schemes.scheme import Moment
+    from x402_mask._wire.x402 import Settlement
 
 V1_BACKDATE_S: Final = 600
 
@@ -28,6 +30,7 @@ _SIGNS: Final = Signs(
     types=TRANSFER_TYPES,
     domain=asset_domain,
 )
+_HASH: Final = re.compile("0x[0-9a-fA-F]{1,64}")
 _NONCE: Final = re.compile("0x[0-9a-fA-F]{64}")
 
 
@@ -134,3 +137,12 @@ class ExactEip3009:
     def evidence_key(self, key: str) -> str | None:
         """The nonce: 0x and 64 hex digits."""
         return key if _NONCE.fullmatch(key) else None
+
+    def settlement_fault(self, settlement: Settlement, most: int) -> str | None:
+        """It names another amount, or no transaction."""
+        if settlement.amount is not None and settlement.amount != most:
+            return "the settlement names another amount"
+        named = settlement.transaction
+        if named is None or not _HASH.fullmatch(named):
+            return f"the settlement names no transaction ({shown(named, 20)})"
+        return None

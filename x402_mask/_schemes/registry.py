@@ -30,13 +30,4 @@ def registered() -> dict[str, Scheme]:
     return dict(_known)
 
 
-def key_of(key: str) -> tuple[str, str] | None:
-    """The id of the scheme that the ledger's *key* is of, and what the chain is asked by."""
-    for scheme in _known.values():
-        found = scheme.evidence_key(key)
-        if found is not None:
-            return scheme.id, found
-    return None
-
-
 register(ExactEip3009())

@@ -17,7 +17,10 @@ from x402_mask._policy.offers import OfferScheme
 from x402_mask.errors import OfferRefused
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from x402_mask._policy.offers import Choice
+    from x402_mask._wire.x402 import Settlement
 
 
 class Moment(NamedTuple):
@@ -84,6 +87,22 @@ class Scheme(OfferScheme, Protocol):
         ``None``: it is no key of this scheme's.
         """
         ...
+
+    def settlement_fault(self, settlement: Settlement, most: int) -> str | None:
+        """Why what the seller says does not prove that *most* was settled so; ``None`` if it does.
+
+        Whether it was successful, its network and its payer were judged already.
+        """
+        ...
+
+
+def scheme_of(schemes: Iterable[Scheme], key: str | None) -> tuple[Scheme, str] | None:
+    """Whose the ledger's *key* is, and what the chain is asked by; ``None``: nobody's here."""
+    for scheme in schemes if key is not None else ():
+        found = scheme.evidence_key(str(key))
+        if found is not None:
+            return scheme, found
+    return None
 
 
 def held_to(choice: Choice, unsigned: Unsigned, moment: Moment) -> Unsigned:

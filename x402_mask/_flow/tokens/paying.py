@@ -267,7 +267,7 @@ def present(deal: Deal, proof: Proof) -> Generator[Effect, Any, Verdict]:
     """Show the proof to the payments endpoint, for the first time or again: the same bytes."""
     answer = yield from fetch(purchase.order(deal, (proof.header, proof.value)))
     settlement = read_settlement(answer.headers)
-    fault = settlement_fault(deal.row, settlement)
+    fault = settlement_fault(deal.buyer, deal.row, proof, settlement)
     deal.note = f"HTTP {answer.status}; {fault}" if fault else f"HTTP {answer.status}"
     if answer.status == 402:
         said = reasons.in_headers(answer.headers) or reasons.in_body(answer.body)
