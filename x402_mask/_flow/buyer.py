@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from x402_mask._chain.sender import TransferSender
     from x402_mask._flow.effects import Content
     from x402_mask._flow.reconciling import Said
-    from x402_mask._flow.records import Purchase
+    from x402_mask._flow.records import Demand
     from x402_mask._ledger.ledger import Ledger
     from x402_mask._ledger.records import Proof, Row
     from x402_mask._policy.catalog_cache import Asked, Terms
@@ -94,11 +94,11 @@ class Buyer:
             if origin in self.settings.origins and self.catalog.keep(origin, terms):
                 self.limits = akin(self.limits, self.catalog.groups)
 
-    def listed_price(self, purchase: Purchase) -> int | None:
+    def listed_price(self, demand: Demand) -> int | None:
         """The catalog's price, in micro-USD, if there is one that must not be passed."""
         if self.settings.allow_above_catalog:
             return None
-        known = self.catalog.every(purchase.asked, self.now())
+        known = self.catalog.every(demand.asked, self.now())
         return min((terms.micro for terms in known if terms.micro is not None), default=None)
 
     def input_schemas(self, asked: Asked) -> list[str] | None:

@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
     from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Effect
-    from x402_mask._flow.records import Purchase
+    from x402_mask._flow.records import Demand
     from x402_mask._policy.caps import Limit
 
 log = logging.getLogger("x402_mask")
 
 
-def warn_once(buyer: Buyer, purchase: Purchase) -> Generator[Effect, Any, None]:
+def warn_once(buyer: Buyer, demand: Demand) -> Generator[Effect, Any, None]:
     """With the first call that a payer is asked to pay for; this call names its own services."""
     if buyer.settings.services.caps_compared:
         return
     buyer.settings.services.caps_compared = True
-    here = purchase.asked.keys
+    here = demand.asked.keys
     others = [x for x in buyer.limits if x.scope != "*" and here.isdisjoint(x.scopes)]
     if not others:
         return

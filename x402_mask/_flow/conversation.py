@@ -38,7 +38,7 @@ from x402_mask._flow.deciding import (
     room,
     why_none,
 )
-from x402_mask._flow.demand import challenge_of, identified, purchase_of
+from x402_mask._flow.demand import challenge_of, demand_of, identified
 from x402_mask._flow.effects import (
     Reply,
     ask,
@@ -48,7 +48,7 @@ from x402_mask._flow.effects import (
 )
 from x402_mask._flow.lapsed import Doubts
 from x402_mask._flow.preemption import Place
-from x402_mask._flow.records import Call, Plan, Purchase, Verdict, quote_of, receipt_for, row_of
+from x402_mask._flow.records import Call, Demand, Plan, Verdict, quote_of, receipt_for, row_of
 from x402_mask._flow.steps import (
     conclude,
     finish,
@@ -151,14 +151,14 @@ def _pay(buyer: Buyer, call: Call, reply: Reply) -> Generator[Effect, Any, Verdi
     challenge = yield from challenge_of(buyer, call, reply)
     if challenge is None:
         return Verdict()
-    purchase = purchase_of(buyer, call, reply, challenge)
-    buyer.emit("challenge", purchase, detail={"form": challenge.form})
-    purchase = yield from identified(call, purchase)
+    demand = demand_of(buyer, call, reply, challenge)
+    buyer.emit("challenge", demand, detail={"form": challenge.form})
+    demand = yield from identified(call, demand)
     asked_at = buyer.now()
-    yield from warn_once(buyer, purchase)
-    verdict = yield from _open(buyer, call, purchase)
+    yield from warn_once(buyer, demand)
+    verdict = yield from _open(buyer, call, demand)
     if buyer.settings.preempt and verdict.delivered:
-        buyer.memory.keep(purchase.place, challenge, asked_at)
+        buyer.memory.keep(demand.place, challenge, asked_at)
     return verdict
 
 
@@ -211,9 +211,9 @@ def _preempt(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict | None]
         return None
     try:
         known = Reply(status=402, url=call.url, headers={})
-        purchase = replace(purchase_of(buyer, call, known, challenge), is_remembered=True)
-        purchase = yield from identified(call, purchase)
-        verdict = yield from _open(buyer, call, purchase)
+        demand = replace(demand_of(buyer, call, known, challenge), is_remembered=True)
+        demand = yield from identified(call, demand)
+        verdict = yield from _open(buyer, call, demand)
     except PaymentRefused:
         return None  # the refusal is said, and recorded, when the seller really asks
     except TokenFlowError as error:
@@ -225,21 +225,21 @@ def _preempt(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict | None]
     return verdict
 
 
-def _open(buyer: Buyer, call: Call, purchase: Purchase) -> Generator[Effect, Any, Verdict]:
+def _open(buyer: Buyer, call: Call, demand: Demand) -> Generator[Effect, Any, Verdict]:
     """Find the operation's open proof and present it again, or reserve and sign a new one."""
     waited, doubts = 0.0, Doubts()
     tried: dict[Route, PaymentError] = {}
     while True:
-        view = yield from look(buyer, call, purchase)
+        view = yield from look(buyer, call, demand)
         if view.paused:
             raise paused()
         if (yield from _lapse.ask(buyer, call, view, doubts)):
-            purchase = doubts.clocks(purchase, view)
+            demand = doubts.clocks(demand, view)
             continue
         twin = doubts.twin(view)
         if twin is not None and not twin.busy:
             try:
-                verdict = yield from _represent(buyer, call, purchase, twin)
+                verdict = yield from _represent(buyer, call, demand, twin)
             except TokenFlowError as error:
                 if not is_impossible(error) or tried:
                     raise
@@ -252,27 +252,27 @@ def _open(buyer: Buyer, call: Call, purchase: Purchase) -> Generator[Effect, Any
             yield from _wait(call, waited, twin)
             waited += _POLL_S
             continue
-        purchase = yield from _lapse.check(buyer, call, purchase, view)
-        yield from check_input(buyer, purchase.asked)
-        verdict = yield from _by_route(buyer, call, purchase, view, tried)
+        demand = yield from _lapse.check(buyer, call, demand, view)
+        yield from check_input(buyer, demand.asked)
+        verdict = yield from _by_route(buyer, call, demand, view, tried)
         if verdict is not None:
             return verdict
 
 
-def look(buyer: Buyer, call: Call, purchase: Purchase) -> Generator[Effect, Any, View]:
+def look(buyer: Buyer, call: Call, demand: Demand) -> Generator[Effect, Any, View]:
     """What the ledger knows of the operation, and of what is on the way to paying for it."""
-    now_us, shop = buyer.now_us(), purchase.origin if purchase.is_tool else None
+    now_us, shop = buyer.now_us(), demand.origin if demand.is_tool else None
     return (
         yield from record(
             lambda wait_s: buyer.ledger.look(
-                purchase.operation,
-                purchase.service,
+                demand.operation,
+                demand.service,
                 shop,
-                origin=purchase.origin if buyer.settings.policy.pin else None,
-                also=purchase.also,
+                origin=demand.origin if buyer.settings.policy.pin else None,
+                also=demand.also,
                 keyed=call.key is not None,
                 now_us=now_us,
-                seller_us=purchase.seller_us,
+                seller_us=demand.seller_us,
                 wait_s=wait_s,
             )
         )
@@ -291,7 +291,7 @@ def _wait(call: Call, waited: float, twin: Twin) -> Generator[Effect, Any, None]
 
 
 def _by_route(
-    buyer: Buyer, call: Call, purchase: Purchase, view: View, tried: Mapping[Route, PaymentError]
+    buyer: Buyer, call: Call, demand: Demand, view: View, tried: Mapping[Route, PaymentError]
 ) -> Generator[Effect, Any, Verdict | None]:
     """Pay by the first route that is possible; ``None`` to look again.
 
@@ -303,19 +303,19 @@ def _by_route(
         if route in failed:
             continue
         if route == "held-token":
-            held = (yield from held_now(buyer, call, purchase)) if view.token else None
+            held = (yield from held_now(buyer, call, demand)) if view.token else None
             if isinstance(held, Verdict):
                 return held
             if held is not None:  # another 402, which did not take it
                 return (yield from _pay(buyer, call, held))
             continue
-        plan = plan_by(buyer, purchase, view, route, failed)
+        plan = plan_by(buyer, demand, view, route, failed)
         if isinstance(plan, PaymentError):
             failed[route] = plan
             continue
         try:
-            yield from decide(buyer, call, purchase, plan)
-            return (yield from _reserve_and_buy(buyer, call, purchase, plan))
+            yield from decide(buyer, call, demand, plan)
+            return (yield from _reserve_and_buy(buyer, call, demand, plan))
         except TokenFlowError as error:
             if not is_impossible(error):
                 raise
@@ -324,27 +324,27 @@ def _by_route(
 
 
 def _reserve_and_buy(
-    buyer: Buyer, call: Call, purchase: Purchase, plan: Plan
+    buyer: Buyer, call: Call, demand: Demand, plan: Plan
 ) -> Generator[Effect, Any, Verdict | None]:
     """Reserve, sign, present; ``None`` if the operation was opened by another call meanwhile."""
-    want = reservation(buyer, call, purchase, plan)
+    want = reservation(buyer, call, demand, plan)
     try:
-        reserved = yield from _reserve(buyer, call, purchase, plan, want)
+        reserved = yield from _reserve(buyer, call, demand, plan, want)
         if reserved is None:
             return None
         row, proof = row_of(want), reserved.proof
         if plan.route == "token" or plan.choice is None:
             from x402_mask._flow.tokens.buying import buy  # noqa: PLC0415
 
-            return (yield from buy(buyer, call, purchase, plan, row))
+            return (yield from buy(buyer, call, demand, plan, row))
         if proof is None:
-            proof = yield from _sign_and_hold(buyer, purchase, plan.choice, row)
+            proof = yield from _sign_and_hold(buyer, demand, plan.choice, row)
         else:
             yield from _may_go(buyer, row)
-        buyer.emit("sent", purchase, payment_id=row.id, usd=usd(row.micro))
+        buyer.emit("sent", demand, payment_id=row.id, usd=usd(row.micro))
         return (yield from _present(buyer, call, row, proof))
     except PaymentRefused as refusal:
-        refusal.quote = quote_of(buyer, purchase, plan, (), refusal)
+        refusal.quote = quote_of(buyer, demand, plan, (), refusal)
         if refusal.reason == "cap":
             with suppress(LedgerError):  # the refusal stands, with or without the whole picture
                 caps = yield from room(buyer, applying(want.limits, want.service, want.also))
@@ -355,7 +355,7 @@ def _reserve_and_buy(
 
 
 def _reserve(
-    buyer: Buyer, call: Call, purchase: Purchase, plan: Plan, want: Reservation
+    buyer: Buyer, call: Call, demand: Demand, plan: Plan, want: Reservation
 ) -> Generator[Effect, Any, Reserved | None]:
     """Reserve against every cap at once; ``None`` if the operation was opened meanwhile.
 
@@ -368,7 +368,7 @@ def _reserve(
         and plan.choice is not None
         and isinstance(buyer.settings.signer, Wallet)
     ):
-        make = partial(prove_here, buyer, purchase, plan.choice, want.id)
+        make = partial(prove_here, buyer, demand, plan.choice, want.id)
     answer = yield from record(
         lambda wait_s: buyer.ledger.reserve(
             want,
@@ -383,13 +383,13 @@ def _reserve(
         return None
     buyer.emit(
         "reserved",
-        purchase,
+        demand,
         payment_id=want.id,
         usd=usd(want.micro),
         detail={"route": want.route, "skipped": want.detail["skipped"]},
     )
     if answer.new_payee:
-        buyer.emit("payee_changed", purchase, payment_id=want.id, detail={"pay_to": want.pay_to})
+        buyer.emit("payee_changed", demand, payment_id=want.id, detail={"pay_to": want.pay_to})
     return answer
 
 
@@ -397,11 +397,11 @@ def _reserve(
 
 
 def _sign_and_hold(
-    buyer: Buyer, purchase: Purchase, choice: Choice, row: Row
+    buyer: Buyer, demand: Demand, choice: Choice, row: Row
 ) -> Generator[Effect, Any, Proof]:
     """Have it signed, and store the proof; until then every failure gives the money back."""
     try:
-        proof = yield from prove(buyer, purchase, choice, row.id)
+        proof = yield from prove(buyer, demand, choice, row.id)
         now_us = buyer.now_us()
         yield from record(
             lambda wait_s: buyer.ledger.hold(row.id, proof, now_us=now_us, wait_s=wait_s)
@@ -422,13 +422,13 @@ def _may_go(buyer: Buyer, row: Row) -> Generator[Effect, Any, None]:
 
 
 def _represent(
-    buyer: Buyer, call: Call, purchase: Purchase, twin: Twin
+    buyer: Buyer, call: Call, demand: Demand, twin: Twin
 ) -> Generator[Effect, Any, Verdict | None]:
     """Present the same bytes again; ``None`` if another call took them first."""
     if twin.row.route == "token":
         from x402_mask._flow.tokens.buying import resume  # noqa: PLC0415
 
-        return (yield from resume(buyer, call, purchase, twin))
+        return (yield from resume(buyer, call, demand, twin))
     _lapse.check_twin(twin)
     row, now_us = twin.row, buyer.now_us()
     try:
@@ -437,7 +437,7 @@ def _represent(
                 row.id,
                 call.by,
                 now_us=now_us,
-                seller_us=purchase.seller_us,
+                seller_us=demand.seller_us,
                 by_chain=twin.by == "chain",
                 wait_s=wait_s,
             )

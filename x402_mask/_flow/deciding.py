@@ -13,7 +13,7 @@ from x402_mask._flow.effects import (
     record,
 )
 from x402_mask._flow.inputs import is_light, judged
-from x402_mask._flow.records import Call, Plan, Purchase, Verdict, quote_of
+from x402_mask._flow.records import Call, Demand, Plan, Verdict, quote_of
 from x402_mask._ledger.records import Reservation, new_payment_id
 from x402_mask._money import usd
 from x402_mask._policy.caps import applying
@@ -67,9 +67,9 @@ def check_input(buyer: Buyer, asked: Asked) -> Generator[Effect, Any, None]:
         )
 
 
-def check_price(buyer: Buyer, purchase: Purchase, plan: Plan) -> None:
+def check_price(buyer: Buyer, demand: Demand, plan: Plan) -> None:
     """Refuse an offer that is dearer than the price that the seller's own catalog names."""
-    listed = buyer.listed_price(purchase)
+    listed = buyer.listed_price(demand)
     if listed is not None and plan.micro > listed:
         raise OfferRefused(
             f"${usd(plan.micro)} is asked, the catalog's price is ${usd(listed)};"
@@ -90,18 +90,18 @@ def why_none(failed: Mapping[Route, PaymentError]) -> PaymentError:
 
 
 def held_now(
-    buyer: Buyer, call: Call, purchase: Purchase
+    buyer: Buyer, call: Call, demand: Demand
 ) -> Generator[Effect, Any, Verdict | Reply | None]:
     """A token that another process bought, perhaps: this one asked before it knew."""
     from x402_mask._flow.tokens.using import spend_held  # noqa: PLC0415
 
-    url = purchase.reply.url
-    return (yield from spend_held(buyer, call, purchase.origin, purchase.service, url))
+    url = demand.reply.url
+    return (yield from spend_held(buyer, call, demand.origin, demand.service, url))
 
 
 def plan_by(
     buyer: Buyer,
-    purchase: Purchase,
+    demand: Demand,
     view: View,
     route: str,
     failed: Mapping[Route, PaymentError],
@@ -115,16 +115,16 @@ def plan_by(
     if route == "token":
         from x402_mask._flow.tokens import buying  # noqa: PLC0415
 
-        why = buying.not_sold(buyer, purchase)
-        return why or replace(buying.plan(buyer, purchase, view), skipped=skipped)
+        why = buying.not_sold(buyer, demand)
+        return why or replace(buying.plan(buyer, demand, view), skipped=skipped)
     if buyer.settings.signer is None:
         return PaymentRefused(
-            f"{purchase.service} wants an x402 signature and this payer has no wallet",
+            f"{demand.service} wants an x402 signature and this payer has no wallet",
             reason="no_wallet",
         )
-    seller_clock(buyer.now(), purchase.reply.date, strict=buyer.settings.strict_clock)
+    seller_clock(buyer.now(), demand.reply.date, strict=buyer.settings.strict_clock)
     try:
-        choice = choose(buyer.settings.policy, purchase.challenge, view.payees)
+        choice = choose(buyer.settings.policy, demand.challenge, view.payees)
     except OfferRefused as refusal:
         if refusal.reason in FOREIGN:  # no signature of ours is asked for
             return refusal
@@ -132,16 +132,14 @@ def plan_by(
     return Plan.of("x402", choice, skipped)
 
 
-def decide(
-    buyer: Buyer, call: Call, purchase: Purchase, plan: Plan
-) -> Generator[Effect, Any, None]:
+def decide(buyer: Buyer, call: Call, demand: Demand, plan: Plan) -> Generator[Effect, Any, None]:
     """Ask the owner, before anything is reserved."""
-    check_price(buyer, purchase, plan)
+    check_price(buyer, demand, plan)
     if buyer.settings.preempt and plan.choice is not None:
-        buyer.memory.learn(purchase.place, plan.choice)
+        buyer.memory.learn(demand.place, plan.choice)
     if buyer.settings.approve is None:
         return
-    quote = yield from full_quote(buyer, call, purchase, plan)
+    quote = yield from full_quote(buyer, call, demand, plan)
     if quote.refusal is not None:
         quote.refusal.quote = quote
         raise quote.refusal
@@ -150,21 +148,21 @@ def decide(
     if terms == before:
         message = f"${quote.usd} for {quote.service} was denied in this call"
         raise ApprovalDenied(message, quote=quote)
-    yield from ask_owner(buyer, purchase.operation, quote)
+    yield from ask_owner(buyer, demand.operation, quote)
     call.trip.denied = before
 
 
 def full_quote(
-    buyer: Buyer, call: Call, purchase: Purchase, plan: Plan
+    buyer: Buyer, call: Call, demand: Demand, plan: Plan
 ) -> Generator[Effect, Any, Quote]:
     """What *plan* would cost, and whether the ledger would reserve it now."""
-    refusal, want = None, reservation(buyer, call, purchase, plan)
+    refusal, want = None, reservation(buyer, call, demand, plan)
     if plan.route != "held-token":  # which reserves nothing
         refusal = yield from record(
             lambda wait_s: buyer.ledger.foresee(want, buyer.settings.breaker, wait_s=wait_s)
         )
     caps = yield from room(buyer, applying(want.limits, want.service, want.also))
-    return quote_of(buyer, purchase, plan, caps, refusal)
+    return quote_of(buyer, demand, plan, caps, refusal)
 
 
 def room(buyer: Buyer, limits: Sequence[Limit]) -> Generator[Effect, Any, tuple[Spend, ...]]:
@@ -174,15 +172,15 @@ def room(buyer: Buyer, limits: Sequence[Limit]) -> Generator[Effect, Any, tuple[
     return tuple(caps)
 
 
-def reservation(buyer: Buyer, call: Call, purchase: Purchase, plan: Plan) -> Reservation:
+def reservation(buyer: Buyer, call: Call, demand: Demand, plan: Plan) -> Reservation:
     """What the ledger is asked to set aside for *plan*."""
     now_us, asset = buyer.now_us(), plan.asset
     return Reservation(
         id=new_payment_id(now_us),
         at=now_us,
-        service=purchase.service,
-        origin=purchase.origin,
-        operation=purchase.operation,
+        service=demand.service,
+        origin=demand.origin,
+        operation=demand.operation,
         keyed=call.key is not None,
         route=plan.route,
         micro=plan.micro,
@@ -192,14 +190,14 @@ def reservation(buyer: Buyer, call: Call, purchase: Purchase, plan: Plan) -> Res
         payer=buyer.address,
         pay_to=plan.pay_to,
         limits=buyer.limits,
-        lapsed=purchase.lapsed,
+        lapsed=demand.lapsed,
         pin_payee=buyer.settings.policy.pin,
-        also=purchase.also,
-        seller_us=purchase.seller_us,
+        also=demand.also,
+        seller_us=demand.seller_us,
         detail={
-            "method": purchase.method,
-            "path": purchase.path,
-            "form": purchase.challenge.form,
+            "method": demand.method,
+            "path": demand.path,
+            "form": demand.challenge.form,
             "skipped": list(plan.reasons),
             "approved": buyer.settings.approve is not None,
         },

@@ -12,7 +12,7 @@ from x402_mask._flow.effects import (
     fingerprint,
     read_body,
 )
-from x402_mask._flow.records import Call, Purchase
+from x402_mask._flow.records import Call, Demand
 from x402_mask._money import SECOND
 from x402_mask._services import origin_of, path_of, tool_of
 from x402_mask._wire.x402 import (
@@ -59,7 +59,7 @@ def challenge_of(
     return found
 
 
-def purchase_of(buyer: Buyer, call: Call, reply: Reply, challenge: Challenge) -> Purchase:
+def demand_of(buyer: Buyer, call: Call, reply: Reply, challenge: Challenge) -> Demand:
     """Who asks, and for what; refuses every origin that the owner and the caller did not name."""
     origin = origin_asked(reply.url)
     if origin != call.trip.origin:
@@ -77,7 +77,7 @@ def purchase_of(buyer: Buyer, call: Call, reply: Reply, challenge: Challenge) ->
             " proof; name its host in NO_PROXY, or use a Client of this library",
             reason="not_https",
         )
-    return Purchase(
+    return Demand(
         challenge=challenge,
         reply=reply,
         method=call.method,
@@ -90,7 +90,7 @@ def purchase_of(buyer: Buyer, call: Call, reply: Reply, challenge: Challenge) ->
     )
 
 
-def identified(call: Call, purchase: Purchase) -> Generator[Effect, Any, Purchase]:
+def identified(call: Call, demand: Demand) -> Generator[Effect, Any, Demand]:
     """The purchase with its operation: the caller's key, or a digest of what is asked."""
     body = yield from fingerprint()
     if body is None:
@@ -98,11 +98,11 @@ def identified(call: Call, purchase: Purchase) -> Generator[Effect, Any, Purchas
             "the request body is a one-shot stream, which a paid retry could not send again:"
             " pass bytes, or read it first"
         )
-    url = purchase.reply.url.partition("#")[0]
-    asked = ("key", call.key) if call.key is not None else (purchase.method, url, body)
-    parts = (purchase.origin, purchase.service, *asked)
+    url = demand.reply.url.partition("#")[0]
+    asked = ("key", call.key) if call.key is not None else (demand.method, url, body)
+    parts = (demand.origin, demand.service, *asked)
     operation = hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()
-    return replace(purchase, operation=operation)
+    return replace(demand, operation=operation)
 
 
 def origin_asked(url: str) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Effect
-    from x402_mask._flow.records import Call, Purchase
+    from x402_mask._flow.records import Call, Demand
     from x402_mask._ledger.records import Row, View
     from x402_mask._policy.clocks import Clock
 
@@ -34,11 +34,11 @@ class Doubts:
 
     is_past: dict[str, bool | None] = field(default_factory=dict)
 
-    def clocks(self, purchase: Purchase, view: View) -> Purchase:
+    def clocks(self, demand: Demand, view: View) -> Demand:
         """The purchase without its seller's clock, once the chain has every proof dead."""
         if view.lapsed and all(self.is_past.get(row.id) for row in view.lapsed):
-            return replace(purchase, seller_us=None)
-        return purchase
+            return replace(demand, seller_us=None)
+        return demand
 
     def twin(self, view: View) -> Twin | None:
         """What is idle and open, by the ledger's clocks or by the chain's; else what is busy."""
@@ -83,23 +83,21 @@ def _is_due(buyer: Buyer, row: Row, view: View) -> bool:
     return buyer.chain_knows(row.network) and (delayed or not row.seen)
 
 
-def check(
-    buyer: Buyer, call: Call, purchase: Purchase, view: View
-) -> Generator[Effect, Any, Purchase]:
+def check(buyer: Buyer, call: Call, demand: Demand, view: View) -> Generator[Effect, Any, Demand]:
     """Whether a new proof may follow those that have expired; the purchase, which knows of them.
 
     Raises:
         PaymentRefused: it was paid before, or ``resign="never"``; or the seller's clock, which has
             a say in it, is not at hand.
     """
-    if purchase.is_remembered and (view.lapsed or view.paid):
+    if demand.is_remembered and (view.lapsed or view.paid):
         raise PaymentRefused("an earlier proof of this operation has expired: ask", reason="clock")
     if view.paid:
         yield from _note_repeat(buyer, view.paid)
-    return foresee(buyer, call, purchase, view)
+    return foresee(buyer, call, demand, view)
 
 
-def foresee(buyer: Buyer, call: Call, purchase: Purchase, view: View) -> Purchase:
+def foresee(buyer: Buyer, call: Call, demand: Demand, view: View) -> Demand:
     """:func:`check` of what was asked for; writes nothing.
 
     Raises:
@@ -109,7 +107,7 @@ def foresee(buyer: Buyer, call: Call, purchase: Purchase, view: View) -> Purchas
         raise paid_before(view.paid[-1], keyed=call.key is not None)
     if view.lapsed:
         check_resign(buyer, view.lapsed[0])
-    return replace(purchase, lapsed=frozenset(row.id for row in view.lapsed))
+    return replace(demand, lapsed=frozenset(row.id for row in view.lapsed))
 
 
 def refuse(buyer: Buyer, call: Call, rows: Sequence[Row]) -> Generator[Effect, Any, None]:

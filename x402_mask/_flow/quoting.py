@@ -14,7 +14,7 @@ from x402_mask._flow import lapsed
 from x402_mask._flow.asking import denied_before
 from x402_mask._flow.conversation import look
 from x402_mask._flow.deciding import check_input, check_price, full_quote, plan_by, room, why_none
-from x402_mask._flow.demand import challenge_of, identified, origin_asked, purchase_of
+from x402_mask._flow.demand import challenge_of, demand_of, identified, origin_asked
 from x402_mask._flow.lapsed import Doubts
 from x402_mask._flow.records import Plan
 from x402_mask._ledger.records import paused
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Effect, Reply
-    from x402_mask._flow.records import Call, Purchase
+    from x402_mask._flow.records import Call, Demand
     from x402_mask._ledger.records import Twin, View
     from x402_mask._models import Route
 
@@ -50,66 +50,66 @@ def quote(
     if challenge is None:
         return None
     try:
-        purchase = purchase_of(buyer, call, reply, challenge)
+        demand = demand_of(buyer, call, reply, challenge)
     except PaymentRefused as refusal:
         return _refused(buyer, call, reply, refusal)
     bar: PaymentRefused | None = None
     try:
-        purchase = yield from identified(call, purchase)
+        demand = yield from identified(call, demand)
     except PaymentRefused as refusal:
         bar = refusal
-    purchase, view, twin, found = yield from _known(buyer, call, purchase, asks=asks)
+    demand, view, twin, found = yield from _known(buyer, call, demand, asks=asks)
     if view.token and buyer.settings.prefer[0] == "held-token":
         bar, found = (paused() if view.paused else None), None  # it goes with the first request
     elif twin is not None and found is None and bar is None:
-        return (yield from _again(buyer, purchase, twin))
+        return (yield from _again(buyer, demand, twin))
     bar = bar or found
     try:
-        yield from check_input(buyer, purchase.asked)
+        yield from check_input(buyer, demand.asked)
     except PaymentRefused as refusal:
         bar = bar or refusal
     try:
-        plan, found = _first_plan(buyer, purchase, view)
+        plan, found = _first_plan(buyer, demand, view)
     except PaymentRefused as refusal:
         return _refused(buyer, call, reply, bar or refusal)
-    return (yield from _priced(buyer, call, purchase, plan, bar or found))
+    return (yield from _priced(buyer, call, demand, plan, bar or found))
 
 
 def _known(
-    buyer: Buyer, call: Call, purchase: Purchase, *, asks: bool
-) -> Generator[Effect, Any, tuple[Purchase, View, Twin | None, PaymentRefused | None]]:
+    buyer: Buyer, call: Call, demand: Demand, *, asks: bool
+) -> Generator[Effect, Any, tuple[Demand, View, Twin | None, PaymentRefused | None]]:
     """What the ledger knows, the proof that would be presented again, and what refuses either.
 
     The purchase knows then of the proofs that have expired, as a call's does before it reserves.
     """
     doubts = Doubts()
-    view = yield from look(buyer, call, purchase)
+    view = yield from look(buyer, call, demand)
     if view.paused:
-        return purchase, view, None, paused()
+        return demand, view, None, paused()
     if asks and (yield from lapsed.ask(buyer, call, view, doubts)):
-        purchase = doubts.clocks(purchase, view)
-        view = yield from look(buyer, call, purchase)
+        demand = doubts.clocks(demand, view)
+        view = yield from look(buyer, call, demand)
     twin = doubts.twin(view)
     try:
         if twin is not None and not twin.busy:
             lapsed.check_twin(twin)
-            return purchase, view, twin, None
-        purchase = lapsed.foresee(buyer, call, purchase, view)
+            return demand, view, twin, None
+        demand = lapsed.foresee(buyer, call, demand, view)
     except PaymentRefused as refusal:
-        return purchase, view, None, refusal
-    return purchase, view, None, None
+        return demand, view, None, refusal
+    return demand, view, None, None
 
 
-def _again(buyer: Buyer, purchase: Purchase, twin: Twin) -> Generator[Effect, Any, Quote]:
+def _again(buyer: Buyer, demand: Demand, twin: Twin) -> Generator[Effect, Any, Quote]:
     """The operation is open: a call shows what was signed for it, and nothing more is counted."""
-    row, limits = twin.row, applying(buyer.limits, purchase.service, purchase.also)
+    row, limits = twin.row, applying(buyer.limits, demand.service, demand.also)
     caps = yield from room(buyer, limits)
     told = f"payment {row.id} of this operation is open: a call goes on with it, and counts no more"
     return Quote(
         service=row.service,
         origin=row.origin,
-        method=purchase.method,
-        url=purchase.reply.url,
+        method=demand.method,
+        url=demand.reply.url,
         route=row.route,
         usd=usd(row.micro),
         amount=int(row.amount),
@@ -123,29 +123,29 @@ def _again(buyer: Buyer, purchase: Purchase, twin: Twin) -> Generator[Effect, An
 
 
 def _priced(
-    buyer: Buyer, call: Call, purchase: Purchase, plan: Plan, bar: PaymentRefused | None
+    buyer: Buyer, call: Call, demand: Demand, plan: Plan, bar: PaymentRefused | None
 ) -> Generator[Effect, Any, Quote]:
     """The quote of a plan, with what would refuse it first."""
     held = plan.route == "held-token"
     if bar is None and not held:
         try:
-            check_price(buyer, purchase, plan)
+            check_price(buyer, demand, plan)
         except PaymentRefused as refusal:
             bar = refusal
-    found = yield from full_quote(buyer, call, purchase, plan)
+    found = yield from full_quote(buyer, call, demand, plan)
     bar = bar or found.refusal
     if bar is None and buyer.settings.approve is not None and not held:
-        bar = yield from denied_before(buyer, purchase.operation, found)
+        bar = yield from denied_before(buyer, demand.operation, found)
     return replace(found, refusal=bar)
 
 
-def _first_plan(buyer: Buyer, purchase: Purchase, view: View) -> tuple[Plan, PaymentRefused | None]:
+def _first_plan(buyer: Buyer, demand: Demand, view: View) -> tuple[Plan, PaymentRefused | None]:
     """The plan that a call would begin with, and what would keep it from being carried out."""
     failed: dict[Route, PaymentError] = {}
     try:
         for route in buyer.settings.prefer:
             if route != "held-token":
-                plan = plan_by(buyer, purchase, view, route, failed)
+                plan = plan_by(buyer, demand, view, route, failed)
                 if isinstance(plan, Plan):
                     return plan, None
                 failed[route] = plan
@@ -155,7 +155,7 @@ def _first_plan(buyer: Buyer, purchase: Purchase, view: View) -> tuple[Plan, Pay
     except PaymentRefused as bar:
         if bar.reason not in ("no_wallet", "clock"):  # the price is known all the same
             raise
-        return Plan.of("x402", choose(buyer.settings.policy, purchase.challenge, view.payees)), bar
+        return Plan.of("x402", choose(buyer.settings.policy, demand.challenge, view.payees)), bar
 
 
 def _refused(buyer: Buyer, call: Call, reply: Reply, refusal: PaymentRefused) -> Quote:

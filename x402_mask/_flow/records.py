@@ -103,7 +103,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Purchase:
+class Demand:
     """A 402 that was read: who asks, for what, and which operation it is."""
 
     challenge: Challenge
@@ -188,7 +188,7 @@ class Plan:
 
 def quote_of(
     buyer: Buyer,
-    purchase: Purchase,
+    demand: Demand,
     plan: Plan,
     caps: tuple[Spend, ...],
     refusal: PaymentRefused | None,
@@ -200,10 +200,10 @@ def quote_of(
         else replace(plan.offer, raw=deepcopy(plan.offer.raw), extra=deepcopy(plan.offer.extra))
     )
     return Quote(
-        service=purchase.service,
-        origin=purchase.origin,
-        method=purchase.method,
-        url=purchase.reply.url,
+        service=demand.service,
+        origin=demand.origin,
+        method=demand.method,
+        url=demand.reply.url,
         route=plan.route,
         usd=usd(plan.micro),
         amount=plan.amount,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Effect, Reply
-    from x402_mask._flow.records import Call, Purchase
+    from x402_mask._flow.records import Call, Demand
     from x402_mask._policy.offers import Choice
     from x402_mask._schemes.scheme import Unsigned
     from x402_mask._wire.x402 import Settlement
@@ -46,31 +46,31 @@ _LEFT_MIN_S: Final = 6
 # --- before the point of no return ----------------------------------------------------------------
 
 
-def prove_here(buyer: Buyer, purchase: Purchase, choice: Choice, payment_id: str) -> Proof:
+def prove_here(buyer: Buyer, demand: Demand, choice: Choice, payment_id: str) -> Proof:
     """The proof by a wallet in this process."""
-    unsigned = _prepared(buyer, purchase, choice, buyer.now())
+    unsigned = _prepared(buyer, demand, choice, buyer.now())
     assert isinstance(buyer.settings.signer, Wallet)
     signature = buyer.settings.signer.sign_checked(unsigned.digest)
-    return _proof(buyer, purchase, choice, unsigned, signature, payment_id)
+    return _proof(buyer, demand, choice, unsigned, signature, payment_id)
 
 
 def prove(
-    buyer: Buyer, purchase: Purchase, choice: Choice, payment_id: str
+    buyer: Buyer, demand: Demand, choice: Choice, payment_id: str
 ) -> Generator[Effect, Any, Proof]:
     """The proof, whoever signs."""
     if isinstance(buyer.settings.signer, Wallet):
-        return prove_here(buyer, purchase, choice, payment_id)
+        return prove_here(buyer, demand, choice, payment_id)
     now = buyer.now()
-    unsigned = _prepared(buyer, purchase, choice, now)
+    unsigned = _prepared(buyer, demand, choice, now)
     signature = yield from _sign(buyer, unsigned)
     waited = buyer.now() - now
     if waited > choice.validity_s - _LEFT_MIN_S:
         raise OfferRefused(f"signing took {waited:.0f} s, the offer ran out", reason="wait")
-    return _proof(buyer, purchase, choice, unsigned, signature, payment_id)
+    return _proof(buyer, demand, choice, unsigned, signature, payment_id)
 
 
-def _prepared(buyer: Buyer, purchase: Purchase, choice: Choice, now: float) -> Unsigned:
-    settings, date = buyer.settings, purchase.reply.date
+def _prepared(buyer: Buyer, demand: Demand, choice: Choice, now: float) -> Unsigned:
+    settings, date = buyer.settings, demand.reply.date
     assert settings.address is not None
     moment = Moment(
         now=now,
@@ -85,14 +85,14 @@ def _prepared(buyer: Buyer, purchase: Purchase, choice: Choice, now: float) -> U
 
 def _proof(
     buyer: Buyer,
-    purchase: Purchase,
+    demand: Demand,
     choice: Choice,
     unsigned: Unsigned,
     signature: bytes,
     payment_id: str,
 ) -> Proof:
     header, value = proof_header(
-        purchase.challenge,
+        demand.challenge,
         choice.offer,
         unsigned.payload(signature),
         payment_id,

@@ -30,9 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 from x402_mask._flow.effects import checkpoint, fetch, record
 from x402_mask._flow.records import Plan
 from x402_mask._flow.steps import check_resign, release
-from x402_mask._flow.tokens import paying as _ways
-from x402_mask._flow.tokens import purchase as _deal
-from x402_mask._flow.tokens import using
+from x402_mask._flow.tokens import paying, purchase, using
 from x402_mask._flow.tokens.purchase import Deal
 from x402_mask._money import usd
 from x402_mask._policy.offers import FOREIGN, choose
@@ -53,7 +51,7 @@ if TYPE_CHECKING:
 
     from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Effect, Fetched
-    from x402_mask._flow.records import Call, Purchase, Verdict
+    from x402_mask._flow.records import Call, Demand, Verdict
     from x402_mask._ledger.purchases import Begun, Purse, Way
     from x402_mask._ledger.records import Proof, Row, Twin, View
 
@@ -66,29 +64,29 @@ _BY_OTHERS: Final = ("account", "balance", "settle")
 # --- whether, and for how much --------------------------------------------------------------------
 
 
-def not_sold(buyer: Buyer, purchase: Purchase) -> PaymentRefused | None:
+def not_sold(buyer: Buyer, demand: Demand) -> PaymentRefused | None:
     """Why no token can be had for this call; ``None`` if one can be asked for."""
-    sold = purchase.challenge.form == "server402" or purchase.origin in buyer.settings.token_origins
-    if not purchase.is_tool or not sold:
+    sold = demand.challenge.form == "server402" or demand.origin in buyer.settings.token_origins
+    if not demand.is_tool or not sold:
         return OfferRefused(
-            f"{purchase.origin} does not sell payment tokens for this call (token_origins=)",
+            f"{demand.origin} does not sell payment tokens for this call (token_origins=)",
             reason="no_offer",
         )
     return None
 
 
-def plan(buyer: Buyer, purchase: Purchase, view: View) -> Plan:
+def plan(buyer: Buyer, demand: Demand, view: View) -> Plan:
     """To buy a token at the live price, within policy.
 
     Raises:
         OfferRefused: the offer may not be paid, or no price is named.
     """
     try:
-        choice = choose(buyer.settings.policy, purchase.challenge, view.payees)
+        choice = choose(buyer.settings.policy, demand.challenge, view.payees)
     except OfferRefused as refusal:
         if refusal.reason not in FOREIGN:
             raise
-        named = payment_in(purchase.challenge.document)
+        named = payment_in(demand.challenge.document)
         micro = micro_of(named) if named is not None else None
         if named is None or micro is None or price_fault(named, micro) is not None:
             raise
@@ -100,7 +98,7 @@ def plan(buyer: Buyer, purchase: Purchase, view: View) -> Plan:
 
 
 def buy(
-    buyer: Buyer, call: Call, purchase: Purchase, terms: Plan, row: Row
+    buyer: Buyer, call: Call, demand: Demand, terms: Plan, row: Row
 ) -> Generator[Effect, Any, Verdict | None]:
     """Buy a token for the reservation in *row*, and call with it; ``None`` to look again.
 
@@ -108,7 +106,7 @@ def buy(
         TokenFlowError: it could not be had; ``at_risk`` tells whether money may have moved.
         PaymentRefused: the marketplace's own terms are not those of the live offer.
     """
-    deal = Deal(buyer, call, purchase, row, terms)
+    deal = Deal(buyer, call, demand, row, terms)
     return (yield from _orderly(deal, _begin(deal)))
 
 
@@ -132,7 +130,7 @@ def _orderly(deal: Deal, steps: Generator[Effect, Any, T]) -> Generator[Effect, 
             yield from release(deal.buyer, deal.row.id, failure)
             raise
         if deal.held and not deal.call.trip.paid:
-            yield from _deal.end(deal, "unknown", f"no answer: {type(failure).__name__}")
+            yield from purchase.end(deal, "unknown", f"no answer: {type(failure).__name__}")
         failure.add_note(
             f"x402_mask: the marketplace payment of {deal.row.id} is not finished;"
             f" an identical call {_what_follows(deal)}"
@@ -146,7 +144,7 @@ def _what_follows(deal: Deal) -> str:
         return "goes on with it"
     if deal.purse is not None:
         return "creates no other for now, as a balance may have paid"
-    return f"asks for it again (if a balance pays at {deal.purchase.origin}: balance_origins=)"
+    return f"asks for it again (if a balance pays at {deal.demand.origin}: balance_origins=)"
 
 
 def _may_have_left(failure: BaseException) -> bool:
@@ -174,7 +172,7 @@ def _begin(deal: Deal) -> Generator[Effect, Any, Verdict | None]:
 def _purse(deal: Deal) -> Purse | None:
     """Whose balance may pay what is asked for, as far as can be told from here."""
     buyer = deal.buyer
-    if buyer.settings.marketplace_headers or deal.purchase.origin in buyer.settings.balance_origins:
+    if buyer.settings.marketplace_headers or deal.demand.origin in buyer.settings.balance_origins:
         return "account"
     return (
         "balance"
@@ -185,10 +183,10 @@ def _purse(deal: Deal) -> Purse | None:
 
 def _create(deal: Deal) -> Generator[Effect, Any, Verdict]:
     """Ask the marketplace for a payment; the ledger knows that already."""
-    deal.buyer.emit("token_asked", deal.purchase, payment_id=deal.row.id)
+    deal.buyer.emit("token_asked", deal.demand, payment_id=deal.row.id)
     yield from checkpoint()  # the last moment at which nothing has left
     deal.unsent, deal.creating = False, True
-    answer = yield from fetch(_deal.order(deal))
+    answer = yield from fetch(purchase.order(deal))
     deal.creating = False
     try:
         payment = read_payment(answer.body)
@@ -198,15 +196,15 @@ def _create(deal: Deal) -> Generator[Effect, Any, Verdict]:
             yield from _misread(deal, answer, exc)
     if payment is not None:
         able = deal.buyer.settings.signer is not None and not payment.is_paid
-        signs = able and _ways.asked(deal, payment, answer) is not None
+        signs = able and paying.asked(deal, payment, answer) is not None
         try:
-            yield from _deal.note_id(deal, payment, "x402" if signs else None)
+            yield from purchase.note_id(deal, payment, "x402" if signs else None)
         except LedgerError as exc:
             if not payment.is_paid:  # if it is, its token may still be stored, which says the same
                 exc.at_risk = deal.purse is not None
                 raise
             log.exception("the id of a payment that is paid could not be stored")
-    return (yield from _ways.pay(deal, payment, answer))
+    return (yield from paying.pay(deal, payment, answer))
 
 
 def _misread(deal: Deal, answer: Fetched, fault: Unreadable) -> Generator[Effect, Any, NoReturn]:
@@ -215,12 +213,12 @@ def _misread(deal: Deal, answer: Fetched, fault: Unreadable) -> Generator[Effect
     Raises:
         TokenFlowError: always; at risk where it may be paid.
     """
-    told = f"{deal.purchase.origin}{PAYMENTS_PATH} answered {answer.status}: {fault}"
+    told = f"{deal.demand.origin}{PAYMENTS_PATH} answered {answer.status}: {fault}"
     if _is_refusal(answer.status):
         raise TokenFlowError(told) from None
     if "paid" in fault.statuses:
-        yield from _deal.hold(deal, "balance", None)
-        yield from _deal.end(deal, "unknown", f"paid by a balance, but {fault}")
+        yield from purchase.hold(deal, "balance", None)
+        yield from purchase.end(deal, "unknown", f"paid by a balance, but {fault}")
         raise TokenFlowError(f"{told}, and it says that it is paid", at_risk=True) from None
     pending = deal.purse != "account" and not UNPAID.isdisjoint(fault.statuses)
     raise TokenFlowError(told, at_risk=deal.purse is not None and not pending) from None
@@ -248,7 +246,7 @@ def _create_again(deal: Deal, asked_us: int) -> Generator[Effect, Any, Verdict |
     """Ask for a payment whose id was never heard of, unless asking may have been paying."""
     if deal.purse is None:
         return (yield from _create_anew(deal))
-    told = f"the answer of {deal.purchase.origin}{PAYMENTS_PATH} was lost, or said nothing"
+    told = f"the answer of {deal.demand.origin}{PAYMENTS_PATH} was lost, or said nothing"
     yield from _count_unheard(deal, asked_us, told)
     return None
 
@@ -266,17 +264,17 @@ def _count_unheard(deal: Deal, asked_us: int, told: str) -> Generator[Effect, An
             " account",
             at_risk=True,
         )
-    yield from _deal.hold(deal, "account", None)
-    yield from _deal.end(deal, "unknown", f"{told}; a balance may have paid")
+    yield from purchase.hold(deal, "account", None)
+    yield from purchase.end(deal, "unknown", f"{told}; a balance may have paid")
     check_resign(deal.buyer, deal.row)
-    yield from _deal.give_up(deal, told)
+    yield from purchase.give_up(deal, told)
 
 
 # --- going on after a crash or a lost answer ------------------------------------------------------
 
 
 def resume(
-    buyer: Buyer, call: Call, purchase: Purchase, twin: Twin
+    buyer: Buyer, call: Call, demand: Demand, twin: Twin
 ) -> Generator[Effect, Any, Verdict | None]:
     """Go on with a purchase that another call left open; ``None`` to look again."""
     now_us = buyer.now_us()
@@ -288,7 +286,7 @@ def resume(
         )
         if begun is None:
             return None
-        row, terms = begun.row, _terms_again(buyer, purchase, begun.row)
+        row, terms = begun.row, _terms_again(buyer, demand, begun.row)
         stale = row.state == "reserved" and row.network is not None and terms.choice is None
         if stale and begun.purse is None:
             yield from _let_go(buyer, row)
@@ -297,7 +295,7 @@ def resume(
         deal = Deal(
             buyer,
             call,
-            purchase,
+            demand,
             row,
             terms,
             remote=begun.remote,
@@ -323,10 +321,10 @@ def _let_go(buyer: Buyer, row: Row) -> Generator[Effect, Any, None]:
     buyer.emit("released", row, payment_id=row.id, detail={"note": note})
 
 
-def _terms_again(buyer: Buyer, purchase: Purchase, row: Row) -> Plan:
+def _terms_again(buyer: Buyer, demand: Demand, row: Row) -> Plan:
     """The terms that were reserved; the live offer only where it is still the same."""
     try:
-        choice = choose(buyer.settings.policy, purchase.challenge, {})
+        choice = choose(buyer.settings.policy, demand.challenge, {})
     except OfferRefused:
         choice = None
     same = choice is not None and (
@@ -355,35 +353,35 @@ def _go_on_unpaid(
     deal: Deal, asked_us: int, way: Way | None = None
 ) -> Generator[Effect, Any, Verdict | None]:
     """Pay a payment that was created, unless a balance has done so; where it is over, another."""
-    payment, answer = yield from _deal.read(deal)
-    if payment is None and deal.purse is not None and not _deal.is_gone(answer):
+    payment, answer = yield from purchase.read(deal)
+    if payment is None and deal.purse is not None and not purchase.is_gone(answer):
         yield from _count_unheard(deal, asked_us, f"{PAYMENTS_PATH} answered {answer.status}")
         return None
     if payment is not None and payment.is_lost:
-        yield from _deal.write_off(deal, payment)
+        yield from purchase.write_off(deal, payment)
         return None
     if deal.stale and not (payment is not None and payment.is_paid):
         yield from _let_go(deal.buyer, deal.row)
         return None  # decided anew
     if payment is None or deal.is_over(payment):
         return (yield from _create_anew(deal))
-    if way == "x402" and not payment.is_paid and _ways.asked(deal, payment, answer) is None:
+    if way == "x402" and not payment.is_paid and paying.asked(deal, payment, answer) is None:
         return (yield from _create_anew(deal))  # nothing else asks for the signature
-    return (yield from _ways.pay(deal, payment, answer))
+    return (yield from paying.pay(deal, payment, answer))
 
 
 def _go_on_with_token(deal: Deal, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
     token, expired = begun.token, begun.until is not None and begun.until <= deal.buyer.now_us()
     if token is None and begun.remote is not None and not expired:
-        payment, _ = yield from _deal.read(deal)
+        payment, _ = yield from purchase.read(deal)
         token = payment.token if payment is not None and payment.is_paid else None
     if token is None and not deal.is_closed:
-        yield from _deal.end(deal, "settled" if deal.settled else "unknown", "the token is gone")
+        yield from purchase.end(deal, "settled" if deal.settled else "unknown", "the token is gone")
         raise TokenFlowError("the token that was bought is gone", at_risk=True)
     if token is None or (expired and deal.is_closed):
-        yield from _deal.end(deal, "settled" if deal.settled else "unknown", "the token expired")
+        yield from purchase.end(deal, "settled" if deal.settled else "unknown", "the token expired")
         yield from using.drop(deal.buyer, deal.row, "expired")
-        yield from _deal.give_up(deal, "the token expired")
+        yield from purchase.give_up(deal, "the token expired")
         return None
     return (yield from using.redeem(deal, token, again=True))
 
@@ -396,24 +394,26 @@ def _go_on_paying(deal: Deal, begun: Begun) -> Generator[Effect, Any, Verdict | 
             told = begun.way == "x402" and not deal.buyer.chain_knows(deal.row.network)
             deal.settled = deal.settled or told or begun.way in _BY_OTHERS
             if begun.way in ("account", "balance"):
-                return (yield from _ways.paid_already(deal, payment))
+                return (yield from paying.paid_already(deal, payment))
             return (yield from using.take(deal, payment))
     if begun.way == "transfer":
-        return (yield from _ways.carry(deal, payment))
+        return (yield from paying.carry(deal, payment))
     closed = deal.is_closed
     if closed and not _is_due(deal, payment):
         return (yield from _lapse(deal, begun.proof))
     if closed or begun.proof is None:
-        return (yield from _ways.await_paid(deal, payment))
-    return (yield from _ways.present(deal, begun.proof))
+        return (yield from paying.await_paid(deal, payment))
+    return (yield from paying.present(deal, begun.proof))
 
 
 def _last_word(deal: Deal) -> Generator[Effect, Any, MarketPayment | None]:
     """What the marketplace says; before a purchase is given up, one bad answer is not enough."""
-    payment, _ = yield from _deal.read(deal)
+    payment, _ = yield from purchase.read(deal)
     if deal.heard or not deal.is_closed:
         return payment
-    return (yield from _deal.poll(deal, None, deal.buyer.settings.poll_unpaid_s, want_token=True))
+    return (
+        yield from purchase.poll(deal, None, deal.buyer.settings.poll_unpaid_s, want_token=True)
+    )
 
 
 def _is_due(deal: Deal, payment: MarketPayment | None) -> bool:
@@ -429,9 +429,9 @@ def _lapse(deal: Deal, proof: Proof | None) -> Generator[Effect, Any, Verdict | 
 
     Unless the chain's own time is not past it: then the same bytes are shown again.
     """
-    if proof is not None and (yield from _deal.is_alive_on_chain(deal)):
-        return (yield from _ways.present(deal, proof))
-    yield from _deal.end(deal, "unknown", "the proof has expired")
+    if proof is not None and (yield from purchase.is_alive_on_chain(deal)):
+        return (yield from paying.present(deal, proof))
+    yield from purchase.end(deal, "unknown", "the proof has expired")
     check_resign(deal.buyer, deal.row)
-    yield from _deal.give_up(deal, "the proof has expired")
+    yield from purchase.give_up(deal, "the proof has expired")
     return None

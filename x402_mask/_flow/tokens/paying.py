@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Effect, Fetched
-    from x402_mask._flow.records import Purchase, Verdict
+    from x402_mask._flow.records import Demand, Verdict
     from x402_mask._flow.tokens.purchase import Deal
     from x402_mask._ledger.records import Proof
     from x402_mask._ledger.transfers import SignedTransfer
@@ -74,7 +74,7 @@ def pay(
         why = "wants an x402 signature and this payer has no wallet"
         if challenge is None:
             why = "answered 402 and named neither a payment nor an offer"
-        raise TokenFlowError(f"{deal.purchase.origin}{PAYMENTS_PATH} {why}")
+        raise TokenFlowError(f"{deal.demand.origin}{PAYMENTS_PATH} {why}")
     if _can_transfer(deal, payment):
         verdict = yield from _pay_by_transfer(deal, payment)
         if verdict is not None:
@@ -119,7 +119,7 @@ def _check_terms(deal: Deal, payment: MarketPayment | None) -> None:
     """The payment object is for this service, at the live price."""
     if payment is None:
         return
-    service = deal.purchase.service
+    service = deal.demand.service
     for named in payment.services:
         if not _is_service(deal.buyer, named, service):
             raise TermsRefused(
@@ -169,7 +169,7 @@ def _pay_x402(
 ) -> Generator[Effect, Any, Verdict]:
     choice = _same_offer(deal, challenge)
     there = Reply(status=402, url=answer.url, headers=answer.headers, date=answer.date)
-    asked = replace(deal.purchase, challenge=challenge, reply=there)
+    asked = replace(deal.demand, challenge=challenge, reply=there)
     if deal.terms.choice is None:  # what is signed is decided only here
         _check_same_payee(deal, payment, choice)
         yield from _check_pinned(deal, choice)
@@ -230,7 +230,7 @@ def _check_same_payee(deal: Deal, payment: MarketPayment | None, choice: Choice)
 
 def _check_pinned(deal: Deal, choice: Choice) -> Generator[Effect, Any, None]:
     """A payee that no live offer names was not recorded with the reservation."""
-    buyer, asked, payee = deal.buyer, deal.purchase, choice.offer.pay_to
+    buyer, asked, payee = deal.buyer, deal.demand, choice.offer.pay_to
     if not buyer.settings.policy.pin:
         return
     now_us = buyer.now_us()
@@ -255,7 +255,7 @@ def _check_pinned(deal: Deal, choice: Choice) -> Generator[Effect, Any, None]:
         raise refusal
 
 
-def _approve(deal: Deal, asked: Purchase, choice: Choice) -> Generator[Effect, Any, None]:
+def _approve(deal: Deal, asked: Demand, choice: Choice) -> Generator[Effect, Any, None]:
     """Ask the owner again, who approved a price and saw neither asset nor payee."""
     if deal.buyer.settings.approve is None:
         return
@@ -390,7 +390,7 @@ def _pay_by_hand(deal: Deal, payment: MarketPayment) -> Generator[Effect, Any, V
 def _document(deal: Deal, payment: MarketPayment) -> PaymentDocument:
     document = PaymentDocument(payment.document)
     document.payment_id, document.pay_to = payment.id, payment.pay_to
-    document.service, document.origin = deal.purchase.service, deal.purchase.origin
+    document.service, document.origin = deal.demand.service, deal.demand.origin
     document.usd = usd(deal.terms.micro)
     return document
 

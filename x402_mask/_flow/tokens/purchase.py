@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Effect, Fetched
-    from x402_mask._flow.records import Call, Plan, Purchase
+    from x402_mask._flow.records import Call, Demand, Plan
     from x402_mask._ledger.purchases import Purse, Way
     from x402_mask._models import Outcome
     from x402_mask._policy.offers import Choice
@@ -48,7 +48,7 @@ class Deal:
 
     buyer: Buyer
     call: Call
-    purchase: Purchase
+    demand: Demand
     row: Row
     terms: Plan
     remote: str | None = None
@@ -78,7 +78,7 @@ class Deal:
         """Whom the live 402 names: its offer, or the payment that is there in place of one."""
         if self.terms.choice is not None:
             return self.terms.pay_to
-        named = payment_in(self.purchase.challenge.document)
+        named = payment_in(self.demand.challenge.document)
         return named.pay_to if named is not None else None
 
     @property
@@ -96,7 +96,7 @@ class Deal:
     @property
     def _clocks(self) -> Clocks:
         now_us = self.buyer.now_us()
-        return Clocks(now_us, self.purchase.seller_us, lambda: now_us - self.behind_us)
+        return Clocks(now_us, self.demand.seller_us, lambda: now_us - self.behind_us)
 
     def is_over(self, payment: MarketPayment) -> bool:
         """Whether nothing can come of an unpaid payment: it says so, or its time is past."""
@@ -154,7 +154,7 @@ def mark_held(deal: Deal, way: str) -> None:
     deal.row = deal.row._replace(state="held")
     deal.buyer.emit(
         "sent",
-        deal.purchase,
+        deal.demand,
         payment_id=deal.row.id,
         usd=usd(deal.row.micro),
         detail={"way": way},
@@ -211,7 +211,7 @@ def write_off(deal: Deal, payment: MarketPayment) -> Generator[Effect, Any, None
 
 def order(deal: Deal, proof: tuple[str, str] | None = None) -> Fetch:
     """The request that creates a payment, the same with a proof as without."""
-    wanted = {"serviceId": deal.purchase.service}
+    wanted = {"serviceId": deal.demand.service}
     if deal.buyer.settings.provider_id is not None:
         wanted["providerId"] = deal.buyer.settings.provider_id
     return Fetch(
