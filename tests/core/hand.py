@@ -23,7 +23,7 @@ from x402_mask._flow.effects import (
     Reply,
     Sleep,
 )
-from x402_mask._flow.records import Call, Trip, Verdict
+from x402_mask._flow.records import Call, CallState, Verdict
 from x402_mask._payer import buyer_of
 
 KEY = "11" * 32
@@ -64,9 +64,9 @@ class Signer:
         return self.account.sign_typed_data(domain, types, message).signature
 
 
-def a_trip(origin: str = SHOP) -> Trip:
+def a_trip(origin: str = SHOP) -> CallState:
     """What the hops of a call share."""
-    return Trip(origin=origin, url=origin + "/paid")
+    return CallState(origin=origin, url=origin + "/paid")
 
 
 def asked(*offers: Any, status: int = 402, **more: Any) -> Reply:
@@ -157,7 +157,11 @@ class Hand:
         """Make a call; its transcript is kept."""
         self.transcript = []
         call = Call(
-            method="GET", url=URL, trip=Trip(origin=SHOP, url=URL), key=self.key, wait_s=self.wait_s
+            method="GET",
+            url=URL,
+            state=CallState(origin=SHOP, url=URL),
+            key=self.key,
+            wait_s=self.wait_s,
         )
         return self.drive(converse(buyer_of(self.payer), dataclasses.replace(call, **changes)), cut)
 

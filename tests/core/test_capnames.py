@@ -8,7 +8,7 @@ import pytest
 
 from tests.core.hand import SHOP, Hand
 from x402_mask import Cap, MemoryLedger
-from x402_mask._flow.records import Trip
+from x402_mask._flow.records import CallState
 from x402_mask._ledger.ledger import Ledger
 from x402_mask.errors import LedgerError
 
@@ -44,7 +44,7 @@ def test_nothing_is_said_of_what_was_named_before(caplog: pytest.LogCaptureFixtu
     caps = [Cap(1, per="day", service=SHOP), Cap(1, per="day", service="mask-refinement")]
     url = f"{SHOP}/api/tools/Mask-Refinement"
     hand = Hand(options={"ledger": ledger, "caps": [Cap(1, per="day"), *caps]})
-    hand.call(url=url, trip=Trip(origin=SHOP, url=url))
+    hand.call(url=url, state=CallState(origin=SHOP, url=url))
     assert told(caplog) == []
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.core.hand import SHOP, Hand
 from x402_mask import Cap, CapExceeded
-from x402_mask._flow.records import Trip
+from x402_mask._flow.records import CallState
 from x402_mask._ledger.counters import over_cap
 from x402_mask._models import Spend
 from x402_mask._policy.caps import applying, compile_caps, named
@@ -142,7 +142,7 @@ def test_a_call_of_a_tool_counts_for_the_service_that_its_name_may_be() -> None:
     for tool in ("mask_refinement ", "Mask_Refinement;v=1", " aliyun_imageseg_refine_mask"):
         url = tool_url(SHOP, tool)
         with pytest.raises(CapExceeded):
-            hand.call(url=url, trip=Trip(origin=SHOP, url=url, tool=tool))
+            hand.call(url=url, state=CallState(origin=SHOP, url=url, tool=tool))
 
 
 # --- any spelling -----------------------------------------------------------------------------------

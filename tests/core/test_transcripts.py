@@ -296,11 +296,11 @@ def test_a_redirected_402_and_http_are_refused() -> None:
     """Origins are compared with what the caller named."""
     hand = Hand()
     with pytest.raises(OriginRefused) as caught:
-        hand.call(trip=a_trip("https://first.example"))
+        hand.call(state=a_trip("https://first.example"))
     assert caught.value.reason == "redirected"
     hand = Hand(first=Reply(status=402, url="http://shop.example/paid", headers=asked().headers))
     with pytest.raises(OriginRefused) as caught:
-        hand.call(trip=a_trip("http://shop.example"))
+        hand.call(state=a_trip("http://shop.example"))
     assert caught.value.reason == "not_https"
 
 
@@ -308,8 +308,8 @@ def test_a_call_that_paid_or_brings_a_proof_is_handed_back() -> None:
     """No second payment in one call, and none for who pays by hand."""
     hand = Hand()
     trip = a_trip()
-    first = hand.call(trip=trip)
-    again = hand.call(trip=trip)
+    first = hand.call(state=trip)
+    again = hand.call(state=trip)
     assert hand.transcript == ["ask"] and again.receipt == first.receipt
     assert hand.call(has_proof=True).receipt is None and hand.transcript == ["ask"]
     assert len(hand.proofs) == 1
@@ -606,7 +606,7 @@ def test_preempting_is_for_the_same_method_origin_and_service() -> None:
     assert hand.transcript == ["ask"]
     trip = a_trip()
     trip.paid = True
-    hand.call(trip=trip)
+    hand.call(state=trip)
     assert hand.transcript == ["ask"]
 
 
@@ -669,7 +669,7 @@ def quoted(hand: Hand) -> Any:
     from x402_mask._flow.records import Call
 
     hand.transcript = []
-    call = Call(method="GET", url=URL, trip=a_trip())
+    call = Call(method="GET", url=URL, state=a_trip())
     return hand.drive(quote(buyer_of(hand.payer), call, hand.first))
 
 
@@ -849,7 +849,7 @@ def test_closed_like_a_generator(name: str) -> None:
     from x402_mask._flow.conversation import converse
     from x402_mask._flow.records import Call
 
-    call = Call(method="GET", url=URL, trip=a_trip(), key=hand.key)
+    call = Call(method="GET", url=URL, state=a_trip(), key=hand.key)
     flow = converse(buyer_of(hand.payer), call)
     assert next(flow).__class__.__name__ == "Ask"
     flow.close()  # nothing was begun: closing is harmless here

@@ -102,7 +102,7 @@ def converse(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict]:
         PaymentError: a 402 that may not be paid, or could not be.
         BaseException: whatever the transport raised, unchanged.
     """
-    if call.trip.paid:
+    if call.state.paid:
         return (yield from _after_redirect(buyer, call))
     reply = None
     if not call.has_proof and call.may_begin:
@@ -113,7 +113,7 @@ def converse(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict]:
     if reply is None:
         reply = yield from ask()
     if reply.status != 402 or call.has_proof:
-        return Verdict(receipt=call.trip.receipt)
+        return Verdict(receipt=call.state.receipt)
     try:
         return (yield from _pay(buyer, call, reply))
     except PaymentRefused as refusal:
@@ -129,7 +129,7 @@ def converse(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict]:
 
 def _after_redirect(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict]:
     """What a paid answer led to: never paid for again, and the delivery if it is a 2xx."""
-    row, receipt = call.trip.row, call.trip.receipt
+    row, receipt = call.state.row, call.state.receipt
     try:
         reply = yield from ask()
     except BaseException as failure:
@@ -176,7 +176,7 @@ def _send_first(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict | Re
 
 def _held_first(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict | Reply | None]:
     service = tool_of(call.url)
-    origin = call.trip.origin
+    origin = call.state.origin
     if service is None or origin not in buyer.settings.origins or origin_of(call.url) != origin:
         return None
     known = buyer.tokens.known
@@ -455,8 +455,8 @@ def _represent(
 
 def _present(buyer: Buyer, call: Call, row: Row, proof: Proof) -> Generator[Effect, Any, Verdict]:
     """Send the proof, and write down how it ended, however it ended."""
-    call.trip.paid, call.trip.row = True, row
-    call.trip.receipt = receipt_for(row, "unknown", None)
+    call.state.paid, call.state.row = True, row
+    call.state.receipt = receipt_for(row, "unknown", None)
     try:
         reply = yield from ask((proof.header, proof.value))
         result = yield from _judge(buyer, call, row, proof, reply)
@@ -500,7 +500,7 @@ def _note_refusal(
         origin = origin_of(reply.url)
     except ValueError:  # an auth flow may lead anywhere
         origin = shown(reply.url)
-    service = buyer.settings.services.name(call.trip.url)
+    service = buyer.settings.services.name(call.state.url)
     detail = {
         "reason": refusal.reason,
         "message": shown(refusal, 300),
@@ -517,7 +517,7 @@ def _note_refusal(
     )
     now_us, payee = buyer.now_us(), None
     if isinstance(refusal, OfferRefused) and refusal.pay_to is not None:
-        payee = (call.trip.origin, service, refusal.pay_to)
+        payee = (call.state.origin, service, refusal.pay_to)
     try:
         yield from record(
             lambda wait_s: buyer.ledger.note_refusal(detail, payee, now_us=now_us, wait_s=wait_s)

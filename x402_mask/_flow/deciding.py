@@ -144,12 +144,12 @@ def decide(buyer: Buyer, call: Call, demand: Demand, plan: Plan) -> Generator[Ef
         quote.refusal.quote = quote
         raise quote.refusal
     terms = (plan.route, plan.amount, plan.asset, plan.network, plan.pay_to)
-    before, call.trip.denied = call.trip.denied, terms  # unless they are approved now
+    before, call.state.denied = call.state.denied, terms  # unless they are approved now
     if terms == before:
         message = f"${quote.usd} for {quote.service} was denied in this call"
         raise ApprovalDenied(message, quote=quote)
     yield from ask_owner(buyer, demand.operation, quote)
-    call.trip.denied = before
+    call.state.denied = before
 
 
 def full_quote(

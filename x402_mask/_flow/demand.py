@@ -43,9 +43,9 @@ def challenge_of(
     header = reply.headers.get(REQUIRED_HEADER, ())
     body = yield from read_body(wanted=not header)
     found = read_challenge(header, body)
-    if found is not None or call.trip.origin not in buyer.settings.origins:
+    if found is not None or call.state.origin not in buyer.settings.origins:
         return found
-    if tool_of(call.trip.url) is not None:
+    if tool_of(call.state.url) is not None:
         from x402_mask._wire.server402 import challenge_in  # noqa: PLC0415  # few sellers ask so
 
         found = challenge_in(body)
@@ -53,7 +53,7 @@ def challenge_of(
     if below is not None:
         log.warning(
             "%s answered 402 with a challenge under %r, where none is read: not paid, handed back",
-            call.trip.origin,
+            call.state.origin,
             shown(below, 40),
         )
     return found
@@ -62,9 +62,9 @@ def challenge_of(
 def demand_of(buyer: Buyer, call: Call, reply: Reply, challenge: Challenge) -> Demand:
     """Who asks, and for what; refuses every origin that the owner and the caller did not name."""
     origin = origin_asked(reply.url)
-    if origin != call.trip.origin:
+    if origin != call.state.origin:
         raise OriginRefused(
-            f"a redirect led from {call.trip.origin} to {origin}, which asks for money",
+            f"a redirect led from {call.state.origin} to {origin}, which asks for money",
             reason="redirected",
         )
     if origin not in buyer.settings.origins:
@@ -82,10 +82,10 @@ def demand_of(buyer: Buyer, call: Call, reply: Reply, challenge: Challenge) -> D
         reply=reply,
         method=call.method,
         origin=origin,
-        service=buyer.settings.services.name(call.trip.url),
+        service=buyer.settings.services.name(call.state.url),
         path=path_of(reply.url),
-        is_tool=tool_of(call.trip.url) is not None,
-        also=buyer.settings.services.also(call.trip.url, call.trip.tool),
+        is_tool=tool_of(call.state.url) is not None,
+        also=buyer.settings.services.also(call.state.url, call.state.tool),
         seller_us=None if reply.date is None else int(reply.date * SECOND),
     )
 

@@ -160,7 +160,7 @@ def _first_plan(buyer: Buyer, demand: Demand, view: View) -> tuple[Plan, Payment
 
 def _refused(buyer: Buyer, call: Call, reply: Reply, refusal: PaymentRefused) -> Quote:
     return Quote(
-        service=buyer.settings.services.name(call.trip.url),
+        service=buyer.settings.services.name(call.state.url),
         origin=origin_asked(reply.url),
         method=call.method,
         url=reply.url,

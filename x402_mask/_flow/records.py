@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True, eq=False)
-class Trip:
+class CallState:
     """What the hops of one call share, redirects included: the URL that the caller named."""
 
     origin: str
@@ -68,7 +68,7 @@ class Call:
 
     method: str
     url: str
-    trip: Trip
+    state: CallState
     key: str | None = None
     wait_s: float | None = 5.0
     has_proof: bool = False

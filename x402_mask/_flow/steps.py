@@ -156,7 +156,7 @@ def conclude(
 
     *told*: observers know how it ended, and hear nothing new.
     """
-    call.trip.receipt = receipt_for(row, result.outcome, result.transaction, result.reason)
+    call.state.receipt = receipt_for(row, result.outcome, result.transaction, result.reason)
     try:
         yield from finish(buyer, row, result, told=told, carrier=call.by)
         yield from checkpoint()  # the last moment for a cancellation
@@ -164,7 +164,7 @@ def conclude(
         if result.delivered:  # but it never reached the caller
             yield from record(lambda wait_s: buyer.reopen(row.id, wait_s))
         raise
-    return Verdict(receipt=call.trip.receipt, delivered=result.delivered)
+    return Verdict(receipt=call.state.receipt, delivered=result.delivered)
 
 
 def warn_of_error(row: Row, reply: Reply) -> None:

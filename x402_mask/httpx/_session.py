@@ -90,7 +90,7 @@ class _Session:
         return Call(
             method=self.request.method,
             url=_url(self.request),
-            trip=self.slot.trip,
+            state=self.slot.state,
             key=key,
             wait_s=timeout.get("read") if isinstance(timeout, dict) else None,
             has_proof=unpaid or not _PROOFS.isdisjoint(self.request.headers.keys()),

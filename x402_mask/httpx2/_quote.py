@@ -11,7 +11,7 @@ from x402_mask._drive.clients import around
 from x402_mask._drive.perform import perform
 from x402_mask._flow import quoting
 from x402_mask._flow.effects import Fingerprint, Payload, ReadBody
-from x402_mask._flow.records import Call, Trip, operation_key
+from x402_mask._flow.records import Call, CallState, operation_key
 from x402_mask._payer import buyer_of
 from x402_mask._wire.x402 import CHALLENGE_BYTES_MAX
 from x402_mask.httpx2._layer import Layer
@@ -92,7 +92,7 @@ def _call(response: httpx2.Response) -> Call:
     return Call(
         method=request.method,
         url=str(request.url),
-        trip=Trip(origin=origin_at(first.url), url=str(first.url)),
+        state=CallState(origin=origin_at(first.url), url=str(first.url)),
         key=operation_key(options.get("operation")) if isinstance(options, dict) else None,
         wait_s=timeout.get("read") if isinstance(timeout, dict) else TIMEOUT.read,
     )

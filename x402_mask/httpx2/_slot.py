@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 
-from x402_mask._flow.records import Trip
+from x402_mask._flow.records import CallState
 from x402_mask._services import origin_of
 from x402_mask._wire.x402 import PROOF_HEADERS
 
@@ -50,7 +50,7 @@ class Slot:
     __slots__ = (
         "_layers",
         "_leads_to",
-        "_trip",
+        "_state",
         "_url",
         "carrier",
         "deferred",
@@ -64,7 +64,7 @@ class Slot:
 
     def __init__(self, request: httpx2.Request) -> None:
         self._url = request.url
-        self._trip: Trip | None = None
+        self._state: CallState | None = None
         self._layers = 0
         self.carrier: Carrier | None = None
         self.returns: bool | None = None
@@ -93,11 +93,11 @@ class Slot:
         return slot
 
     @property
-    def trip(self) -> Trip:
+    def state(self) -> CallState:
         """What the hops share; made when somebody asks for money, which most calls never see."""
-        if self._trip is None:
-            self._trip = Trip(origin=origin_at(self._url), url=str(self._url))
-        return self._trip
+        if self._state is None:
+            self._state = CallState(origin=origin_at(self._url), url=str(self._url))
+        return self._state
 
     @property
     def is_carried(self) -> bool:
@@ -147,7 +147,7 @@ class Slot:
         if self.on_errand and self.errand is not None and self.errand() is not request:
             for name in (*self.private, "authorization", "cookie"):
                 request.headers.pop(name, None)
-        if request.url is not self._url and origin(request) != self.trip.origin:
+        if request.url is not self._url and origin(request) != self.state.origin:
             for name in PROOF_HEADERS:
                 request.headers.pop(name, None)
 

@@ -27,7 +27,7 @@ from x402_mask._flow.effects import (
     ReadBody,
     Reply,
 )
-from x402_mask._flow.records import Call, Trip, operation_key
+from x402_mask._flow.records import Call, CallState, operation_key
 from x402_mask._ledger.carrier import Carrier
 from x402_mask._models import Receipt
 from x402_mask._payer import buyer_of
@@ -177,7 +177,7 @@ class PaidSession:
         call = Call(
             method="tools/call",
             url=url,
-            trip=Trip(origin=self.origin, url=url, tool=name),
+            state=CallState(origin=self.origin, url=url, tool=name),
             key=key,
             wait_s=read_timeout_seconds,
             has_proof=has_proof,
@@ -303,7 +303,7 @@ class _ToolCall:
         self._heard: Heard | None = None
         self._result: Result | None = None
         self._error: mcp.MCPError | None = None
-        self.market = Market(call.trip.origin)
+        self.market = Market(call.state.origin)
 
     async def run(self) -> Result:
         """The tool's answer, paid for if it had to be."""
@@ -404,7 +404,7 @@ class _ToolCall:
             services = self._buyer.settings.services
             service = services.name(self._call.url)
             return names_service(document, lambda name: services.canonical(name) == service)
-        return names_place(document, self._call.trip.origin, self._tool)
+        return names_place(document, self._call.state.origin, self._tool)
 
     async def _elsewhere(self, read: Callable[[], T]) -> T:
         """Read the arguments, in a thread where that takes long."""

@@ -129,7 +129,7 @@ def _orderly(deal: Deal, steps: Generator[Effect, Any, T]) -> Generator[Effect, 
         if deal.unsent or (deal.creating and not _may_have_left(failure)):
             yield from release(deal.buyer, deal.row.id, failure)
             raise
-        if deal.held and not deal.call.trip.paid:
+        if deal.held and not deal.call.state.paid:
             yield from purchase.end(deal, "unknown", f"no answer: {type(failure).__name__}")
         failure.add_note(
             f"x402_mask: the marketplace payment of {deal.row.id} is not finished;"

@@ -58,7 +58,7 @@ def spend_held(
     receipt = replace(
         receipt_for(row, outcome, row.trans), route="held-token", usd=usd(0), amount=0
     )
-    call.trip.paid, call.trip.receipt = True, receipt
+    call.state.paid, call.state.receipt = True, receipt
     try:
         reply = yield from ask((TOKEN_HEADER, taken.token))
     except BaseException as failure:
@@ -70,9 +70,9 @@ def spend_held(
         if not reply.delivered:
             yield from _give_back(buyer, row)
         if 300 <= reply.status < 400:  # where that leads the token may be asked for as well
-            call.trip.paid = False
+            call.state.paid = False
         return Verdict(receipt=receipt, delivered=reply.delivered)
-    call.trip.paid, call.trip.receipt = False, None
+    call.state.paid, call.state.receipt = False, None
     if url == call.url != reply.url:
         yield from _give_back(buyer, row)
     else:
@@ -153,15 +153,15 @@ def redeem(
     """
     call, row = deal.call, deal.row
     paid: Outcome = "settled" if deal.settled else "unknown"
-    call.trip.paid, call.trip.row = True, row
-    call.trip.receipt = receipt_for(row, paid, deal.transaction)
+    call.state.paid, call.state.row = True, row
+    call.state.receipt = receipt_for(row, paid, deal.transaction)
     try:
         reply = yield from ask((TOKEN_HEADER, token))
     except BaseException as failure:
         yield from purchase.end(deal, paid, f"no answer: {type(failure).__name__}")
         raise
     if reply.status == 402 and again and deal.is_closed:
-        call.trip.paid, call.trip.row, call.trip.receipt = False, None, None
+        call.state.paid, call.state.row, call.state.receipt = False, None, None
         yield from purchase.end(deal, paid, "the seller does not take the token")
         yield from drop(deal.buyer, row, "refused by the seller")
         yield from purchase.give_up(deal, "the seller does not take the token")
