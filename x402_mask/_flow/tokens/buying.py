@@ -31,7 +31,7 @@ from x402_mask._flow.effects import checkpoint, fetch, record
 from x402_mask._flow.records import Plan
 from x402_mask._flow.steps import check_resign, release
 from x402_mask._flow.tokens import paying, purchase, using
-from x402_mask._flow.tokens.purchase import Deal
+from x402_mask._flow.tokens.purchase import TokenPurchase
 from x402_mask._money import usd
 from x402_mask._policy.offers import FOREIGN, choose
 from x402_mask._wire.server402 import (
@@ -106,11 +106,11 @@ def buy(
         TokenFlowError: it could not be had; ``at_risk`` tells whether money may have moved.
         PaymentRefused: the marketplace's own terms are not those of the live offer.
     """
-    deal = Deal(buyer, call, demand, row, terms)
+    deal = TokenPurchase(buyer, call, demand, row, terms)
     return (yield from _orderly(deal, _begin(deal)))
 
 
-def _orderly(deal: Deal, steps: Generator[Effect, Any, T]) -> Generator[Effect, Any, T]:
+def _orderly(deal: TokenPurchase, steps: Generator[Effect, Any, T]) -> Generator[Effect, Any, T]:
     """Give the reservation back if the purchase ends by a decision before money could move.
 
     What ends otherwise (a lost answer, a cancellation) stays as the ledger has it: an identical
@@ -138,7 +138,7 @@ def _orderly(deal: Deal, steps: Generator[Effect, Any, T]) -> Generator[Effect, 
         raise
 
 
-def _what_follows(deal: Deal) -> str:
+def _what_follows(deal: TokenPurchase) -> str:
     """How an identical call goes on, for a person who may know better whose balance pays."""
     if not deal.creating:
         return "goes on with it"
@@ -153,7 +153,7 @@ def _may_have_left(failure: BaseException) -> bool:
     return kinds.isdisjoint(("ConnectError", "ConnectTimeout", "PoolTimeout"))
 
 
-def _begin(deal: Deal) -> Generator[Effect, Any, Verdict | None]:
+def _begin(deal: TokenPurchase) -> Generator[Effect, Any, Verdict | None]:
     """Ask for a payment, or go on with one that an earlier call left unpaid."""
     buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
     deal.unsent = True
@@ -169,7 +169,7 @@ def _begin(deal: Deal) -> Generator[Effect, Any, Verdict | None]:
     return (yield from _go_on_unpaid(deal, asked.at))
 
 
-def _purse(deal: Deal) -> Purse | None:
+def _purse(deal: TokenPurchase) -> Purse | None:
     """Whose balance may pay what is asked for, as far as can be told from here."""
     buyer = deal.buyer
     if buyer.settings.marketplace_headers or deal.demand.origin in buyer.settings.balance_origins:
@@ -181,7 +181,7 @@ def _purse(deal: Deal) -> Purse | None:
     )
 
 
-def _create(deal: Deal) -> Generator[Effect, Any, Verdict]:
+def _create(deal: TokenPurchase) -> Generator[Effect, Any, Verdict]:
     """Ask the marketplace for a payment; the ledger knows that already."""
     deal.buyer.emit("token_asked", deal.demand, payment_id=deal.row.id)
     yield from checkpoint()  # the last moment at which nothing has left
@@ -207,7 +207,9 @@ def _create(deal: Deal) -> Generator[Effect, Any, Verdict]:
     return (yield from paying.pay(deal, payment, answer))
 
 
-def _misread(deal: Deal, answer: Fetched, fault: Unreadable) -> Generator[Effect, Any, NoReturn]:
+def _misread(
+    deal: TokenPurchase, answer: Fetched, fault: Unreadable
+) -> Generator[Effect, Any, NoReturn]:
     """The answer names no payment; if it says *paid* all the same, the price counts.
 
     Raises:
@@ -229,7 +231,7 @@ def _is_refusal(status: int) -> bool:
     return status in (307, 308) or (400 <= status < 500 and status not in (408, 409, 499))
 
 
-def _create_anew(deal: Deal) -> Generator[Effect, Any, Verdict]:
+def _create_anew(deal: TokenPurchase) -> Generator[Effect, Any, Verdict]:
     """Ask for another payment: nothing can come of the last one."""
     buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
     deal.remote, deal.until, deal.unsent = None, None, True
@@ -242,7 +244,7 @@ def _create_anew(deal: Deal) -> Generator[Effect, Any, Verdict]:
     return (yield from _create(deal))
 
 
-def _create_again(deal: Deal, asked_us: int) -> Generator[Effect, Any, Verdict | None]:
+def _create_again(deal: TokenPurchase, asked_us: int) -> Generator[Effect, Any, Verdict | None]:
     """Ask for a payment whose id was never heard of, unless asking may have been paying."""
     if deal.purse is None:
         return (yield from _create_anew(deal))
@@ -251,7 +253,7 @@ def _create_again(deal: Deal, asked_us: int) -> Generator[Effect, Any, Verdict |
     return None
 
 
-def _count_unheard(deal: Deal, asked_us: int, told: str) -> Generator[Effect, Any, None]:
+def _count_unheard(deal: TokenPurchase, asked_us: int, told: str) -> Generator[Effect, Any, None]:
     """A balance may have paid, and nobody says so: in the end it counts; look again.
 
     Raises:
@@ -292,7 +294,7 @@ def resume(
             yield from _let_go(buyer, row)
             return None  # decided anew
         buyer.emit("represented", row, payment_id=row.id, usd=usd(row.micro))
-        deal = Deal(
+        deal = TokenPurchase(
             buyer,
             call,
             demand,
@@ -337,7 +339,7 @@ def _terms_again(buyer: Buyer, demand: Demand, row: Row) -> Plan:
     )
 
 
-def _go_on(deal: Deal, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
+def _go_on(deal: TokenPurchase, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
     match begun.stage:
         case "bought":
             return (yield from _go_on_with_token(deal, begun))
@@ -350,7 +352,7 @@ def _go_on(deal: Deal, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
 
 
 def _go_on_unpaid(
-    deal: Deal, asked_us: int, way: Way | None = None
+    deal: TokenPurchase, asked_us: int, way: Way | None = None
 ) -> Generator[Effect, Any, Verdict | None]:
     """Pay a payment that was created, unless a balance has done so; where it is over, another."""
     payment, answer = yield from purchase.read(deal)
@@ -370,7 +372,7 @@ def _go_on_unpaid(
     return (yield from paying.pay(deal, payment, answer))
 
 
-def _go_on_with_token(deal: Deal, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
+def _go_on_with_token(deal: TokenPurchase, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
     token, expired = begun.token, begun.until is not None and begun.until <= deal.buyer.now_us()
     if token is None and begun.remote is not None and not expired:
         payment, _ = yield from purchase.read(deal)
@@ -386,7 +388,7 @@ def _go_on_with_token(deal: Deal, begun: Begun) -> Generator[Effect, Any, Verdic
     return (yield from using.redeem(deal, token, again=True))
 
 
-def _go_on_paying(deal: Deal, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
+def _go_on_paying(deal: TokenPurchase, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
     payment = None
     if begun.remote is not None:
         payment = yield from _last_word(deal)
@@ -406,7 +408,7 @@ def _go_on_paying(deal: Deal, begun: Begun) -> Generator[Effect, Any, Verdict | 
     return (yield from paying.present(deal, begun.proof))
 
 
-def _last_word(deal: Deal) -> Generator[Effect, Any, MarketPayment | None]:
+def _last_word(deal: TokenPurchase) -> Generator[Effect, Any, MarketPayment | None]:
     """What the marketplace says; before a purchase is given up, one bad answer is not enough."""
     payment, _ = yield from purchase.read(deal)
     if deal.heard or not deal.is_closed:
@@ -416,7 +418,7 @@ def _last_word(deal: Deal) -> Generator[Effect, Any, MarketPayment | None]:
     )
 
 
-def _is_due(deal: Deal, payment: MarketPayment | None) -> bool:
+def _is_due(deal: TokenPurchase, payment: MarketPayment | None) -> bool:
     """Whether the payment says until when its token may still come."""
     if payment is not None and payment.is_over:
         return False
@@ -424,7 +426,7 @@ def _is_due(deal: Deal, payment: MarketPayment | None) -> bool:
     return until is not None and not deal.is_past(until)
 
 
-def _lapse(deal: Deal, proof: Proof | None) -> Generator[Effect, Any, Verdict | None]:
+def _lapse(deal: TokenPurchase, proof: Proof | None) -> Generator[Effect, Any, Verdict | None]:
     """The proof has expired: what it paid for stays counted, and a new one may be bought.
 
     Unless the chain's own time is not past it: then the same bytes are shown again.

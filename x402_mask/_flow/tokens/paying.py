@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Effect, Fetched
     from x402_mask._flow.records import Demand, Verdict
-    from x402_mask._flow.tokens.purchase import Deal
+    from x402_mask._flow.tokens.purchase import TokenPurchase
     from x402_mask._ledger.records import Proof
     from x402_mask._ledger.transfers import SignedTransfer
     from x402_mask._models import Outcome
@@ -55,7 +55,7 @@ PREPARE_S: Final = 30.0
 
 
 def pay(
-    deal: Deal, payment: MarketPayment | None, answer: Fetched
+    deal: TokenPurchase, payment: MarketPayment | None, answer: Fetched
 ) -> Generator[Effect, Any, Verdict]:
     """Pay in the first way that applies."""
     buyer = deal.buyer
@@ -84,7 +84,7 @@ def pay(
     return (yield from _await_balance(deal, payment))
 
 
-def asked(deal: Deal, payment: MarketPayment | None, answer: Fetched) -> Challenge | None:
+def asked(deal: TokenPurchase, payment: MarketPayment | None, answer: Fetched) -> Challenge | None:
     """What the payments endpoint wants signed, if anything.
 
     Offers that are all in another scheme or on another network leave the payment's other ways open.
@@ -100,7 +100,7 @@ def asked(deal: Deal, payment: MarketPayment | None, answer: Fetched) -> Challen
     return None if others else found
 
 
-def paid_already(deal: Deal, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:
+def paid_already(deal: TokenPurchase, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:
     """Somebody's balance paid it: it counts in full, and nothing of ours moves."""
     try:
         _check_terms(deal, payment)
@@ -115,7 +115,7 @@ def paid_already(deal: Deal, payment: MarketPayment) -> Generator[Effect, Any, V
 # --- its terms ------------------------------------------------------------------------------------
 
 
-def _check_terms(deal: Deal, payment: MarketPayment | None) -> None:
+def _check_terms(deal: TokenPurchase, payment: MarketPayment | None) -> None:
     """The payment object is for this service, at the live price."""
     if payment is None:
         return
@@ -138,7 +138,7 @@ def _is_service(buyer: Buyer, named: str, service: str) -> bool:
         return False
 
 
-def _check_payee(deal: Deal, payment: MarketPayment | None) -> None:
+def _check_payee(deal: TokenPurchase, payment: MarketPayment | None) -> None:
     """Where we may pay the payee: it is the live offer's, or one that policy allows.
 
     A payee that is no address is one of another rail, which only ``settle_payment`` can pay.
@@ -165,7 +165,7 @@ def _check_payee(deal: Deal, payment: MarketPayment | None) -> None:
 
 
 def _pay_x402(
-    deal: Deal, challenge: Challenge, payment: MarketPayment | None, answer: Fetched
+    deal: TokenPurchase, challenge: Challenge, payment: MarketPayment | None, answer: Fetched
 ) -> Generator[Effect, Any, Verdict]:
     choice = _same_offer(deal, challenge)
     there = Reply(status=402, url=answer.url, headers=answer.headers, date=answer.date)
@@ -179,7 +179,7 @@ def _pay_x402(
     return (yield from present(deal, proof))
 
 
-def _same_offer(deal: Deal, challenge: Challenge) -> Choice:
+def _same_offer(deal: TokenPurchase, challenge: Challenge) -> Choice:
     """The offer at the payments endpoint that is the live one; any other is refused."""
     live = deal.terms.choice
     if live is not None:
@@ -218,7 +218,7 @@ def _other_terms(live: Choice, challenge: Challenge) -> TermsRefused:
     )
 
 
-def _check_same_payee(deal: Deal, payment: MarketPayment | None, choice: Choice) -> None:
+def _check_same_payee(deal: TokenPurchase, payment: MarketPayment | None, choice: Choice) -> None:
     """Whom a payment object names, of the 402 or of its own, is whom the offer names."""
     payee = choice.offer.pay_to
     for named in (deal.live_payee, payment.pay_to if payment is not None else None):
@@ -228,7 +228,7 @@ def _check_same_payee(deal: Deal, payment: MarketPayment | None, choice: Choice)
             )
 
 
-def _check_pinned(deal: Deal, choice: Choice) -> Generator[Effect, Any, None]:
+def _check_pinned(deal: TokenPurchase, choice: Choice) -> Generator[Effect, Any, None]:
     """A payee that no live offer names was not recorded with the reservation."""
     buyer, asked, payee = deal.buyer, deal.demand, choice.offer.pay_to
     if not buyer.settings.policy.pin:
@@ -255,7 +255,7 @@ def _check_pinned(deal: Deal, choice: Choice) -> Generator[Effect, Any, None]:
         raise refusal
 
 
-def _approve(deal: Deal, asked: Demand, choice: Choice) -> Generator[Effect, Any, None]:
+def _approve(deal: TokenPurchase, asked: Demand, choice: Choice) -> Generator[Effect, Any, None]:
     """Ask the owner again, who approved a price and saw neither asset nor payee."""
     if deal.buyer.settings.approve is None:
         return
@@ -263,7 +263,7 @@ def _approve(deal: Deal, asked: Demand, choice: Choice) -> Generator[Effect, Any
     yield from ask_owner(deal.buyer, asked.operation, quote)
 
 
-def present(deal: Deal, proof: Proof) -> Generator[Effect, Any, Verdict]:
+def present(deal: TokenPurchase, proof: Proof) -> Generator[Effect, Any, Verdict]:
     """Show the proof to the payments endpoint, for the first time or again: the same bytes."""
     answer = yield from fetch(purchase.order(deal, (proof.header, proof.value)))
     settlement = read_settlement(answer.headers)
@@ -295,7 +295,7 @@ def present(deal: Deal, proof: Proof) -> Generator[Effect, Any, Verdict]:
     return (yield from await_paid(deal, payment))
 
 
-def _believed(deal: Deal, proof: Proof, told: str | None) -> Generator[Effect, Any, bool]:
+def _believed(deal: TokenPurchase, proof: Proof, told: str | None) -> Generator[Effect, Any, bool]:
     """Whether *paid* settles it: with an RPC, only what is seen on chain does."""
     if not deal.buyer.chain_knows(deal.row.network):
         return True
@@ -305,13 +305,15 @@ def _believed(deal: Deal, proof: Proof, told: str | None) -> Generator[Effect, A
 # --- by a transfer, or by the owner ---------------------------------------------------------------
 
 
-def _can_transfer(deal: Deal, payment: MarketPayment) -> bool:
+def _can_transfer(deal: TokenPurchase, payment: MarketPayment) -> bool:
     buyer, network = deal.buyer, deal.terms.network
     known = payment.pay_to is not None and buyer.chain_knows(network)
     return known and network is not None and buyer.transfer_sender().possible(network) is None
 
 
-def _pay_by_transfer(deal: Deal, payment: MarketPayment) -> Generator[Effect, Any, Verdict | None]:
+def _pay_by_transfer(
+    deal: TokenPurchase, payment: MarketPayment
+) -> Generator[Effect, Any, Verdict | None]:
     """A transfer on chain; ``None`` if none can be made and ``settle_payment`` may be asked."""
     try:
         yield from _hold_transfer(deal)
@@ -324,7 +326,7 @@ def _pay_by_transfer(deal: Deal, payment: MarketPayment) -> Generator[Effect, An
     return (yield from carry(deal, payment))
 
 
-def _hold_transfer(deal: Deal) -> Generator[Effect, Any, None]:
+def _hold_transfer(deal: TokenPurchase) -> Generator[Effect, Any, None]:
     """Have it signed and stored; nothing leaves yet."""
     buyer, row = deal.buyer, deal.row
     assert None not in (row.network, row.asset, row.payer, row.pay_to)  # the live offer has them
@@ -343,7 +345,7 @@ def _hold_transfer(deal: Deal) -> Generator[Effect, Any, None]:
             return
 
 
-def _store_transfer(deal: Deal, prepared: SignedTransfer) -> Generator[Effect, Any, bool]:
+def _store_transfer(deal: TokenPurchase, prepared: SignedTransfer) -> Generator[Effect, Any, bool]:
     buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
     return (
         yield from record(
@@ -354,7 +356,7 @@ def _store_transfer(deal: Deal, prepared: SignedTransfer) -> Generator[Effect, A
     )
 
 
-def carry(deal: Deal, payment: MarketPayment | None) -> Generator[Effect, Any, Verdict]:
+def carry(deal: TokenPurchase, payment: MarketPayment | None) -> Generator[Effect, Any, Verdict]:
     """Bring the stored transaction to its end on chain, then wait for the token."""
     buyer, row = deal.buyer, deal.row
     wait_s = deal.call.within(buyer.settings.poll_paid_s)
@@ -373,7 +375,7 @@ def carry(deal: Deal, payment: MarketPayment | None) -> Generator[Effect, Any, V
     )
 
 
-def _pay_by_hand(deal: Deal, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:
+def _pay_by_hand(deal: TokenPurchase, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:
     """The owner's own way of paying; it is called once, whatever comes of it."""
     settle = deal.buyer.settings.settle_payment
     assert settle is not None
@@ -387,7 +389,7 @@ def _pay_by_hand(deal: Deal, payment: MarketPayment) -> Generator[Effect, Any, V
     return (yield from await_paid(deal, None))
 
 
-def _document(deal: Deal, payment: MarketPayment) -> PaymentDocument:
+def _document(deal: TokenPurchase, payment: MarketPayment) -> PaymentDocument:
     document = PaymentDocument(payment.document)
     document.payment_id, document.pay_to = payment.id, payment.pay_to
     document.service, document.origin = deal.demand.service, deal.demand.origin
@@ -398,7 +400,7 @@ def _document(deal: Deal, payment: MarketPayment) -> PaymentDocument:
 # --- waiting --------------------------------------------------------------------------------------
 
 
-def _await_balance(deal: Deal, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:
+def _await_balance(deal: TokenPurchase, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:
     """Nothing here can pay it; a balance may, for a while."""
     if deal.purse is None:
         deal.purse = "balance"
@@ -420,7 +422,9 @@ def _await_balance(deal: Deal, payment: MarketPayment) -> Generator[Effect, Any,
     )
 
 
-def await_paid(deal: Deal, payment: MarketPayment | None) -> Generator[Effect, Any, Verdict]:
+def await_paid(
+    deal: TokenPurchase, payment: MarketPayment | None
+) -> Generator[Effect, Any, Verdict]:
     """We paid: wait until the marketplace says so and gives the token."""
     found = yield from purchase.poll(
         deal, payment, deal.buyer.settings.poll_paid_s, want_token=True

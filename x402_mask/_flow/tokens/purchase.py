@@ -43,7 +43,7 @@ SKEW_US: Final = 30 * SECOND
 
 
 @dataclass(slots=True)
-class Deal:
+class TokenPurchase:
     """One purchase on its way: what is bought, and how far it has come."""
 
     buyer: Buyer
@@ -112,7 +112,7 @@ class Deal:
 
 
 def note_id(
-    deal: Deal, payment: MarketPayment, way: Way | None = None
+    deal: TokenPurchase, payment: MarketPayment, way: Way | None = None
 ) -> Generator[Effect, Any, None]:
     """Write down what the marketplace calls the payment; *way* is how it wants to be paid."""
     buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
@@ -127,7 +127,7 @@ def note_id(
 
 
 def hold(
-    deal: Deal, way: Way, proof: Proof | None, choice: Choice | None = None
+    deal: TokenPurchase, way: Way, proof: Proof | None, choice: Choice | None = None
 ) -> Generator[Effect, Any, None]:
     """Write down, durably, that money may move from here on, and on which terms."""
     buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
@@ -148,7 +148,7 @@ def hold(
     mark_held(deal, way)
 
 
-def mark_held(deal: Deal, way: str) -> None:
+def mark_held(deal: TokenPurchase, way: str) -> None:
     """The ledger has it: money may move from here on."""
     deal.held = True
     deal.row = deal.row._replace(state="held")
@@ -162,7 +162,7 @@ def mark_held(deal: Deal, way: str) -> None:
 
 
 def end(
-    deal: Deal, outcome: Outcome, note: str, reason: str | None = None
+    deal: TokenPurchase, outcome: Outcome, note: str, reason: str | None = None
 ) -> Generator[Effect, Any, None]:
     """Write down how this call left the payment: without an answer to hand back."""
     result = Result(
@@ -171,7 +171,7 @@ def end(
     yield from finish(deal.buyer, deal.row, result)
 
 
-def is_alive_on_chain(deal: Deal) -> Generator[Effect, Any, bool]:
+def is_alive_on_chain(deal: TokenPurchase) -> Generator[Effect, Any, bool]:
     """Whether the chain says that the proof is not past its end, by its own time."""
     if not deal.buyer.chain_knows(deal.row.network) or deal.buyer.settings.resign == "never":
         return False
@@ -180,7 +180,7 @@ def is_alive_on_chain(deal: Deal) -> Generator[Effect, Any, bool]:
     return said.is_past is False and not said.is_paid
 
 
-def give_up(deal: Deal, note: str) -> Generator[Effect, Any, None]:
+def give_up(deal: TokenPurchase, note: str) -> Generator[Effect, Any, None]:
     """Write down that nothing more can come of it: an identical call buys anew.
 
     Raises:
@@ -199,7 +199,7 @@ def give_up(deal: Deal, note: str) -> Generator[Effect, Any, None]:
     )
 
 
-def write_off(deal: Deal, payment: MarketPayment) -> Generator[Effect, Any, None]:
+def write_off(deal: TokenPurchase, payment: MarketPayment) -> Generator[Effect, Any, None]:
     """A balance paid while nobody looked, and its token is gone: it counts; look again."""
     yield from hold(deal, "balance", None)
     yield from end(deal, "settled", f"paid by a balance, and then {payment.status}")
@@ -209,7 +209,7 @@ def write_off(deal: Deal, payment: MarketPayment) -> Generator[Effect, Any, None
 # --- asked ----------------------------------------------------------------------------------------
 
 
-def order(deal: Deal, proof: tuple[str, str] | None = None) -> Fetch:
+def order(deal: TokenPurchase, proof: tuple[str, str] | None = None) -> Fetch:
     """The request that creates a payment, the same with a proof as without."""
     wanted = {"serviceId": deal.demand.service}
     if deal.buyer.settings.provider_id is not None:
@@ -224,7 +224,7 @@ def order(deal: Deal, proof: tuple[str, str] | None = None) -> Fetch:
 
 
 def poll(
-    deal: Deal, payment: MarketPayment | None, bound_s: float, *, want_token: bool = False
+    deal: TokenPurchase, payment: MarketPayment | None, bound_s: float, *, want_token: bool = False
 ) -> Generator[Effect, Any, MarketPayment | None]:
     """Ask for the payment until it is paid or over, in growing intervals; the last answer."""
     buyer, started = deal.buyer, deal.buyer.now()
@@ -246,7 +246,7 @@ def poll(
         payment, retry_s = fresh or payment, _retry_after(answer, buyer.now())
 
 
-def read(deal: Deal) -> Generator[Effect, Any, tuple[MarketPayment | None, Fetched]]:
+def read(deal: TokenPurchase) -> Generator[Effect, Any, tuple[MarketPayment | None, Fetched]]:
     """Ask for the payment once; ``None`` where the answer is not about it."""
     assert deal.remote is not None
     answer = yield from fetch(

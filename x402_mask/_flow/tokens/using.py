@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Effect
     from x402_mask._flow.records import Call
-    from x402_mask._flow.tokens.purchase import Deal
+    from x402_mask._flow.tokens.purchase import TokenPurchase
     from x402_mask._models import Outcome
     from x402_mask._wire.server402 import MarketPayment
 
@@ -103,7 +103,7 @@ def drop(buyer: Buyer, row: Row, note: str) -> Generator[Effect, Any, None]:
     buyer.emit("token_dropped", row, payment_id=row.id, detail={"note": note})
 
 
-def take(deal: Deal, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:
+def take(deal: TokenPurchase, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:
     """Store the token, then call with it."""
     buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
     if payment.token is None:
@@ -144,7 +144,7 @@ def take(deal: Deal, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:
 
 
 def redeem(
-    deal: Deal, token: str, *, again: bool = False
+    deal: TokenPurchase, token: str, *, again: bool = False
 ) -> Generator[Effect, Any, Verdict | None]:
     """Call with the token that this operation bought.
 
