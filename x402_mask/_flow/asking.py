@@ -6,23 +6,21 @@ Part of the conversation (``_flow.conversation``): no I/O, effects only.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from x402_mask._flow.effects import AsyncNeeded, consult, record
 from x402_mask._money import SECOND
 from x402_mask.errors import ApprovalDenied, LedgerError, PaymentError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from x402_mask._flow.buyer import Buyer
-    from x402_mask._flow.effects import Effect
+    from x402_mask._flow.effects import Flow
     from x402_mask._models import Quote
 
 log = logging.getLogger("x402_mask")
 
 
-def ask_owner(buyer: Buyer, operation: str, quote: Quote) -> Generator[Effect, Any, None]:
+def ask_owner(buyer: Buyer, operation: str, quote: Quote) -> Flow[None]:
     """Return where the owner approves: only ``True`` does, and what fails has not.
 
     A spoken no holds for a minute, in every process on the ledger: whatever repeats the call is
@@ -55,9 +53,7 @@ def ask_owner(buyer: Buyer, operation: str, quote: Quote) -> Generator[Effect, A
         )
 
 
-def denied_before(
-    buyer: Buyer, operation: str, quote: Quote
-) -> Generator[Effect, Any, ApprovalDenied | None]:
+def denied_before(buyer: Buyer, operation: str, quote: Quote) -> Flow[ApprovalDenied | None]:
     """The refusal of what the owner said no to less than a minute ago, if it is such a call."""
     now_us = buyer.now_us()
     left = yield from record(
@@ -71,7 +67,7 @@ def denied_before(
     )
 
 
-def _remember(buyer: Buyer, operation: str) -> Generator[Effect, Any, None]:
+def _remember(buyer: Buyer, operation: str) -> Flow[None]:
     """Write a no down; where that fails it holds for this call, and the next one asks."""
     now_us = buyer.now_us()
     try:

@@ -6,23 +6,21 @@ A name that is spelled wrong refuses nothing, and looks in every list like one t
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from x402_mask._flow.effects import record
 from x402_mask.errors import LedgerError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from x402_mask._flow.buyer import Buyer
-    from x402_mask._flow.effects import Effect
+    from x402_mask._flow.effects import Flow
     from x402_mask._flow.records import Demand
     from x402_mask._policy.caps import Limit
 
 log = logging.getLogger("x402_mask")
 
 
-def warn_once(buyer: Buyer, demand: Demand) -> Generator[Effect, Any, None]:
+def warn_once(buyer: Buyer, demand: Demand) -> Flow[None]:
     """With the first call that a payer is asked to pay for; this call names its own services."""
     if buyer.settings.services.caps_compared:
         return

@@ -24,7 +24,7 @@ import logging
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from x402_mask._flow import lapsed as _lapse
 from x402_mask._flow.cap_names import warn_once
@@ -81,11 +81,11 @@ from x402_mask.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Mapping
     from decimal import Decimal
 
     from x402_mask._flow.buyer import Buyer
-    from x402_mask._flow.effects import Effect
+    from x402_mask._flow.effects import Flow
     from x402_mask._ledger.records import Reserved, View
     from x402_mask._models import Route
     from x402_mask._policy.offers import Choice
@@ -95,7 +95,7 @@ log = logging.getLogger("x402_mask")
 _POLL_S: Final = 0.05
 
 
-def converse(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict]:
+def converse(buyer: Buyer, call: Call) -> Flow[Verdict]:
     """Make one call, paying if it must be and may be.
 
     Raises:
@@ -127,7 +127,7 @@ def converse(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict]:
         raise
 
 
-def _after_redirect(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict]:
+def _after_redirect(buyer: Buyer, call: Call) -> Flow[Verdict]:
     """What a paid answer led to: never paid for again, and the delivery if it is a 2xx."""
     row, receipt = call.state.row, call.state.receipt
     try:
@@ -147,7 +147,7 @@ def _after_redirect(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict]
     return (yield from conclude(buyer, call, row, result, told=True))
 
 
-def _pay(buyer: Buyer, call: Call, reply: Reply) -> Generator[Effect, Any, Verdict]:
+def _pay(buyer: Buyer, call: Call, reply: Reply) -> Flow[Verdict]:
     challenge = yield from challenge_of(buyer, call, reply)
     if challenge is None:
         return Verdict()
@@ -162,7 +162,7 @@ def _pay(buyer: Buyer, call: Call, reply: Reply) -> Generator[Effect, Any, Verdi
     return verdict
 
 
-def _send_first(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict | Reply | None]:
+def _send_first(buyer: Buyer, call: Call) -> Flow[Verdict | Reply | None]:
     """Pay with the first request: by a token that is held, or by a proof for a known price.
 
     ``None`` to ask first; a 402 that did not take the token is the answer to asking.
@@ -174,7 +174,7 @@ def _send_first(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict | Re
     return (yield from _preempt(buyer, call)) if buyer.settings.preempt else None
 
 
-def _held_first(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict | Reply | None]:
+def _held_first(buyer: Buyer, call: Call) -> Flow[Verdict | Reply | None]:
     service = tool_of(call.url)
     origin = call.state.origin
     if service is None or origin not in buyer.settings.origins or origin_of(call.url) != origin:
@@ -202,7 +202,7 @@ def _held_first(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict | Re
     return (yield from spend_held(buyer, call, origin, service, call.url))
 
 
-def _preempt(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict | None]:
+def _preempt(buyer: Buyer, call: Call) -> Flow[Verdict | None]:
     """Pay a price that is known already with the first request; ``None`` to ask first after all."""
     service, path = buyer.settings.services.name(call.url), path_of(call.url)
     place = Place(call.method, origin_of(call.url), service, path)
@@ -225,7 +225,7 @@ def _preempt(buyer: Buyer, call: Call) -> Generator[Effect, Any, Verdict | None]
     return verdict
 
 
-def _open(buyer: Buyer, call: Call, demand: Demand) -> Generator[Effect, Any, Verdict]:
+def _open(buyer: Buyer, call: Call, demand: Demand) -> Flow[Verdict]:
     """Find the operation's open proof and present it again, or reserve and sign a new one."""
     waited, doubts = 0.0, Doubts()
     tried: dict[Route, PaymentError] = {}
@@ -259,7 +259,7 @@ def _open(buyer: Buyer, call: Call, demand: Demand) -> Generator[Effect, Any, Ve
             return verdict
 
 
-def look(buyer: Buyer, call: Call, demand: Demand) -> Generator[Effect, Any, View]:
+def look(buyer: Buyer, call: Call, demand: Demand) -> Flow[View]:
     """What the ledger knows of the operation, and of what is on the way to paying for it."""
     now_us, shop = buyer.now_us(), demand.origin if demand.is_tool else None
     return (
@@ -279,7 +279,7 @@ def look(buyer: Buyer, call: Call, demand: Demand) -> Generator[Effect, Any, Vie
     )
 
 
-def _wait(call: Call, waited: float, twin: Twin) -> Generator[Effect, Any, None]:
+def _wait(call: Call, waited: float, twin: Twin) -> Flow[None]:
     """Let the call that carries the same key finish, within this caller's own time-out."""
     if call.wait_s is not None and waited >= call.wait_s:
         raise PaymentRefused(
@@ -292,7 +292,7 @@ def _wait(call: Call, waited: float, twin: Twin) -> Generator[Effect, Any, None]
 
 def _by_route(
     buyer: Buyer, call: Call, demand: Demand, view: View, tried: Mapping[Route, PaymentError]
-) -> Generator[Effect, Any, Verdict | None]:
+) -> Flow[Verdict | None]:
     """Pay by the first route that is possible; ``None`` to look again.
 
     A refusal by policy ends the call.  If no route is possible, the error of one that was tried is
@@ -323,9 +323,7 @@ def _by_route(
     raise why_none(failed)
 
 
-def _reserve_and_buy(
-    buyer: Buyer, call: Call, demand: Demand, plan: Plan
-) -> Generator[Effect, Any, Verdict | None]:
+def _reserve_and_buy(buyer: Buyer, call: Call, demand: Demand, plan: Plan) -> Flow[Verdict | None]:
     """Reserve, sign, present; ``None`` if the operation was opened by another call meanwhile."""
     want = reservation(buyer, call, demand, plan)
     try:
@@ -356,7 +354,7 @@ def _reserve_and_buy(
 
 def _reserve(
     buyer: Buyer, call: Call, demand: Demand, plan: Plan, want: Reservation
-) -> Generator[Effect, Any, Reserved | None]:
+) -> Flow[Reserved | None]:
     """Reserve against every cap at once; ``None`` if the operation was opened meanwhile.
 
     A wallet in this process signs within the reservation, so that one commit is enough.  What signs
@@ -396,9 +394,7 @@ def _reserve(
 # --- proving --------------------------------------------------------------------------------------
 
 
-def _sign_and_hold(
-    buyer: Buyer, demand: Demand, choice: Choice, row: Row
-) -> Generator[Effect, Any, Proof]:
+def _sign_and_hold(buyer: Buyer, demand: Demand, choice: Choice, row: Row) -> Flow[Proof]:
     """Have it signed, and store the proof; until then every failure gives the money back."""
     try:
         proof = yield from prove(buyer, demand, choice, row.id)
@@ -412,7 +408,7 @@ def _sign_and_hold(
     return proof
 
 
-def _may_go(buyer: Buyer, row: Row) -> Generator[Effect, Any, None]:
+def _may_go(buyer: Buyer, row: Row) -> Flow[None]:
     """The last moment before the proof leaves: a cancellation gives the money back."""
     try:
         yield from checkpoint()
@@ -421,9 +417,7 @@ def _may_go(buyer: Buyer, row: Row) -> Generator[Effect, Any, None]:
         raise
 
 
-def _represent(
-    buyer: Buyer, call: Call, demand: Demand, twin: Twin
-) -> Generator[Effect, Any, Verdict | None]:
+def _represent(buyer: Buyer, call: Call, demand: Demand, twin: Twin) -> Flow[Verdict | None]:
     """Present the same bytes again; ``None`` if another call took them first."""
     if twin.row.route == "token":
         from x402_mask._flow.tokens.buying import resume  # noqa: PLC0415
@@ -453,7 +447,7 @@ def _represent(
 # --- after the point of no return -----------------------------------------------------------------
 
 
-def _present(buyer: Buyer, call: Call, row: Row, proof: Proof) -> Generator[Effect, Any, Verdict]:
+def _present(buyer: Buyer, call: Call, row: Row, proof: Proof) -> Flow[Verdict]:
     """Send the proof, and write down how it ended, however it ended."""
     call.state.paid, call.state.row = True, row
     call.state.receipt = receipt_for(row, "unknown", None)
@@ -469,9 +463,7 @@ def _present(buyer: Buyer, call: Call, row: Row, proof: Proof) -> Generator[Effe
     return (yield from conclude(buyer, call, row, result))
 
 
-def _judge(
-    buyer: Buyer, call: Call, row: Row, proof: Proof, reply: Reply
-) -> Generator[Effect, Any, Result]:
+def _judge(buyer: Buyer, call: Call, row: Row, proof: Proof, reply: Reply) -> Flow[Result]:
     """What the answer says of the money; with an RPC, ``settled`` only if the chain agrees."""
     settlement = read_settlement(reply.headers)
     fault = settlement_fault(buyer, row, proof, settlement)
@@ -492,9 +484,7 @@ def _judge(
     )
 
 
-def _note_refusal(
-    buyer: Buyer, call: Call, reply: Reply, refusal: PaymentRefused
-) -> Generator[Effect, Any, None]:
+def _note_refusal(buyer: Buyer, call: Call, reply: Reply, refusal: PaymentRefused) -> Flow[None]:
     """Put the refusal in the history; a ledger that cannot take it does not hide the reason."""
     try:
         origin = origin_of(reply.url)

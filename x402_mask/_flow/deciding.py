@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from x402_mask._flow.asking import ask_owner
 from x402_mask._flow.effects import (
@@ -32,10 +32,10 @@ from x402_mask.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from x402_mask._flow.buyer import Buyer
-    from x402_mask._flow.effects import Effect
+    from x402_mask._flow.effects import Flow
     from x402_mask._ledger.records import View
     from x402_mask._models import Quote, Route, Spend
     from x402_mask._policy.caps import Limit
@@ -47,7 +47,7 @@ _NOTHING_HELD: Final = "prefer= allows tokens that are held only, and none is he
 # --- deciding -------------------------------------------------------------------------------------
 
 
-def check_input(buyer: Buyer, asked: Asked) -> Generator[Effect, Any, None]:
+def check_input(buyer: Buyer, asked: Asked) -> Flow[None]:
     """Refuse a body that the service will refuse once it is paid, as far as schemas tell."""
     stated = buyer.input_schemas(asked)
     content = (yield from payload()) if stated is not None else None
@@ -89,9 +89,7 @@ def why_none(failed: Mapping[Route, PaymentError]) -> PaymentError:
     return next(iter([*tried, *failed.values()]), PaymentRefused(_NOTHING_HELD, reason="no_offer"))
 
 
-def held_now(
-    buyer: Buyer, call: Call, demand: Demand
-) -> Generator[Effect, Any, Verdict | Reply | None]:
+def held_now(buyer: Buyer, call: Call, demand: Demand) -> Flow[Verdict | Reply | None]:
     """A token that another process bought, perhaps: this one asked before it knew."""
     from x402_mask._flow.tokens.using import spend_held  # noqa: PLC0415
 
@@ -132,7 +130,7 @@ def plan_by(
     return Plan.of("x402", choice, skipped)
 
 
-def decide(buyer: Buyer, call: Call, demand: Demand, plan: Plan) -> Generator[Effect, Any, None]:
+def decide(buyer: Buyer, call: Call, demand: Demand, plan: Plan) -> Flow[None]:
     """Ask the owner, before anything is reserved."""
     check_price(buyer, demand, plan)
     if buyer.settings.preempt and plan.choice is not None:
@@ -152,9 +150,7 @@ def decide(buyer: Buyer, call: Call, demand: Demand, plan: Plan) -> Generator[Ef
     call.state.denied = before
 
 
-def full_quote(
-    buyer: Buyer, call: Call, demand: Demand, plan: Plan
-) -> Generator[Effect, Any, Quote]:
+def full_quote(buyer: Buyer, call: Call, demand: Demand, plan: Plan) -> Flow[Quote]:
     """What *plan* would cost, and whether the ledger would reserve it now."""
     refusal, want = None, reservation(buyer, call, demand, plan)
     if plan.route != "held-token":  # which reserves nothing
@@ -165,7 +161,7 @@ def full_quote(
     return quote_of(buyer, demand, plan, caps, refusal)
 
 
-def room(buyer: Buyer, limits: Sequence[Limit]) -> Generator[Effect, Any, tuple[Spend, ...]]:
+def room(buyer: Buyer, limits: Sequence[Limit]) -> Flow[tuple[Spend, ...]]:
     """How far these limits are used."""
     now_us = buyer.now_us()
     caps = yield from record(lambda wait_s: buyer.ledger.room(limits, now_us=now_us, wait_s=wait_s))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from x402_mask._flow.effects import (
     Reply,
@@ -27,18 +27,14 @@ from x402_mask.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from x402_mask._flow.buyer import Buyer
-    from x402_mask._flow.effects import Effect
+    from x402_mask._flow.effects import Flow
     from x402_mask._wire.x402 import Challenge
 
 log = logging.getLogger("x402_mask")
 
 
-def challenge_of(
-    buyer: Buyer, call: Call, reply: Reply
-) -> Generator[Effect, Any, Challenge | None]:
+def challenge_of(buyer: Buyer, call: Call, reply: Reply) -> Flow[Challenge | None]:
     """What the 402 asks for; a marketplace may name a payment in place of offers."""
     header = reply.headers.get(REQUIRED_HEADER, ())
     body = yield from read_body(wanted=not header)
@@ -90,7 +86,7 @@ def demand_of(buyer: Buyer, call: Call, reply: Reply, challenge: Challenge) -> D
     )
 
 
-def identified(call: Call, demand: Demand) -> Generator[Effect, Any, Demand]:
+def identified(call: Call, demand: Demand) -> Flow[Demand]:
     """The purchase with its operation: the caller's key, or a digest of what is asked."""
     body = yield from fingerprint()
     if body is None:

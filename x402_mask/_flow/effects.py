@@ -6,11 +6,12 @@ still write down how things ended.
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 T = TypeVar("T")
 
@@ -148,58 +149,61 @@ class Checkpoint:
 
 Effect = Ask | Fetch | ReadBody | Fingerprint | Payload | Record[Any] | Consult | Sleep | Checkpoint
 
+Flow = Generator[Effect, Any, T]
+"""A part of the conversation, which ends with a ``T``."""
 
-def ask(proof: tuple[str, str] | None = None) -> Generator[Effect, Any, Reply]:
+
+def ask(proof: tuple[str, str] | None = None) -> Flow[Reply]:
     """Send the request."""
     reply = yield Ask(proof)
     assert isinstance(reply, Reply)
     return reply
 
 
-def fetch(wanted: Fetch) -> Generator[Effect, Any, Fetched]:
+def fetch(wanted: Fetch) -> Flow[Fetched]:
     """Make another request to the same origin."""
     answer = yield wanted
     assert isinstance(answer, Fetched)
     return answer
 
 
-def read_body(*, wanted: bool) -> Generator[Effect, Any, bytes | None]:
+def read_body(*, wanted: bool) -> Flow[bytes | None]:
     """Read the 402's body."""
     body = yield ReadBody(wanted)
     assert body is None or isinstance(body, bytes)
     return body
 
 
-def fingerprint() -> Generator[Effect, Any, str | None]:
+def fingerprint() -> Flow[str | None]:
     """Digest the request's body."""
     found = yield Fingerprint()
     assert found is None or isinstance(found, str)
     return found
 
 
-def payload() -> Generator[Effect, Any, Content | None]:
+def payload() -> Flow[Content | None]:
     """Look at the request's body."""
     found = yield Payload()
     assert found is None or isinstance(found, Content)
     return found
 
 
-def record(call: Callable[[float], T]) -> Generator[Effect, Any, T]:
+def record(call: Callable[[float], T]) -> Flow[T]:
     """Call the ledger."""
     answer: T = yield Record(call)
     return answer
 
 
-def consult(function: Callable[..., Any], *args: Any) -> Generator[Effect, Any, Any]:
+def consult(function: Callable[..., Any], *args: Any) -> Flow[Any]:
     """Call foreign code."""
     return (yield Consult(function, args))
 
 
-def checkpoint() -> Generator[Effect, Any, None]:
+def checkpoint() -> Flow[None]:
     """Let a cancellation through."""
     yield Checkpoint()
 
 
-def sleep(seconds: float) -> Generator[Effect, Any, None]:
+def sleep(seconds: float) -> Flow[None]:
     """Wait."""
     yield Sleep(seconds)

@@ -11,7 +11,7 @@ clock delays; and where its own blocks are not past ``validBefore``, the proof i
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from x402_mask._flow.effects import consult, record
 from x402_mask._flow.steps import check_resign
@@ -19,10 +19,10 @@ from x402_mask._ledger.records import Twin, paid_before
 from x402_mask.errors import PaymentRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Sequence
 
     from x402_mask._flow.buyer import Buyer
-    from x402_mask._flow.effects import Effect
+    from x402_mask._flow.effects import Flow
     from x402_mask._flow.records import Call, Demand
     from x402_mask._ledger.records import Row, View
     from x402_mask._policy.clocks import Clock
@@ -59,7 +59,7 @@ class Doubts:
             self.is_past[twin.row.id] = None
 
 
-def ask(buyer: Buyer, call: Call, view: View, doubts: Doubts) -> Generator[Effect, Any, bool]:
+def ask(buyer: Buyer, call: Call, view: View, doubts: Doubts) -> Flow[bool]:
     """Ask the chain about what has expired; whether it was asked: then look again.
 
     Each proof once in a call, and together within the caller's own time-out.
@@ -83,7 +83,7 @@ def _is_due(buyer: Buyer, row: Row, view: View) -> bool:
     return buyer.chain_knows(row.network) and (delayed or not row.seen)
 
 
-def check(buyer: Buyer, call: Call, demand: Demand, view: View) -> Generator[Effect, Any, Demand]:
+def check(buyer: Buyer, call: Call, demand: Demand, view: View) -> Flow[Demand]:
     """Whether a new proof may follow those that have expired; the purchase, which knows of them.
 
     Raises:
@@ -110,7 +110,7 @@ def foresee(buyer: Buyer, call: Call, demand: Demand, view: View) -> Demand:
     return replace(demand, lapsed=frozenset(row.id for row in view.lapsed))
 
 
-def refuse(buyer: Buyer, call: Call, rows: Sequence[Row]) -> Generator[Effect, Any, None]:
+def refuse(buyer: Buyer, call: Call, rows: Sequence[Row]) -> Flow[None]:
     """Note that a repeat of what is paid was refused, and refuse it.
 
     Raises:
@@ -120,7 +120,7 @@ def refuse(buyer: Buyer, call: Call, rows: Sequence[Row]) -> Generator[Effect, A
     raise paid_before(rows[-1], keyed=call.key is not None)
 
 
-def _note_repeat(buyer: Buyer, rows: Sequence[Row]) -> Generator[Effect, Any, None]:
+def _note_repeat(buyer: Buyer, rows: Sequence[Row]) -> Flow[None]:
     """When a repeat was first refused: without a key that ends a day later."""
     now_us = buyer.now_us()
     yield from record(

@@ -8,7 +8,7 @@ first is what a quote says.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from x402_mask._flow import lapsed
 from x402_mask._flow.asking import denied_before
@@ -25,18 +25,14 @@ from x402_mask._policy.offers import choose
 from x402_mask.errors import PaymentError, PaymentRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from x402_mask._flow.buyer import Buyer
-    from x402_mask._flow.effects import Effect, Reply
+    from x402_mask._flow.effects import Flow, Reply
     from x402_mask._flow.records import Call, Demand
     from x402_mask._ledger.records import Twin, View
     from x402_mask._models import Route
 
 
-def quote(
-    buyer: Buyer, call: Call, reply: Reply, *, asks: bool = False
-) -> Generator[Effect, Any, Quote | None]:
+def quote(buyer: Buyer, call: Call, reply: Reply, *, asks: bool = False) -> Flow[Quote | None]:
     """What this 402 would cost.  Signs nothing, reserves nothing; ``None`` if it asks for nothing.
 
     *asks*: the chain may be asked about earlier proofs of the operation, as a call would.
@@ -77,7 +73,7 @@ def quote(
 
 def _known(
     buyer: Buyer, call: Call, demand: Demand, *, asks: bool
-) -> Generator[Effect, Any, tuple[Demand, View, Twin | None, PaymentRefused | None]]:
+) -> Flow[tuple[Demand, View, Twin | None, PaymentRefused | None]]:
     """What the ledger knows, the proof that would be presented again, and what refuses either.
 
     The purchase knows then of the proofs that have expired, as a call's does before it reserves.
@@ -100,7 +96,7 @@ def _known(
     return demand, view, None, None
 
 
-def _again(buyer: Buyer, demand: Demand, twin: Twin) -> Generator[Effect, Any, Quote]:
+def _again(buyer: Buyer, demand: Demand, twin: Twin) -> Flow[Quote]:
     """The operation is open: a call shows what was signed for it, and nothing more is counted."""
     row, limits = twin.row, applying(buyer.limits, demand.service, demand.also)
     caps = yield from room(buyer, limits)
@@ -124,7 +120,7 @@ def _again(buyer: Buyer, demand: Demand, twin: Twin) -> Generator[Effect, Any, Q
 
 def _priced(
     buyer: Buyer, call: Call, demand: Demand, plan: Plan, bar: PaymentRefused | None
-) -> Generator[Effect, Any, Quote]:
+) -> Flow[Quote]:
     """The quote of a plan, with what would refuse it first."""
     held = plan.route == "held-token"
     if bar is None and not held:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from x402_mask._flow import reasons
 from x402_mask._flow.effects import checkpoint, consult, read_body, record
@@ -28,10 +28,8 @@ from x402_mask.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from x402_mask._flow.buyer import Buyer
-    from x402_mask._flow.effects import Effect, Reply
+    from x402_mask._flow.effects import Flow, Reply
     from x402_mask._flow.records import Call, Demand
     from x402_mask._policy.offers import Choice
     from x402_mask._schemes.scheme import Unsigned
@@ -54,9 +52,7 @@ def prove_here(buyer: Buyer, demand: Demand, choice: Choice, payment_id: str) ->
     return _proof(buyer, demand, choice, unsigned, signature, payment_id)
 
 
-def prove(
-    buyer: Buyer, demand: Demand, choice: Choice, payment_id: str
-) -> Generator[Effect, Any, Proof]:
+def prove(buyer: Buyer, demand: Demand, choice: Choice, payment_id: str) -> Flow[Proof]:
     """The proof, whoever signs."""
     if isinstance(buyer.settings.signer, Wallet):
         return prove_here(buyer, demand, choice, payment_id)
@@ -101,7 +97,7 @@ def _proof(
     return Proof(header=header, value=value, nonce=unsigned.key, valid_before=unsigned.valid_before)
 
 
-def _sign(buyer: Buyer, unsigned: Unsigned) -> Generator[Effect, Any, bytes]:
+def _sign(buyer: Buyer, unsigned: Unsigned) -> Flow[bytes]:
     signer, digest = buyer.settings.signer, unsigned.digest
     assert signer is not None
     try:
@@ -113,7 +109,7 @@ def _sign(buyer: Buyer, unsigned: Unsigned) -> Generator[Effect, Any, bytes]:
 
 def release(
     buyer: Buyer, payment_id: str, failure: BaseException, *, unsent: bool = False
-) -> Generator[Effect, Any, None]:
+) -> Flow[None]:
     """Give the reservation back; if even that fails it stays reserved, which counts."""
     note = f"never sent: {type(failure).__name__}"
     if isinstance(failure, PaymentError):
@@ -151,7 +147,7 @@ def check_resign(buyer: Buyer, row: Row) -> None:
 
 def conclude(
     buyer: Buyer, call: Call, row: Row, result: Result, *, told: bool = False
-) -> Generator[Effect, Any, Verdict]:
+) -> Flow[Verdict]:
     """Write down how a call with a proof was answered, and hand the answer back.
 
     *told*: observers know how it ended, and hear nothing new.
@@ -176,7 +172,7 @@ def warn_of_error(row: Row, reply: Reply) -> None:
         )
 
 
-def why_refused(row: Row, reply: Reply) -> Generator[Effect, Any, str | None]:
+def why_refused(row: Row, reply: Reply) -> Flow[str | None]:
     """Why the seller refused the proof; it may be in the body of another 402, which stays readable.
 
     Other errors are the service's own affair, unless a header speaks of the payment; and a body
@@ -191,9 +187,7 @@ def why_refused(row: Row, reply: Reply) -> Generator[Effect, Any, str | None]:
     return None if said is None else reasons.explained(said, row)
 
 
-def seen(
-    buyer: Buyer, call: Call, row: Row, proof: Proof, told: str | None
-) -> Generator[Effect, Any, bool]:
+def seen(buyer: Buyer, call: Call, row: Row, proof: Proof, told: str | None) -> Flow[bool]:
     """Whether the chain shows the transaction; a reader that fails costs nobody the answer."""
     try:
         return bool((yield from consult(buyer.seen_on_chain, row, proof, told, call.wait_s)))
@@ -224,7 +218,7 @@ def settlement_fault(
 
 def finish(
     buyer: Buyer, row: Row, result: Result, *, told: bool = False, carrier: object = None
-) -> Generator[Effect, Any, None]:
+) -> Flow[None]:
     """Write down the end.  A ledger that fails now costs nobody the answer: money stays held."""
     now_us = buyer.now_us()
     try:

@@ -25,7 +25,7 @@ whatever the seller says.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 from x402_mask._flow.effects import checkpoint, fetch, record
 from x402_mask._flow.records import Plan
@@ -47,10 +47,8 @@ from x402_mask._wire.server402 import (
 from x402_mask.errors import LedgerError, OfferRefused, PaymentError, PaymentRefused, TokenFlowError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from x402_mask._flow.buyer import Buyer
-    from x402_mask._flow.effects import Effect, Fetched
+    from x402_mask._flow.effects import Fetched, Flow
     from x402_mask._flow.records import Call, Demand, Verdict
     from x402_mask._ledger.purchases import Begun, Purse, Way
     from x402_mask._ledger.records import Proof, Row, Twin, View
@@ -97,9 +95,7 @@ def plan(buyer: Buyer, demand: Demand, view: View) -> Plan:
 # --- buying ---------------------------------------------------------------------------------------
 
 
-def buy(
-    buyer: Buyer, call: Call, demand: Demand, terms: Plan, row: Row
-) -> Generator[Effect, Any, Verdict | None]:
+def buy(buyer: Buyer, call: Call, demand: Demand, terms: Plan, row: Row) -> Flow[Verdict | None]:
     """Buy a token for the reservation in *row*, and call with it; ``None`` to look again.
 
     Raises:
@@ -110,7 +106,7 @@ def buy(
     return (yield from _orderly(deal, _begin(deal)))
 
 
-def _orderly(deal: TokenPurchase, steps: Generator[Effect, Any, T]) -> Generator[Effect, Any, T]:
+def _orderly(deal: TokenPurchase, steps: Flow[T]) -> Flow[T]:
     """Give the reservation back if the purchase ends by a decision before money could move.
 
     What ends otherwise (a lost answer, a cancellation) stays as the ledger has it: an identical
@@ -153,7 +149,7 @@ def _may_have_left(failure: BaseException) -> bool:
     return kinds.isdisjoint(("ConnectError", "ConnectTimeout", "PoolTimeout"))
 
 
-def _begin(deal: TokenPurchase) -> Generator[Effect, Any, Verdict | None]:
+def _begin(deal: TokenPurchase) -> Flow[Verdict | None]:
     """Ask for a payment, or go on with one that an earlier call left unpaid."""
     buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
     deal.unsent = True
@@ -181,7 +177,7 @@ def _purse(deal: TokenPurchase) -> Purse | None:
     )
 
 
-def _create(deal: TokenPurchase) -> Generator[Effect, Any, Verdict]:
+def _create(deal: TokenPurchase) -> Flow[Verdict]:
     """Ask the marketplace for a payment; the ledger knows that already."""
     deal.buyer.emit("token_asked", deal.demand, payment_id=deal.row.id)
     yield from checkpoint()  # the last moment at which nothing has left
@@ -207,9 +203,7 @@ def _create(deal: TokenPurchase) -> Generator[Effect, Any, Verdict]:
     return (yield from paying.pay(deal, payment, answer))
 
 
-def _misread(
-    deal: TokenPurchase, answer: Fetched, fault: Unreadable
-) -> Generator[Effect, Any, NoReturn]:
+def _misread(deal: TokenPurchase, answer: Fetched, fault: Unreadable) -> Flow[NoReturn]:
     """The answer names no payment; if it says *paid* all the same, the price counts.
 
     Raises:
@@ -231,7 +225,7 @@ def _is_refusal(status: int) -> bool:
     return status in (307, 308) or (400 <= status < 500 and status not in (408, 409, 499))
 
 
-def _create_anew(deal: TokenPurchase) -> Generator[Effect, Any, Verdict]:
+def _create_anew(deal: TokenPurchase) -> Flow[Verdict]:
     """Ask for another payment: nothing can come of the last one."""
     buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
     deal.remote, deal.until, deal.unsent = None, None, True
@@ -244,7 +238,7 @@ def _create_anew(deal: TokenPurchase) -> Generator[Effect, Any, Verdict]:
     return (yield from _create(deal))
 
 
-def _create_again(deal: TokenPurchase, asked_us: int) -> Generator[Effect, Any, Verdict | None]:
+def _create_again(deal: TokenPurchase, asked_us: int) -> Flow[Verdict | None]:
     """Ask for a payment whose id was never heard of, unless asking may have been paying."""
     if deal.purse is None:
         return (yield from _create_anew(deal))
@@ -253,7 +247,7 @@ def _create_again(deal: TokenPurchase, asked_us: int) -> Generator[Effect, Any, 
     return None
 
 
-def _count_unheard(deal: TokenPurchase, asked_us: int, told: str) -> Generator[Effect, Any, None]:
+def _count_unheard(deal: TokenPurchase, asked_us: int, told: str) -> Flow[None]:
     """A balance may have paid, and nobody says so: in the end it counts; look again.
 
     Raises:
@@ -275,9 +269,7 @@ def _count_unheard(deal: TokenPurchase, asked_us: int, told: str) -> Generator[E
 # --- going on after a crash or a lost answer ------------------------------------------------------
 
 
-def resume(
-    buyer: Buyer, call: Call, demand: Demand, twin: Twin
-) -> Generator[Effect, Any, Verdict | None]:
+def resume(buyer: Buyer, call: Call, demand: Demand, twin: Twin) -> Flow[Verdict | None]:
     """Go on with a purchase that another call left open; ``None`` to look again."""
     now_us = buyer.now_us()
     try:
@@ -314,7 +306,7 @@ def resume(
         buyer.ledger.put_down(twin.row.id, call.by, now_us=now_us)
 
 
-def _let_go(buyer: Buyer, row: Row) -> Generator[Effect, Any, None]:
+def _let_go(buyer: Buyer, row: Row) -> Flow[None]:
     """Nothing was paid for this reservation, and the seller now asks for something else."""
     note, now_us = "the live offer is not the one that was reserved", buyer.now_us()
     yield from record(
@@ -339,7 +331,7 @@ def _terms_again(buyer: Buyer, demand: Demand, row: Row) -> Plan:
     )
 
 
-def _go_on(deal: TokenPurchase, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
+def _go_on(deal: TokenPurchase, begun: Begun) -> Flow[Verdict | None]:
     match begun.stage:
         case "bought":
             return (yield from _go_on_with_token(deal, begun))
@@ -353,7 +345,7 @@ def _go_on(deal: TokenPurchase, begun: Begun) -> Generator[Effect, Any, Verdict 
 
 def _go_on_unpaid(
     deal: TokenPurchase, asked_us: int, way: Way | None = None
-) -> Generator[Effect, Any, Verdict | None]:
+) -> Flow[Verdict | None]:
     """Pay a payment that was created, unless a balance has done so; where it is over, another."""
     payment, answer = yield from purchase.read(deal)
     if payment is None and deal.purse is not None and not purchase.is_gone(answer):
@@ -372,7 +364,7 @@ def _go_on_unpaid(
     return (yield from paying.pay(deal, payment, answer))
 
 
-def _go_on_with_token(deal: TokenPurchase, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
+def _go_on_with_token(deal: TokenPurchase, begun: Begun) -> Flow[Verdict | None]:
     token, expired = begun.token, begun.until is not None and begun.until <= deal.buyer.now_us()
     if token is None and begun.remote is not None and not expired:
         payment, _ = yield from purchase.read(deal)
@@ -388,7 +380,7 @@ def _go_on_with_token(deal: TokenPurchase, begun: Begun) -> Generator[Effect, An
     return (yield from using.redeem(deal, token, again=True))
 
 
-def _go_on_paying(deal: TokenPurchase, begun: Begun) -> Generator[Effect, Any, Verdict | None]:
+def _go_on_paying(deal: TokenPurchase, begun: Begun) -> Flow[Verdict | None]:
     payment = None
     if begun.remote is not None:
         payment = yield from _last_word(deal)
@@ -408,7 +400,7 @@ def _go_on_paying(deal: TokenPurchase, begun: Begun) -> Generator[Effect, Any, V
     return (yield from paying.present(deal, begun.proof))
 
 
-def _last_word(deal: TokenPurchase) -> Generator[Effect, Any, MarketPayment | None]:
+def _last_word(deal: TokenPurchase) -> Flow[MarketPayment | None]:
     """What the marketplace says; before a purchase is given up, one bad answer is not enough."""
     payment, _ = yield from purchase.read(deal)
     if deal.heard or not deal.is_closed:
@@ -426,7 +418,7 @@ def _is_due(deal: TokenPurchase, payment: MarketPayment | None) -> bool:
     return until is not None and not deal.is_past(until)
 
 
-def _lapse(deal: TokenPurchase, proof: Proof | None) -> Generator[Effect, Any, Verdict | None]:
+def _lapse(deal: TokenPurchase, proof: Proof | None) -> Flow[Verdict | None]:
     """The proof has expired: what it paid for stays counted, and a new one may be bought.
 
     Unless the chain's own time is not past it: then the same bytes are shown again.

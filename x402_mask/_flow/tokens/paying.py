@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from x402_mask._flow import reasons
 from x402_mask._flow.asking import ask_owner
@@ -35,10 +35,8 @@ from x402_mask._wire.x402 import REQUIRED_HEADER, read_challenge, read_settlemen
 from x402_mask.errors import TermsRefused, TokenFlowError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from x402_mask._flow.buyer import Buyer
-    from x402_mask._flow.effects import Effect, Fetched
+    from x402_mask._flow.effects import Fetched, Flow
     from x402_mask._flow.records import Demand, Verdict
     from x402_mask._flow.tokens.purchase import TokenPurchase
     from x402_mask._ledger.records import Proof
@@ -54,9 +52,7 @@ PREPARE_S: Final = 30.0
 """How long a transfer waits for one that is before it, where its caller waits for longer."""
 
 
-def pay(
-    deal: TokenPurchase, payment: MarketPayment | None, answer: Fetched
-) -> Generator[Effect, Any, Verdict]:
+def pay(deal: TokenPurchase, payment: MarketPayment | None, answer: Fetched) -> Flow[Verdict]:
     """Pay in the first way that applies."""
     buyer = deal.buyer
     if payment is not None and payment.is_paid:
@@ -100,7 +96,7 @@ def asked(deal: TokenPurchase, payment: MarketPayment | None, answer: Fetched) -
     return None if others else found
 
 
-def paid_already(deal: TokenPurchase, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:
+def paid_already(deal: TokenPurchase, payment: MarketPayment) -> Flow[Verdict]:
     """Somebody's balance paid it: it counts in full, and nothing of ours moves."""
     try:
         _check_terms(deal, payment)
@@ -166,7 +162,7 @@ def _check_payee(deal: TokenPurchase, payment: MarketPayment | None) -> None:
 
 def _pay_x402(
     deal: TokenPurchase, challenge: Challenge, payment: MarketPayment | None, answer: Fetched
-) -> Generator[Effect, Any, Verdict]:
+) -> Flow[Verdict]:
     choice = _same_offer(deal, challenge)
     there = Reply(status=402, url=answer.url, headers=answer.headers, date=answer.date)
     asked = replace(deal.demand, challenge=challenge, reply=there)
@@ -228,7 +224,7 @@ def _check_same_payee(deal: TokenPurchase, payment: MarketPayment | None, choice
             )
 
 
-def _check_pinned(deal: TokenPurchase, choice: Choice) -> Generator[Effect, Any, None]:
+def _check_pinned(deal: TokenPurchase, choice: Choice) -> Flow[None]:
     """A payee that no live offer names was not recorded with the reservation."""
     buyer, asked, payee = deal.buyer, deal.demand, choice.offer.pay_to
     if not buyer.settings.policy.pin:
@@ -255,7 +251,7 @@ def _check_pinned(deal: TokenPurchase, choice: Choice) -> Generator[Effect, Any,
         raise refusal
 
 
-def _approve(deal: TokenPurchase, asked: Demand, choice: Choice) -> Generator[Effect, Any, None]:
+def _approve(deal: TokenPurchase, asked: Demand, choice: Choice) -> Flow[None]:
     """Ask the owner again, who approved a price and saw neither asset nor payee."""
     if deal.buyer.settings.approve is None:
         return
@@ -263,7 +259,7 @@ def _approve(deal: TokenPurchase, asked: Demand, choice: Choice) -> Generator[Ef
     yield from ask_owner(deal.buyer, asked.operation, quote)
 
 
-def present(deal: TokenPurchase, proof: Proof) -> Generator[Effect, Any, Verdict]:
+def present(deal: TokenPurchase, proof: Proof) -> Flow[Verdict]:
     """Show the proof to the payments endpoint, for the first time or again: the same bytes."""
     answer = yield from fetch(purchase.order(deal, (proof.header, proof.value)))
     settlement = read_settlement(answer.headers)
@@ -295,7 +291,7 @@ def present(deal: TokenPurchase, proof: Proof) -> Generator[Effect, Any, Verdict
     return (yield from await_paid(deal, payment))
 
 
-def _believed(deal: TokenPurchase, proof: Proof, told: str | None) -> Generator[Effect, Any, bool]:
+def _believed(deal: TokenPurchase, proof: Proof, told: str | None) -> Flow[bool]:
     """Whether *paid* settles it: with an RPC, only what is seen on chain does."""
     if not deal.buyer.chain_knows(deal.row.network):
         return True
@@ -311,9 +307,7 @@ def _can_transfer(deal: TokenPurchase, payment: MarketPayment) -> bool:
     return known and network is not None and buyer.transfer_sender().possible(network) is None
 
 
-def _pay_by_transfer(
-    deal: TokenPurchase, payment: MarketPayment
-) -> Generator[Effect, Any, Verdict | None]:
+def _pay_by_transfer(deal: TokenPurchase, payment: MarketPayment) -> Flow[Verdict | None]:
     """A transfer on chain; ``None`` if none can be made and ``settle_payment`` may be asked."""
     try:
         yield from _hold_transfer(deal)
@@ -326,7 +320,7 @@ def _pay_by_transfer(
     return (yield from carry(deal, payment))
 
 
-def _hold_transfer(deal: TokenPurchase) -> Generator[Effect, Any, None]:
+def _hold_transfer(deal: TokenPurchase) -> Flow[None]:
     """Have it signed and stored; nothing leaves yet."""
     buyer, row = deal.buyer, deal.row
     assert None not in (row.network, row.asset, row.payer, row.pay_to)  # the live offer has them
@@ -345,7 +339,7 @@ def _hold_transfer(deal: TokenPurchase) -> Generator[Effect, Any, None]:
             return
 
 
-def _store_transfer(deal: TokenPurchase, prepared: SignedTransfer) -> Generator[Effect, Any, bool]:
+def _store_transfer(deal: TokenPurchase, prepared: SignedTransfer) -> Flow[bool]:
     buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
     return (
         yield from record(
@@ -356,7 +350,7 @@ def _store_transfer(deal: TokenPurchase, prepared: SignedTransfer) -> Generator[
     )
 
 
-def carry(deal: TokenPurchase, payment: MarketPayment | None) -> Generator[Effect, Any, Verdict]:
+def carry(deal: TokenPurchase, payment: MarketPayment | None) -> Flow[Verdict]:
     """Bring the stored transaction to its end on chain, then wait for the token."""
     buyer, row = deal.buyer, deal.row
     wait_s = deal.call.within(buyer.settings.poll_paid_s)
@@ -375,7 +369,7 @@ def carry(deal: TokenPurchase, payment: MarketPayment | None) -> Generator[Effec
     )
 
 
-def _pay_by_hand(deal: TokenPurchase, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:
+def _pay_by_hand(deal: TokenPurchase, payment: MarketPayment) -> Flow[Verdict]:
     """The owner's own way of paying; it is called once, whatever comes of it."""
     settle = deal.buyer.settings.settle_payment
     assert settle is not None
@@ -400,7 +394,7 @@ def _document(deal: TokenPurchase, payment: MarketPayment) -> PaymentDocument:
 # --- waiting --------------------------------------------------------------------------------------
 
 
-def _await_balance(deal: TokenPurchase, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:
+def _await_balance(deal: TokenPurchase, payment: MarketPayment) -> Flow[Verdict]:
     """Nothing here can pay it; a balance may, for a while."""
     if deal.purse is None:
         deal.purse = "balance"
@@ -422,9 +416,7 @@ def _await_balance(deal: TokenPurchase, payment: MarketPayment) -> Generator[Eff
     )
 
 
-def await_paid(
-    deal: TokenPurchase, payment: MarketPayment | None
-) -> Generator[Effect, Any, Verdict]:
+def await_paid(deal: TokenPurchase, payment: MarketPayment | None) -> Flow[Verdict]:
     """We paid: wait until the marketplace says so and gives the token."""
     found = yield from purchase.poll(
         deal, payment, deal.buyer.settings.poll_paid_s, want_token=True

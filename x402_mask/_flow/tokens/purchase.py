@@ -6,7 +6,7 @@ Part of the conversation (``_flow.tokens.buying``): no I/O, effects only.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from x402_mask._flow.effects import Fetch, consult, fetch, record, sleep
 from x402_mask._flow.lapsed import refuse
@@ -26,10 +26,8 @@ from x402_mask._wire.server402 import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from x402_mask._flow.buyer import Buyer
-    from x402_mask._flow.effects import Effect, Fetched
+    from x402_mask._flow.effects import Fetched, Flow
     from x402_mask._flow.records import Call, Demand, Plan
     from x402_mask._ledger.purchases import Purse, Way
     from x402_mask._models import Outcome
@@ -111,9 +109,7 @@ class TokenPurchase:
 # --- written down ---------------------------------------------------------------------------------
 
 
-def note_id(
-    deal: TokenPurchase, payment: MarketPayment, way: Way | None = None
-) -> Generator[Effect, Any, None]:
+def note_id(deal: TokenPurchase, payment: MarketPayment, way: Way | None = None) -> Flow[None]:
     """Write down what the marketplace calls the payment; *way* is how it wants to be paid."""
     buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
     if way is None and (deal.remote, deal.until) == (payment.id, payment.until):
@@ -128,7 +124,7 @@ def note_id(
 
 def hold(
     deal: TokenPurchase, way: Way, proof: Proof | None, choice: Choice | None = None
-) -> Generator[Effect, Any, None]:
+) -> Flow[None]:
     """Write down, durably, that money may move from here on, and on which terms."""
     buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
     if choice is not None:
@@ -161,9 +157,7 @@ def mark_held(deal: TokenPurchase, way: str) -> None:
     )
 
 
-def end(
-    deal: TokenPurchase, outcome: Outcome, note: str, reason: str | None = None
-) -> Generator[Effect, Any, None]:
+def end(deal: TokenPurchase, outcome: Outcome, note: str, reason: str | None = None) -> Flow[None]:
     """Write down how this call left the payment: without an answer to hand back."""
     result = Result(
         outcome=outcome, delivered=False, transaction=deal.transaction, note=note, reason=reason
@@ -171,7 +165,7 @@ def end(
     yield from finish(deal.buyer, deal.row, result)
 
 
-def is_alive_on_chain(deal: TokenPurchase) -> Generator[Effect, Any, bool]:
+def is_alive_on_chain(deal: TokenPurchase) -> Flow[bool]:
     """Whether the chain says that the proof is not past its end, by its own time."""
     if not deal.buyer.chain_knows(deal.row.network) or deal.buyer.settings.resign == "never":
         return False
@@ -180,7 +174,7 @@ def is_alive_on_chain(deal: TokenPurchase) -> Generator[Effect, Any, bool]:
     return said.is_past is False and not said.is_paid
 
 
-def give_up(deal: TokenPurchase, note: str) -> Generator[Effect, Any, None]:
+def give_up(deal: TokenPurchase, note: str) -> Flow[None]:
     """Write down that nothing more can come of it: an identical call buys anew.
 
     Raises:
@@ -199,7 +193,7 @@ def give_up(deal: TokenPurchase, note: str) -> Generator[Effect, Any, None]:
     )
 
 
-def write_off(deal: TokenPurchase, payment: MarketPayment) -> Generator[Effect, Any, None]:
+def write_off(deal: TokenPurchase, payment: MarketPayment) -> Flow[None]:
     """A balance paid while nobody looked, and its token is gone: it counts; look again."""
     yield from hold(deal, "balance", None)
     yield from end(deal, "settled", f"paid by a balance, and then {payment.status}")
@@ -225,7 +219,7 @@ def order(deal: TokenPurchase, proof: tuple[str, str] | None = None) -> Fetch:
 
 def poll(
     deal: TokenPurchase, payment: MarketPayment | None, bound_s: float, *, want_token: bool = False
-) -> Generator[Effect, Any, MarketPayment | None]:
+) -> Flow[MarketPayment | None]:
     """Ask for the payment until it is paid or over, in growing intervals; the last answer."""
     buyer, started = deal.buyer, deal.buyer.now()
     bound_s, waited, delay, retry_s = deal.call.within(bound_s), 0.0, _FIRST_DELAY_S, 0.0
@@ -246,7 +240,7 @@ def poll(
         payment, retry_s = fresh or payment, _retry_after(answer, buyer.now())
 
 
-def read(deal: TokenPurchase) -> Generator[Effect, Any, tuple[MarketPayment | None, Fetched]]:
+def read(deal: TokenPurchase) -> Flow[tuple[MarketPayment | None, Fetched]]:
     """Ask for the payment once; ``None`` where the answer is not about it."""
     assert deal.remote is not None
     answer = yield from fetch(

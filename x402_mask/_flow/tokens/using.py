@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from x402_mask._flow.effects import Reply, ask, record
 from x402_mask._flow.records import Verdict, receipt_for
@@ -20,10 +20,8 @@ from x402_mask._wire.x402 import TOKEN_HEADER
 from x402_mask.errors import LedgerError, TokenFlowError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from x402_mask._flow.buyer import Buyer
-    from x402_mask._flow.effects import Effect
+    from x402_mask._flow.effects import Flow
     from x402_mask._flow.records import Call
     from x402_mask._flow.tokens.purchase import TokenPurchase
     from x402_mask._models import Outcome
@@ -34,7 +32,7 @@ log = logging.getLogger("x402_mask")
 
 def spend_held(
     buyer: Buyer, call: Call, origin: str, service: str, url: str
-) -> Generator[Effect, Any, Verdict | Reply | None]:
+) -> Flow[Verdict | Reply | None]:
     """Pay with a token that an earlier call bought; it moves no money.
 
     ``None`` if there is none; the 402 if the seller does not take it, which drops it.  *url* is
@@ -80,7 +78,7 @@ def spend_held(
     return reply
 
 
-def _give_back(buyer: Buyer, row: Row) -> Generator[Effect, Any, None]:
+def _give_back(buyer: Buyer, row: Row) -> Flow[None]:
     """Nothing was delivered for a call of a token: let an identical call present it again.
 
     If the seller has counted it, it says so with a 402, and that costs nothing.
@@ -94,7 +92,7 @@ def _give_back(buyer: Buyer, row: Row) -> Generator[Effect, Any, None]:
         log.warning("a call of the token of payment %s is lost: %s", row.id, exc)
 
 
-def drop(buyer: Buyer, row: Row, note: str) -> Generator[Effect, Any, None]:
+def drop(buyer: Buyer, row: Row, note: str) -> Flow[None]:
     """Forget a token that is of no use any more."""
     now_us = buyer.now_us()
     yield from record(
@@ -103,7 +101,7 @@ def drop(buyer: Buyer, row: Row, note: str) -> Generator[Effect, Any, None]:
     buyer.emit("token_dropped", row, payment_id=row.id, detail={"note": note})
 
 
-def take(deal: TokenPurchase, payment: MarketPayment) -> Generator[Effect, Any, Verdict]:
+def take(deal: TokenPurchase, payment: MarketPayment) -> Flow[Verdict]:
     """Store the token, then call with it."""
     buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
     if payment.token is None:
@@ -143,9 +141,7 @@ def take(deal: TokenPurchase, payment: MarketPayment) -> Generator[Effect, Any, 
     return verdict
 
 
-def redeem(
-    deal: TokenPurchase, token: str, *, again: bool = False
-) -> Generator[Effect, Any, Verdict | None]:
+def redeem(deal: TokenPurchase, token: str, *, again: bool = False) -> Flow[Verdict | None]:
     """Call with the token that this operation bought.
 
     ``None`` if it was bought by an earlier call and the seller does not take it: it is dropped, but
