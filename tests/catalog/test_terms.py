@@ -20,7 +20,7 @@ from x402_mask import (
     PaymentRefused,
 )
 from x402_mask._payer import buyer_of
-from x402_mask._policy.catalog_cache import Shelf, Terms
+from x402_mask._policy.catalog_cache import CatalogCache, Terms
 from x402_mask.sandbox import Sandbox
 
 
@@ -218,22 +218,22 @@ def terms(name: str, *names: str, at: float = 0) -> Terms:
 
 
 def test_a_shelf_is_bounded() -> None:
-    shelf = Shelf()
+    cache = CatalogCache()
     for n in range(1000):
-        shelf.keep("o", terms(f"s{n}", *(f"a{n}-{k}" for k in range(100))))
-    known = [n for n in range(1000) if shelf.recall("o", f"s{n}", 1) is not None]
+        cache.keep("o", terms(f"s{n}", *(f"a{n}-{k}" for k in range(100))))
+    known = [n for n in range(1000) if cache.recall("o", f"s{n}", 1) is not None]
     assert known == list(range(744, 1000))
-    assert len(shelf.groups) == 64 and max(map(len, shelf.groups)) == 8
-    assert shelf.recall("o", "a999-0", 1) == shelf.recall("o", "s999", 1)
-    assert shelf.recall("p", "s999", 1) is None
+    assert len(cache.groups) == 64 and max(map(len, cache.groups)) == 8
+    assert cache.recall("o", "a999-0", 1) == cache.recall("o", "s999", 1)
+    assert cache.recall("p", "s999", 1) is None
 
 
 def test_a_shelf_tells_whether_a_name_is_new() -> None:
-    shelf = Shelf()
-    assert not shelf.keep("o", terms("a"))
-    assert shelf.keep("o", terms("a", "b"))
-    assert not shelf.keep("o", terms("a", "b", at=5))
-    assert shelf.keep("o", terms("a", "c"))
+    cache = CatalogCache()
+    assert not cache.keep("o", terms("a"))
+    assert cache.keep("o", terms("a", "b"))
+    assert not cache.keep("o", terms("a", "b", at=5))
+    assert cache.keep("o", terms("a", "c"))
 
 
 def test_a_token_is_not_bought_above_the_catalogs_price() -> None:

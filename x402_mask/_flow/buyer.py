@@ -12,7 +12,7 @@ from x402_mask._flow.preemption import HeldTokens, Memory
 from x402_mask._models import Event
 from x402_mask._money import SECOND
 from x402_mask._policy.caps import akin, compile_caps
-from x402_mask._policy.catalog_cache import Shelf
+from x402_mask._policy.catalog_cache import CatalogCache
 from x402_mask._policy.schemas import has_body, schemas_of
 from x402_mask._system.deadlines import Deadline
 from x402_mask._wallets.local import is_async
@@ -48,7 +48,7 @@ class Buyer:
         self.settings = settings
         self.ledger = ledger
         self.limits = compile_caps(settings.caps, settings.services.canonical)
-        self.catalog = Shelf()
+        self.catalog = CatalogCache()
         self.memory = Memory()
         self.tokens = HeldTokens()
         self._clock = clock

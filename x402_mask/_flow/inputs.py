@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from x402_mask._flow.effects import Content
-    from x402_mask._policy.catalog_cache import Shelf
+    from x402_mask._policy.catalog_cache import CatalogCache
 
 _LIGHT: Final = 400
 """Schemas times eighths of the body's bytes, which bound its values.  At their slowest these take
@@ -25,15 +25,15 @@ _NEW_MAX: Final = NODES_MAX
 """How large the schemas may be together that one request body makes us read."""
 
 
-def is_light(shelf: Shelf, texts: Sequence[str], content: Content) -> bool:
+def is_light(cache: CatalogCache, texts: Sequence[str], content: Content) -> bool:
     """Whether the body is judged in no time: a short one, by schemas that were read before."""
-    known = [shelf.known(text) for text in texts]
+    known = [cache.known(text) for text in texts]
     cost = sum(_LIGHT + 1 if checker is None else checker.cost for checker in known)
     return cost * (1 + len(content.body) // _VALUE_BYTES) <= _LIGHT
 
 
 def judged(
-    shelf: Shelf, texts: Sequence[str], content: Content
+    cache: CatalogCache, texts: Sequence[str], content: Content
 ) -> tuple[str | None, list[tuple[str, ...]]]:
     """Why the body fits none of its schemas, if it does not; what of new ones is not used.
 
@@ -41,9 +41,9 @@ def judged(
     """
     checkers, ignored, left = [], list[tuple[str, ...]](), _NEW_MAX
     for text in texts:
-        checker = shelf.known(text)
+        checker = cache.known(text)
         if checker is None and left > 0:
-            checker = shelf.learn(text, compiled(text))
+            checker = cache.learn(text, compiled(text))
             left -= checker.nodes
             if checker.ignored:
                 ignored.append(checker.ignored)

@@ -69,7 +69,7 @@ class Asked:
     __hash__ = None  # type: ignore[assignment]  # holds a challenge
 
 
-class Shelf:
+class CatalogCache:
     """The catalog entries that one payer remembers."""
 
     __slots__ = ("_checkers", "_groups", "_other", "_terms", "lock")
@@ -130,9 +130,9 @@ class Shelf:
         return checker
 
 
-def _put(shelf: dict[Any, Any], key: object, value: object, most: int) -> None:
+def _put(entries: dict[Any, Any], key: object, value: object, most: int) -> None:
     """Put last, and let go of what was put first."""
-    shelf.pop(key, None)
-    while len(shelf) >= most:
-        shelf.pop(next(iter(shelf)), None)
-    shelf[key] = value
+    entries.pop(key, None)
+    while len(entries) >= most:
+        entries.pop(next(iter(entries)), None)
+    entries[key] = value
