@@ -20,7 +20,7 @@ from x402_mask import (
     PaymentRefused,
 )
 from x402_mask._payer import buyer_of
-from x402_mask._policy.catalog_cache import CatalogCache, Terms
+from x402_mask._policy.catalog_cache import CatalogCache, CatalogEntry
 from x402_mask.sandbox import Sandbox
 
 
@@ -173,7 +173,7 @@ def test_a_name_that_is_learned_while_a_call_is_weighed(
 
     def meanwhile(*args: Any, **kwargs: Any) -> Any:
         found = room(*args, **kwargs)
-        buyer_of(payer).learn(shop.origin, terms("foo", "bar", at=buyer_of(payer).now()))
+        buyer_of(payer).learn(shop.origin, named("foo", "bar", at=buyer_of(payer).now()))
         return found
 
     monkeypatch.setattr(payer.ledger, "room", meanwhile)
@@ -213,14 +213,14 @@ def test_an_endpoint_that_names_no_tool_teaches_nothing(shop: Shop, make_payer: 
 # --- bounds
 
 
-def terms(name: str, *names: str, at: float = 0) -> Terms:
-    return Terms(service=name, micro=1, schema="", names=frozenset((name, *names)), at=at)
+def named(name: str, *names: str, at: float = 0) -> CatalogEntry:
+    return CatalogEntry(service=name, micro=1, schema="", names=frozenset((name, *names)), at=at)
 
 
 def test_a_shelf_is_bounded() -> None:
     cache = CatalogCache()
     for n in range(1000):
-        cache.keep("o", terms(f"s{n}", *(f"a{n}-{k}" for k in range(100))))
+        cache.keep("o", named(f"s{n}", *(f"a{n}-{k}" for k in range(100))))
     known = [n for n in range(1000) if cache.recall("o", f"s{n}", 1) is not None]
     assert known == list(range(744, 1000))
     assert len(cache.groups) == 64 and max(map(len, cache.groups)) == 8
@@ -230,10 +230,10 @@ def test_a_shelf_is_bounded() -> None:
 
 def test_a_shelf_tells_whether_a_name_is_new() -> None:
     cache = CatalogCache()
-    assert not cache.keep("o", terms("a"))
-    assert cache.keep("o", terms("a", "b"))
-    assert not cache.keep("o", terms("a", "b", at=5))
-    assert cache.keep("o", terms("a", "c"))
+    assert not cache.keep("o", named("a"))
+    assert cache.keep("o", named("a", "b"))
+    assert not cache.keep("o", named("a", "b", at=5))
+    assert cache.keep("o", named("a", "c"))
 
 
 def test_a_token_is_not_bought_above_the_catalogs_price() -> None:
@@ -242,7 +242,7 @@ def test_a_token_is_not_bought_above_the_catalogs_price() -> None:
         options: Any = {"caps": [Cap(1, per="total")], "origins": [real.url], "prefer": ("token",)}
         with Payer(None, ledger=MemoryLedger(), **options) as payer:
             using("client", payer, lambda c: Marketplace(real.url, c).service("timestamp"))
-            cheap = Terms(
+            cheap = CatalogEntry(
                 service="timestamp",
                 micro=29_999,
                 schema="",

@@ -35,7 +35,7 @@ from tests.mcp.kit import (
 from tests.support.seller import TRANSACTION
 from x402_mask import Cap, CapExceeded, InputRefused, MemoryLedger, PaymentRefused
 from x402_mask._payer import buyer_of
-from x402_mask._policy.catalog_cache import Terms
+from x402_mask._policy.catalog_cache import CatalogEntry
 from x402_mask.httpx import AsyncPaymentTransport
 from x402_mask.mcp import PaidSession, receipt_of
 
@@ -516,10 +516,10 @@ def test_arguments_that_the_catalog_says_are_wrong_are_not_paid_for() -> None:
     """A marketplace settles first: bad arguments would cost the price all the same."""
     shop, payer = Shop(asks(document())), payer_of()
     schema = '{"type": "object", "required": ["ImageURL"]}'
-    terms = Terms(
+    entry = CatalogEntry(
         service="make-thing", micro=None, schema=schema, names=frozenset(), at=buyer_of(payer).now()
     )
-    buyer_of(payer).learn(ORIGIN, terms)
+    buyer_of(payer).learn(ORIGIN, entry)
 
     async def scenario() -> None:
         async with connected(shop) as session:

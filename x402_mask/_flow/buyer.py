@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from x402_mask._flow.records import Demand
     from x402_mask._ledger.ledger import Ledger
     from x402_mask._ledger.records import Proof, Row
-    from x402_mask._policy.catalog_cache import Asked, Terms
+    from x402_mask._policy.catalog_cache import Asked, CatalogEntry
     from x402_mask._settings.arguments import Settings
 
 log = logging.getLogger("x402_mask")
@@ -85,13 +85,13 @@ class Buyer:
             self.tokens.possible and url.raw_path.startswith(b"/api/tools/")
         )
 
-    def learn(self, origin: str, terms: Terms) -> None:
+    def learn(self, origin: str, entry: CatalogEntry) -> None:
         """Remember what the catalog of a listed *origin* says of a service.
 
         Its other names add caps to one another, for as long as this buyer lives.
         """
         with self.catalog.lock:
-            if origin in self.settings.origins and self.catalog.keep(origin, terms):
+            if origin in self.settings.origins and self.catalog.keep(origin, entry):
                 self.limits = akin(self.limits, self.catalog.groups)
 
     def listed_price(self, demand: Demand) -> int | None:
@@ -99,20 +99,20 @@ class Buyer:
         if self.settings.allow_above_catalog:
             return None
         known = self.catalog.every(demand.asked, self.now())
-        return min((terms.micro for terms in known if terms.micro is not None), default=None)
+        return min((entry.micro for entry in known if entry.micro is not None), default=None)
 
     def input_schemas(self, asked: Asked) -> list[str] | None:
         """The schemas that the challenge and the catalog state; ``None``: nothing is judged."""
         if not self.settings.validate_input or not has_body(asked.method):
             return None
         told = schemas_of(asked.challenge) if asked.challenge is not None else ()
-        listed = [terms.schema for terms in self.catalog.every(asked, self.now()) if terms.schema]
+        listed = [entry.schema for entry in self.catalog.every(asked, self.now()) if entry.schema]
         texts = list(dict.fromkeys((*told, *listed)))
         return texts if texts or is_built_in(asked.keys) else None
 
     def schemas(self, asked: Asked, stated: list[str], content: Content) -> list[str]:
         """What a request body must fit, by its seller and by what is known of the service."""
-        listed = any(terms.schema for terms in self.catalog.every(asked, self.now()))
+        listed = any(entry.schema for entry in self.catalog.every(asked, self.now()))
         known = [] if listed else schemas_for(asked, stated, content)  # a catalog knows best
         return known if content.is_upload else [*stated, *known]  # which a schema of JSON is not of
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from x402_mask._policy.schemas import Checker
     from x402_mask._wire.x402 import Challenge
 
-TERMS_S: Final = 3600
-_TERMS_MAX: Final = 256
+ENTRY_S: Final = 3600
+_ENTRIES_MAX: Final = 256
 _NAMES_MAX: Final = 8
 """Most names of one service.  Catalogs list one legacy id, at most."""
 
@@ -28,7 +28,7 @@ _CHECKERS_MAX: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Terms:
+class CatalogEntry:
     """What a catalog said of one service.
 
     ``micro`` is the most its list price can mean, in micro-USD, ``None`` where it names none;
@@ -72,47 +72,47 @@ class Asked:
 class CatalogCache:
     """The catalog entries that one payer remembers."""
 
-    __slots__ = ("_checkers", "_groups", "_other", "_terms", "lock")
+    __slots__ = ("_checkers", "_entries", "_groups", "_other", "lock")
 
     def __init__(self) -> None:
         self.lock = Mutex()
-        self._terms: dict[tuple[str, str], Terms] = {}
+        self._entries: dict[tuple[str, str], CatalogEntry] = {}
         self._other: dict[tuple[str, str], str] = {}
         self._groups: dict[frozenset[str], None] = {}
         self._checkers: dict[str, Checker] = {}
 
-    def keep(self, origin: str, terms: Terms) -> bool:
-        """Remember *terms*; whether they brought names that were not known before.
+    def keep(self, origin: str, entry: CatalogEntry) -> bool:
+        """Remember *entry*; whether it brought names that were not known before.
 
         Its caller holds the lock.
         """
-        _put(self._terms, (origin, terms.service), terms, _TERMS_MAX)
-        names = frozenset(sorted(terms.names - {terms.service})[: _NAMES_MAX - 1])
+        _put(self._entries, (origin, entry.service), entry, _ENTRIES_MAX)
+        names = frozenset(sorted(entry.names - {entry.service})[: _NAMES_MAX - 1])
         for name in names:
-            _put(self._other, (origin, name), terms.service, _TERMS_MAX)
-        group = names | {terms.service}
+            _put(self._other, (origin, name), entry.service, _ENTRIES_MAX)
+        group = names | {entry.service}
         if len(group) < 2 or group in self._groups or len(self._groups) >= _GROUPS_MAX:
             return False
         self._groups[group] = None
         return True
 
-    def recall(self, origin: str, service: str, now: float) -> Terms | None:
+    def recall(self, origin: str, service: str, now: float) -> CatalogEntry | None:
         """What is known of *service* and not older than an hour.
 
         A service's own entry goes before that of one that only claims its name.
         """
-        terms = self._terms.get((origin, service))
-        if terms is None and (origin, service) in self._other:
-            terms = self._terms.get((origin, self._other[origin, service]))
-        return terms if terms is not None and terms.at <= now < terms.at + TERMS_S else None
+        entry = self._entries.get((origin, service))
+        if entry is None and (origin, service) in self._other:
+            entry = self._entries.get((origin, self._other[origin, service]))
+        return entry if entry is not None and entry.at <= now < entry.at + ENTRY_S else None
 
-    def every(self, asked: Asked, now: float) -> list[Terms]:
+    def every(self, asked: Asked, now: float) -> list[CatalogEntry]:
         """What is known of each service that a request may be, its own first."""
-        if not self._terms:  # most payers never read a catalog
+        if not self._entries:  # most payers never read a catalog
             return []
         names = dict.fromkeys((asked.service, *sorted(asked.keys)))
         found = (self.recall(asked.origin, name, now) for name in names)
-        return [terms for terms in found if terms is not None]
+        return [entry for entry in found if entry is not None]
 
     @property
     def groups(self) -> tuple[frozenset[str], ...]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
 from x402_mask._drive.clients import AsyncClient, SyncClient, is_async
 from x402_mask._drive.gathered import Gathered
 from x402_mask._payer import buyer_of, payer_of
-from x402_mask._policy.catalog_cache import Terms
+from x402_mask._policy.catalog_cache import CatalogEntry
 from x402_mask._policy.schemas import SCHEMA_BYTES_MAX, text_of
 from x402_mask._services import ALIASES, parse_origins, tool_of
 from x402_mask._wire.x402 import PROOF_HEADERS
@@ -271,14 +271,14 @@ class Marketplace(Generic[C_co]):
         buyer = buyer_of(payer)
         schema = text_of(service.input_schema) or ""
         names = (service.id, service.canonical_id, *service.aliases)
-        terms = Terms(
+        entry = CatalogEntry(
             service=tool,
             micro=most_micro(service),
             schema=schema[: SCHEMA_BYTES_MAX + 1],  # as much as tells that it is too long
             names=frozenset(ALIASES.get(name, name) for name in names),
             at=buyer.now(),
         )
-        buyer.learn(self.origin, terms)
+        buyer.learn(self.origin, entry)
         return service
 
 
