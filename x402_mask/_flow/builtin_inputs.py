@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from x402_mask._flow.effects import Content
-    from x402_mask._policy.catalog_cache import Asked
+    from x402_mask._policy.catalog_cache import ServiceRequest
 
 _HOMES: Final = frozenset({"https://x402vip.com", "https://aivps.lat"})
 """Whose services these are, by their own public documents."""
@@ -37,10 +37,10 @@ def is_built_in(keys: Iterable[str]) -> bool:
     return not _SCHEMAS.keys().isdisjoint(keys)
 
 
-def schemas_for(asked: Asked, stated: Sequence[str], content: Content) -> list[str]:
+def schemas_for(request: ServiceRequest, stated: Sequence[str], content: Content) -> list[str]:
     """Schemas, as JSON texts, that a body must fit besides those that the seller has stated."""
-    found = [key for key in sorted(asked.keys) if key in _SCHEMAS]
-    at_home = asked.origin in _HOMES
+    found = [key for key in sorted(request.keys) if key in _SCHEMAS]
+    at_home = request.origin in _HOMES
     return [
         _TEXTS[key] for key in found if _is_meant(_SCHEMAS[key], stated, content, at_home=at_home)
     ]

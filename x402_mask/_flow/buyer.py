@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from x402_mask._flow.records import Demand
     from x402_mask._ledger.ledger import Ledger
     from x402_mask._ledger.records import Proof, Row
-    from x402_mask._policy.catalog_cache import Asked, CatalogEntry
+    from x402_mask._policy.catalog_cache import CatalogEntry, ServiceRequest
     from x402_mask._settings.arguments import Settings
 
 log = logging.getLogger("x402_mask")
@@ -98,28 +98,28 @@ class Buyer:
         """The catalog's price, in micro-USD, if there is one that must not be passed."""
         if self.settings.allow_above_catalog:
             return None
-        known = self.catalog.every(demand.asked, self.now())
+        known = self.catalog.every(demand.service_request, self.now())
         return min((entry.micro for entry in known if entry.micro is not None), default=None)
 
-    def input_schemas(self, asked: Asked) -> list[str] | None:
+    def input_schemas(self, request: ServiceRequest) -> list[str] | None:
         """The schemas that the challenge and the catalog state; ``None``: nothing is judged."""
-        if not self.settings.validate_input or not has_body(asked.method):
+        if not self.settings.validate_input or not has_body(request.method):
             return None
-        told = schemas_of(asked.challenge) if asked.challenge is not None else ()
-        listed = [entry.schema for entry in self.catalog.every(asked, self.now()) if entry.schema]
+        told = schemas_of(request.challenge) if request.challenge is not None else ()
+        listed = [entry.schema for entry in self.catalog.every(request, self.now()) if entry.schema]
         texts = list(dict.fromkeys((*told, *listed)))
-        return texts if texts or is_built_in(asked.keys) else None
+        return texts if texts or is_built_in(request.keys) else None
 
-    def schemas(self, asked: Asked, stated: list[str], content: Content) -> list[str]:
+    def schemas(self, request: ServiceRequest, stated: list[str], content: Content) -> list[str]:
         """What a request body must fit, by its seller and by what is known of the service."""
-        listed = any(entry.schema for entry in self.catalog.every(asked, self.now()))
-        known = [] if listed else schemas_for(asked, stated, content)  # a catalog knows best
+        listed = any(entry.schema for entry in self.catalog.every(request, self.now()))
+        known = [] if listed else schemas_for(request, stated, content)  # a catalog knows best
         return known if content.is_upload else [*stated, *known]  # which a schema of JSON is not of
 
-    def schema_ignored(self, asked: Asked, ignored: tuple[str, ...]) -> None:
+    def schema_ignored(self, request: ServiceRequest, ignored: tuple[str, ...]) -> None:
         """Say what of a schema is not used."""
         log.warning("parts of an input schema are ignored: %s", ", ".join(ignored))
-        self.emit("schema_ignored", asked, detail={"ignored": ignored[:8]})
+        self.emit("schema_ignored", request, detail={"ignored": ignored[:8]})
 
     def emit(
         self,

@@ -25,7 +25,7 @@ def warn_once(buyer: Buyer, demand: Demand) -> Flow[None]:
     if buyer.settings.services.caps_compared:
         return
     buyer.settings.services.caps_compared = True
-    here = demand.asked.keys
+    here = demand.service_request.keys
     others = [x for x in buyer.limits if x.scope != "*" and here.isdisjoint(x.scopes)]
     if not others:
         return

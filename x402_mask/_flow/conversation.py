@@ -63,7 +63,7 @@ from x402_mask._flow.steps import (
 from x402_mask._ledger.records import Proof, Reservation, Result, Row, Twin, paused
 from x402_mask._money import usd
 from x402_mask._policy.caps import applying
-from x402_mask._policy.catalog_cache import Asked
+from x402_mask._policy.catalog_cache import ServiceRequest
 from x402_mask._services import origin_of, path_of, tool_of
 from x402_mask._wallets.local import Wallet
 from x402_mask._wire.x402 import (
@@ -194,7 +194,7 @@ def _held_first(buyer: Buyer, call: Call) -> Flow[Verdict | Reply | None]:
         return None
     try:
         also = buyer.settings.services.also(call.url)
-        yield from check_input(buyer, Asked(call.method, origin, service, also=also))
+        yield from check_input(buyer, ServiceRequest(call.method, origin, service, also=also))
     except InputRefused:
         return None  # said when the seller asks for money; until then it costs no token
     from x402_mask._flow.tokens.using import spend_held  # noqa: PLC0415  # most payers hold none
@@ -253,7 +253,7 @@ def _open(buyer: Buyer, call: Call, demand: Demand) -> Flow[Verdict]:
             waited += _POLL_S
             continue
         demand = yield from _lapse.check(buyer, call, demand, view)
-        yield from check_input(buyer, demand.asked)
+        yield from check_input(buyer, demand.service_request)
         verdict = yield from _by_route(buyer, call, demand, view, tried)
         if verdict is not None:
             return verdict
@@ -500,7 +500,7 @@ def _note_refusal(buyer: Buyer, call: Call, reply: Reply, refusal: PaymentRefuse
     }
     buyer.emit(
         "refused",
-        Asked(call.method, origin, service),
+        ServiceRequest(call.method, origin, service),
         payment_id=refusal.payment_id,
         usd=_asked_usd(refusal),
         detail=detail,

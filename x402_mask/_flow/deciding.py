@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from x402_mask._ledger.records import View
     from x402_mask._models import Quote, Route, Spend
     from x402_mask._policy.caps import Limit
-    from x402_mask._policy.catalog_cache import Asked
+    from x402_mask._policy.catalog_cache import ServiceRequest
 
 _NOTHING_HELD: Final = "prefer= allows tokens that are held only, and none is held here"
 
@@ -47,22 +47,22 @@ _NOTHING_HELD: Final = "prefer= allows tokens that are held only, and none is he
 # --- deciding -------------------------------------------------------------------------------------
 
 
-def check_input(buyer: Buyer, asked: Asked) -> Flow[None]:
+def check_input(buyer: Buyer, request: ServiceRequest) -> Flow[None]:
     """Refuse a body that the service will refuse once it is paid, as far as schemas tell."""
-    stated = buyer.input_schemas(asked)
+    stated = buyer.input_schemas(request)
     content = (yield from payload()) if stated is not None else None
     if stated is None or content is None:
         return
-    texts = buyer.schemas(asked, stated, content)
+    texts = buyer.schemas(request, stated, content)
     if is_light(buyer.catalog, texts, content):
         reason, ignored = judged(buyer.catalog, texts, content)
     else:
         reason, ignored = yield from consult(judged, buyer.catalog, texts, content)
     for parts in ignored:
-        buyer.schema_ignored(asked, parts)
+        buyer.schema_ignored(request, parts)
     if reason is not None:
         raise InputRefused(
-            f"{asked.name} would refuse this request: {reason}; validate_input=False"
+            f"{request.name} would refuse this request: {reason}; validate_input=False"
             " pays for it all the same"
         )
 

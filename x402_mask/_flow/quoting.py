@@ -61,7 +61,7 @@ def quote(buyer: Buyer, call: Call, reply: Reply, *, asks: bool = False) -> Flow
         return (yield from _again(buyer, demand, twin))
     bar = bar or found
     try:
-        yield from check_input(buyer, demand.asked)
+        yield from check_input(buyer, demand.service_request)
     except PaymentRefused as refusal:
         bar = bar or refusal
     try:

@@ -14,7 +14,7 @@ from x402_mask._ledger.records import Reservation, Row
 from x402_mask._models import Quote, Receipt
 from x402_mask._money import usd
 from x402_mask._policy.caps import as_datetime
-from x402_mask._policy.catalog_cache import Asked
+from x402_mask._policy.catalog_cache import ServiceRequest
 from x402_mask._wire import strict_json
 
 if TYPE_CHECKING:
@@ -129,9 +129,9 @@ class Demand:
         return Place(self.method, self.origin, self.service, self.path)
 
     @property
-    def asked(self) -> Asked:
+    def service_request(self) -> ServiceRequest:
         """What is asked of the service, for judging the input."""
-        return Asked(self.method, self.origin, self.service, self.challenge, self.also)
+        return ServiceRequest(self.method, self.origin, self.service, self.challenge, self.also)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -44,7 +44,7 @@ class CatalogEntry:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Asked:
+class ServiceRequest:
     """What a request asks of which service, and the challenge it was answered, if it was sent."""
 
     method: str
@@ -106,12 +106,12 @@ class CatalogCache:
             entry = self._entries.get((origin, self._other[origin, service]))
         return entry if entry is not None and entry.at <= now < entry.at + ENTRY_S else None
 
-    def every(self, asked: Asked, now: float) -> list[CatalogEntry]:
+    def every(self, request: ServiceRequest, now: float) -> list[CatalogEntry]:
         """What is known of each service that a request may be, its own first."""
         if not self._entries:  # most payers never read a catalog
             return []
-        names = dict.fromkeys((asked.service, *sorted(asked.keys)))
-        found = (self.recall(asked.origin, name, now) for name in names)
+        names = dict.fromkeys((request.service, *sorted(request.keys)))
+        found = (self.recall(request.origin, name, now) for name in names)
         return [entry for entry in found if entry is not None]
 
     @property
