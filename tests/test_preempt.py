@@ -20,7 +20,7 @@ from x402_mask import (
     Wallet,
     receipt_of,
 )
-from x402_mask._flow.preemption import Memory, Place
+from x402_mask._flow.preemption import OfferCache, Place
 
 URL = "https://seller.example/api/tools/mask-refinement"
 ASSET = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"
@@ -179,10 +179,10 @@ def test_a_rejected_proof_says_nothing_of_other_paths() -> None:
 
 def test_paths_without_number_are_forgotten() -> None:
     """What is remembered of them is bounded; a forgotten one is asked first."""
-    memory, place = Memory(), Place("GET", "https://seller.example", "s", "/0")
+    cache, place = OfferCache(), Place("GET", "https://seller.example", "s", "/0")
     for number in range(3000):
-        memory.keep(place._replace(path=f"/{number}"), number, 1.0)  # type: ignore[arg-type]
-    kept = [n for n in range(3000) if memory.recall(place._replace(path=f"/{n}"), 2.0) is not None]
+        cache.keep(place._replace(path=f"/{number}"), number, 1.0)  # type: ignore[arg-type]
+    kept = [n for n in range(3000) if cache.recall(place._replace(path=f"/{n}"), 2.0) is not None]
     assert kept == list(range(3000 - len(kept), 3000)) and 0 < len(kept) <= 1024
 
 

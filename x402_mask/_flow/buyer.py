@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from x402_mask._flow.builtin_inputs import is_built_in, schemas_for
 from x402_mask._flow.journal import is_told, tell
-from x402_mask._flow.preemption import HeldTokens, Memory
+from x402_mask._flow.preemption import HeldTokens, OfferCache
 from x402_mask._models import Event
 from x402_mask._money import SECOND
 from x402_mask._policy.caps import akin, compile_caps
@@ -49,7 +49,7 @@ class Buyer:
         self.ledger = ledger
         self.limits = compile_caps(settings.caps, settings.services.canonical)
         self.catalog = CatalogCache()
-        self.memory = Memory()
+        self.offer_cache = OfferCache()
         self.tokens = HeldTokens()
         self._clock = clock
         self._chain: ChainReader | None = None

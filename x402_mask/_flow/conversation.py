@@ -158,7 +158,7 @@ def _pay(buyer: Buyer, call: Call, reply: Reply) -> Flow[Verdict]:
     yield from warn_once(buyer, demand)
     verdict = yield from _open(buyer, call, demand)
     if buyer.settings.preempt and verdict.delivered:
-        buyer.memory.keep(demand.place, challenge, asked_at)
+        buyer.offer_cache.keep(demand.place, challenge, asked_at)
     return verdict
 
 
@@ -206,7 +206,7 @@ def _preempt(buyer: Buyer, call: Call) -> Flow[Verdict | None]:
     """Pay a price that is known already with the first request; ``None`` to ask first after all."""
     service, path = buyer.settings.services.name(call.url), path_of(call.url)
     place = Place(call.method, origin_of(call.url), service, path)
-    challenge = buyer.memory.recall(place, buyer.now())
+    challenge = buyer.offer_cache.recall(place, buyer.now())
     if challenge is None:
         return None
     try:
@@ -221,7 +221,7 @@ def _preempt(buyer: Buyer, call: Call) -> Flow[Verdict | None]:
             raise
         return None  # as above
     if verdict.receipt is not None and verdict.receipt.outcome == "rejected":
-        buyer.memory.rejected(place, buyer.now())
+        buyer.offer_cache.rejected(place, buyer.now())
     return verdict
 
 

@@ -134,7 +134,7 @@ def decide(buyer: Buyer, call: Call, demand: Demand, plan: Plan) -> Flow[None]:
     """Ask the owner, before anything is reserved."""
     check_price(buyer, demand, plan)
     if buyer.settings.preempt and plan.choice is not None:
-        buyer.memory.learn(demand.place, plan.choice)
+        buyer.offer_cache.learn(demand.place, plan.choice)
     if buyer.settings.approve is None:
         return
     quote = yield from full_quote(buyer, call, demand, plan)

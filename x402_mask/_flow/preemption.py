@@ -27,7 +27,7 @@ class Place(NamedTuple):
     path: str
 
 
-class Memory:
+class OfferCache:
     """What this payer may offer before it is asked."""
 
     __slots__ = ("_changed", "_off_until", "_offers", "_terms")
