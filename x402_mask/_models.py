@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from x402_mask._money import micro_usd, parse_usd, usd
+from x402_mask._money import micro_usd, parse_usd, span, usd
 from x402_mask._services import ALIASES
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 Route = Literal["x402", "token", "held-token"]
 Outcome = Literal["settled", "unknown", "rejected"]
 State = Literal["reserved", "held", "settled", "released", "void"]
-Calendar = Literal["hour", "day", "month"]
 
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
 _NETWORK: Final = re.compile(r"eip155:[1-9][0-9]{0,18}")
@@ -111,17 +110,8 @@ class Cap:
         return parse_usd(self.limit)
 
     def __str__(self) -> str:
-        per = self.per if isinstance(self.per, str) else _span(self.per)
         scope = "all services" if self.service == "*" else self.service
-        return f"${self.limit}/{per} on {scope}"
-
-
-def _span(delta: timedelta) -> str:
-    seconds = delta.total_seconds()
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds % size == 0:
-            return f"{int(seconds // size)}{unit}"
-    return f"{seconds:g}s"
+        return f"${self.limit}/{span(self.per)} on {scope}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

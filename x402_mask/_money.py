@@ -1,7 +1,8 @@
-"""Integer money: atomic units of a token, and micro-USD for caps.  No floats."""
+"""Integer money: atomic units of a token, micro-USD for caps, and windows of time.  No floats."""
 
 from __future__ import annotations
 
+from datetime import timedelta
 from decimal import Context, Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Final
@@ -53,3 +54,13 @@ def micro_usd(amount: int, decimals: int) -> int:
     if decimals <= 6:
         return int(amount * 10 ** (6 - decimals))
     return int(-(-amount // 10 ** (decimals - 6)))
+
+
+def span(per: str | timedelta) -> str:
+    """The window of a cap, as it is written in X402_MASK_CAPS."""
+    if isinstance(per, str):
+        return per
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if not per % timedelta(seconds=length):
+            return f"{per // timedelta(seconds=length)}{unit}"
+    return f"{per.total_seconds():g}s"

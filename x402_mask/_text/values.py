@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from x402_mask._money import span
 from x402_mask._text.settings import on_command_line
 
 
@@ -29,16 +30,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(item) for item in value]
     return value
-
-
-def span(per: str | timedelta) -> str:
-    """The window of a cap, as it is written in X402_MASK_CAPS."""
-    if isinstance(per, str):
-        return per
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        if not per % timedelta(seconds=length):
-            return f"{per // timedelta(seconds=length)}{unit}"
-    return f"{per.total_seconds():g}s"
 
 
 def money(value: Decimal | None) -> str:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from x402_mask._money import span
 from x402_mask._text.codes import code_of
 from x402_mask._text.printable import clean
 from x402_mask._text.settings import in_settings
-from x402_mask._text.values import moment, money, span
+from x402_mask._text.values import moment, money
 from x402_mask.errors import CapExceeded
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ import textwrap
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from x402_mask._money import span
 from x402_mask._text.printable import clean
-from x402_mask._text.values import money, plain, span
+from x402_mask._text.values import money, plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
