@@ -6,11 +6,16 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+import x402_mask
 from tests.support.seller import Seller
+
+ROOT = Path(__file__).parents[2]
 
 LACKING = """
 import sys
@@ -135,3 +140,11 @@ def test_an_mcp_of_the_first_version_is_said_to_be_one(tmp_path: Path) -> None:
     done = without(run=OLD + COMMAND.format(["mcp"]), **env)
     assert done.returncode == 1 and "needs version 2 of mcp" in done.stderr
     assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_version_is_written_once() -> None:
+    """In the package; what builds it reads it there."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    assert "version" not in project["project"] and project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["hatch"]["version"]["path"] == "x402_mask/__init__.py"
+    assert version("x402-mask") == x402_mask.__version__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from mcp import MCPError
@@ -11,6 +10,7 @@ from mcp.server.lowlevel import Server
 from mcp.server.stdio import stdio_server
 from mcp.types import INVALID_PARAMS, CallToolResult, ListToolsResult, TextContent, Tool
 
+from x402_mask import __version__
 from x402_mask.agent._tools import INSTRUCTIONS, SCHEMAS, Agent
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def server_of(agent: Agent) -> Server[Any]:
     tools = _Tools(agent)
     return Server(
         "x402-mask",
-        version=version("x402-mask"),
+        version=__version__,
         instructions=INSTRUCTIONS,
         on_list_tools=tools.listed,
         on_call_tool=tools.call,
