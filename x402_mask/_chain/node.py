@@ -86,8 +86,8 @@ class Node:
 @lru_cache(maxsize=1)
 def _web3_on() -> Callable[[Callable[[str, Sequence[Any]], Any]], Any]:
     """A maker of web3 objects that call by the given function.  Web3 takes a second to import."""
-    from web3 import Web3  # noqa: PLC0415
-    from web3.providers.base import BaseProvider  # noqa: PLC0415
+    from web3 import Web3
+    from web3.providers.base import BaseProvider
 
     class Bounded(BaseProvider):  # type: ignore[misc]  # web3 has no stubs that are read here
         def __init__(self, call: Callable[[str, Sequence[Any]], Any]) -> None:

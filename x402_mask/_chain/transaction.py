@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import rlp
+
 from x402_mask._crypto.eip712 import keccak
 from x402_mask._ledger.transfers import SignedTransfer
 
@@ -79,8 +81,6 @@ class Transaction:
 
     def unsigned(self) -> bytes:
         """What is hashed and signed."""
-        import rlp  # noqa: PLC0415
-
         if self.fees.tip is None:
             legacy: bytes = rlp.encode([*self._legacy(), self.chain_id, 0, 0])
             return legacy
@@ -89,8 +89,6 @@ class Transaction:
 
     def signed(self, signature: bytes) -> bytes:
         """The bytes to broadcast; *signature* is ``r || s || v`` with v 27 or 28."""
-        import rlp  # noqa: PLC0415
-
         r, s = (int.from_bytes(part, "big") for part in (signature[:32], signature[32:64]))
         parity = signature[64] - 27
         if self.fees.tip is None:
@@ -117,8 +115,6 @@ def read(raw: bytes) -> Transaction:
     Raises:
         ValueError: neither a type 2 transaction without an access list, nor a legacy one.
     """
-    import rlp  # noqa: PLC0415
-
     typed = raw[:1] == bytes((_TYPE_2,))
     try:
         fields = rlp.decode(raw[1:] if typed else raw, strict=True)
@@ -179,7 +175,7 @@ def checked(signed: SignedTransfer) -> Transaction:
     Raises:
         ValueError: they do something else, or somebody else signed them.
     """
-    from eth_account import Account  # noqa: PLC0415
+    from eth_account import Account
 
     raw, terms = bytes.fromhex(signed.raw[2:]), signed.terms
     found = read(raw)

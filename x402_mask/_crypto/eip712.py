@@ -42,7 +42,7 @@ def keccak(data: bytes) -> bytes:
 
 @lru_cache(maxsize=1)
 def _hasher() -> Any:
-    from Crypto.Hash import keccak as library  # noqa: PLC0415  # loads a C library
+    from Crypto.Hash import keccak as library  # loads a C library
 
     return library.new
 

@@ -37,7 +37,7 @@ def key_pair(key: bytes) -> tuple[Callable[[bytes], bytes], bytes]:
         SignerError: (by what signs) a fault in the machine spoiled the signature.
     """
     try:
-        from coincurve import PrivateKey  # noqa: PLC0415  # loads a C library
+        from coincurve import PrivateKey  # loads a C library
     except ImportError:
         return _openssl_pair(key)
     secret = PrivateKey(key)
@@ -53,7 +53,7 @@ def key_pair(key: bytes) -> tuple[Callable[[bytes], bytes], bytes]:
 def recovered(signature: bytes, digest: bytes) -> bytes:
     """The public key, uncompressed, that made ``r || s || parity``; empty if none could have."""
     try:
-        from coincurve import PublicKey  # noqa: PLC0415  # loads a C library
+        from coincurve import PublicKey  # loads a C library
     except ImportError:
         return _recovered(signature, digest)
     try:
@@ -68,8 +68,8 @@ def recovered(signature: bytes, digest: bytes) -> bytes:
 
 
 def _openssl_pair(key: bytes) -> tuple[Callable[[bytes], bytes], bytes]:
-    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
-    from cryptography.hazmat.primitives.asymmetric import ec, utils  # noqa: PLC0415
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, utils
 
     secret = ec.derive_private_key(int.from_bytes(key, "big"), ec.SECP256K1())
     public = secret.public_key().public_bytes(
@@ -93,9 +93,9 @@ def _openssl_pair(key: bytes) -> tuple[Callable[[bytes], bytes], bytes]:
 
 def _deterministic() -> ec.ECDSA:
     """ECDSA over a digest: deterministic (RFC 6979) where this OpenSSL can, else random."""
-    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
-    from cryptography.hazmat.primitives import hashes  # noqa: PLC0415
-    from cryptography.hazmat.primitives.asymmetric import ec, utils  # noqa: PLC0415
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec, utils
 
     digest = utils.Prehashed(hashes.SHA256())  # of 32 bytes, whatever made them
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from x402_mask._chain.evidence import question_of
+from x402_mask._chain.verdicts import Canceled, Settled, Unknown, Unused
 from x402_mask._ledger.core import WAIT_S
 from x402_mask._models import Resolved
 from x402_mask._system.deadlines import Deadline
@@ -73,9 +75,6 @@ def resolve(buyer: Buyer, rows: Sequence[Row], wait_s: float | None = None) -> l
 
 def _asked(buyer: Buyer, row: Row, deadline: Deadline) -> Evidence | None:
     """What the chain says of a signature; ``None`` where there is none."""
-    from x402_mask._chain.evidence import question_of  # noqa: PLC0415
-    from x402_mask._chain.verdicts import Unknown  # noqa: PLC0415
-
     if row.nonce is None:
         return None
     question = question_of(row, deadline.left())
@@ -87,8 +86,6 @@ def _asked(buyer: Buyer, row: Row, deadline: Deadline) -> Evidence | None:
 
 
 def _written(buyer: Buyer, row: Row, evidence: Evidence | None, deadline: Deadline) -> Said:
-    from x402_mask._chain.verdicts import Canceled, Settled, Unused  # noqa: PLC0415
-
     if row.valid_before is None:
         return _transferred(buyer, row, deadline)
     if evidence is None:
@@ -105,8 +102,6 @@ def _written(buyer: Buyer, row: Row, evidence: Evidence | None, deadline: Deadli
 
 def _transferred(buyer: Buyer, row: Row, deadline: Deadline) -> Said:
     """What became of a payment by on-chain transfer; nothing is sent."""
-    from x402_mask._chain.verdicts import Unknown  # noqa: PLC0415
-
     stored = buyer.ledger.transfer_of(row.id)
     if stored is None:
         return _unresolved(row, "it was not paid by a signature")
@@ -125,9 +120,6 @@ def seen(
     buyer: Buyer, row: Row, proof: Proof, transaction: str, wait_s: float | None = None
 ) -> bool:
     """Whether *transaction* is on chain and moved exactly what was signed."""
-    from x402_mask._chain.evidence import question_of  # noqa: PLC0415
-    from x402_mask._chain.verdicts import Settled  # noqa: PLC0415
-
     signed = row._replace(nonce=proof.nonce, valid_before=proof.valid_before, trans=transaction)
     question = question_of(signed)
     bound = {} if wait_s is None else {"time_out_s": min(_GLANCE_S, wait_s)}

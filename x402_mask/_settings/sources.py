@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from x402_mask._crypto.eip712 import checksum
 from x402_mask._settings.ledger_place import fixed_ledger, open_ledger
 from x402_mask._settings.words import (
     READERS,
@@ -103,8 +104,6 @@ class KeystoreSource:
     @property
     def claimed_address(self) -> str | None:
         """The address that the file names; nobody has checked it against the key."""
-        from x402_mask._crypto.eip712 import checksum  # noqa: PLC0415
-
         try:
             document = json.loads(self.path.read_text("utf-8-sig"))
         except (OSError, ValueError):

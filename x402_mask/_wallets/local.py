@@ -97,7 +97,7 @@ class Wallet:
             OSError: the file cannot be read.
             ValueError: not a keystore, or the wrong password.
         """
-        from eth_account import Account  # noqa: PLC0415  # half a second to import
+        from eth_account import Account  # half a second to import
 
         if isinstance(keystore, (str, os.PathLike)):
             keystore = _read_keystore(_named(keystore))
@@ -118,8 +118,8 @@ class Wallet:
         Raises:
             ValueError: not a mnemonic, or not a path.
         """
-        from eth_account import Account  # noqa: PLC0415
-        from eth_account.hdaccount import (  # noqa: PLC0415
+        from eth_account import Account
+        from eth_account.hdaccount import (
             ETHEREUM_DEFAULT_PATH,
         )
 
@@ -193,7 +193,7 @@ def write_keystore(key: bytes, path: Path, password: str) -> str:
     Raises:
         FileExistsError: *path* exists; a keystore is never overwritten.
     """
-    from eth_account import Account  # noqa: PLC0415
+    from eth_account import Account
 
     keystore = Account.encrypt(key, password, kdf="scrypt")
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

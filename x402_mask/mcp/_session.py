@@ -11,6 +11,7 @@ from inspect import GEN_CLOSED, getgeneratorstate
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
 import mcp
+from anyio import CancelScope, to_thread
 from mcp import types
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
@@ -331,8 +332,6 @@ class _ToolCall:
 
     async def _close(self) -> None:
         if self.market.open and self._performer.may_wait:
-            from anyio import CancelScope  # noqa: PLC0415
-
             with CancelScope(shield=True):
                 await self.market.aclose()
 
@@ -410,8 +409,6 @@ class _ToolCall:
         """Read the arguments, in a thread where that takes long."""
         if weight(self._arguments, _AT_ONCE) <= _AT_ONCE:
             return read()
-        from anyio import to_thread  # noqa: PLC0415
-
         return await to_thread.run_sync(read)
 
     def _fingerprint(self) -> str:
