@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.deciding import decide
 from tests.support.faults import rows
 from tests.support.seller import Reply
 from tests.tokens.bazaar import GOODS, SERVICE, Bazaar, answered, nothing, once
@@ -84,7 +85,7 @@ def test_it_is_for_its_service_and_origin_only(bazaar: Bazaar) -> None:
     with Bazaar() as other:
         both = payer(bazaar, ledger=buyer.ledger)
         both.origins |= {other.origin}
-        both.poll_unpaid_s = 0.02
+        decide(both, poll_unpaid_s=0.02)
         other.paid_at = bazaar.paid_at = None
         for url in (other.url(), bazaar.url("timestamp"), f"{bazaar.origin}/paid"):
             with made("client", both) as client, suppress(PaymentError):

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from tests.support.deciding import decide
 from tests.support.seller import PAYEE, TRANSACTION, USDC
 from tests.tokens.bazaar import FORMS, GOODS, PRICE, SERVICE, Bazaar, nothing, once, saying
 from tests.tokens.shop import COLOURS, USD, WALLET, assert_sound, call, counted, payer, states
 from x402_mask import Cap, Payer, PaymentRefused, TokenFlowError, receipt_of
 from x402_mask._chain.verdicts import Settled, Unknown
+from x402_mask._payer import buyer_of
 
 SETTLED = ("token", USD, "settled")
 
@@ -52,7 +54,7 @@ def test_a_token_is_bought(bazaar: Bazaar, way: str, colour: str) -> None:
     """One reservation, one payment, one token, and it is told so everywhere."""
     asked = []
     buyer = arranged(bazaar, way, colour)
-    buyer.approve = lambda quote: asked.append(quote) or True
+    decide(buyer, approve=lambda quote: asked.append(quote) or True)
     answer = call(colour, buyer, bazaar.url())
     assert answer.status_code == 200 and answer.json() == GOODS
     receipt = receipt_of(answer)
@@ -146,7 +148,7 @@ def test_a_late_token_is_waited_for(bazaar: Bazaar) -> None:
 def test_paid_and_no_token_comes(bazaar: Bazaar, way: str) -> None:
     """The money counts, the error says so, and the identical call asks again and pays nothing."""
     buyer = arranged(bazaar, way, "client")
-    buyer.poll_paid_s = buyer.poll_unpaid_s = 0.1
+    decide(buyer, poll_paid_s=0.1, poll_unpaid_s=0.1)
     bazaar.token_late = 10**6
     with pytest.raises(TokenFlowError) as caught:
         call("client", buyer, bazaar.url())
@@ -181,7 +183,7 @@ def test_paid_and_no_token_ever_comes(bazaar: Bazaar, way: str, ends: bool) -> N
     """Contract 2: once the proof is dead, and the payment's own time is up, it may be bought anew."""
     late = [0.0]
     buyer = arranged(bazaar, way, "client", clock=lambda: time.time() + late[0])
-    buyer.poll_paid_s = buyer.poll_unpaid_s = 0.05
+    decide(buyer, poll_paid_s=0.05, poll_unpaid_s=0.05)
     end, seen = _at(400) if ends else None, set[str]()
 
     def barren(said: dict[str, Any]) -> dict[str, Any]:
@@ -211,7 +213,7 @@ def test_one_bad_answer_gives_up_nothing_that_was_paid(
     """The proof is dead, and the token is there by now: a poll that fails is asked again."""
     late = [0.0]
     buyer = arranged(bazaar, way, "client", clock=lambda: time.time() + late[0])
-    buyer.poll_paid_s = buyer.poll_unpaid_s = 0.1
+    decide(buyer, poll_paid_s=0.1, poll_unpaid_s=0.1)
     bazaar.token_late = 10**6
     bazaar.shape = lambda said: {**said, "expiresAt": _at(3600) if ends else None}
     with pytest.raises(TokenFlowError):
@@ -228,7 +230,7 @@ def test_what_the_marketplace_calls_over_is_over(bazaar: Bazaar, way: str) -> No
     """Though its own end is far: once the proof is dead, it may be bought anew."""
     late = [0.0]
     buyer = arranged(bazaar, way, "client", clock=lambda: time.time() + late[0])
-    buyer.poll_paid_s = buyer.poll_unpaid_s = 0.1
+    decide(buyer, poll_paid_s=0.1, poll_unpaid_s=0.1)
     first: list[str] = []
 
     def over(said: dict[str, Any]) -> dict[str, Any]:
@@ -274,8 +276,8 @@ def asking(bazaar: Bazaar, late: list[float], said: Any) -> Payer:
         rpc={"eip155:8453": "http://127.0.0.1:1"},
         caps=[Cap(10, per="total")],
     )
-    buyer.poll_paid_s = buyer.poll_unpaid_s = 0.05
-    buyer._chain = ToldChain(said)  # type: ignore[assignment]
+    decide(buyer, poll_paid_s=0.05, poll_unpaid_s=0.05)
+    buyer_of(buyer)._chain = ToldChain(said)  # type: ignore[assignment]
     bazaar.token_late = 10**6
     with pytest.raises(TokenFlowError):
         call("client", buyer, bazaar.url())
@@ -330,11 +332,9 @@ def test_a_quote_tells_the_route(bazaar: Bazaar) -> None:
     """What a call would begin with, and why the other routes are not taken."""
     bazaar.paid_at, bazaar.calls = "creation", 2
     buyer = payer(bazaar)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(buyer, "approve", lambda quote: False)
-        answer = call(
-            "client", payer(bazaar, on_refusal="return", approve=lambda q: False), bazaar.url()
-        )
+    answer = call(
+        "client", payer(bazaar, on_refusal="return", approve=lambda q: False), bazaar.url()
+    )
     quote = buyer.quote(answer)
     assert quote is not None
     assert (quote.route, quote.usd, quote.refusal) == ("token", USD, None)
