@@ -47,6 +47,7 @@ _WORDS: Final = re.compile(
 )
 """Keys of what is on offer besides, and of words for people."""
 
+_FILLER: Final = re.compile(r"[\W_]")
 _INNER_MAX: Final = 3
 _CHOICES_MAX: Final = 16
 _WORD_MAX: Final = 60
@@ -180,4 +181,4 @@ def _domain_fault(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Objecti
 
 def _bare(name: str) -> str:
     """A key without what its spellings differ in."""
-    return re.sub(r"[\W_]", "", name).lower()
+    return _FILLER.sub("", name).lower()
