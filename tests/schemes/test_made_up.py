@@ -254,6 +254,30 @@ def test_what_nobody_can_ask_about_stays_counted(seller: Seller) -> None:
         payer.close()
 
 
+def test_where_a_scheme_is_not_known_any_more_nobody_is_believed(
+    seller: Seller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The open proof goes out again as it was; what the seller says of it proves nothing here."""
+    without = registry.registered()
+    registry.register(MadeUp())
+    url, ledger = seller.on("/paid", paywall(v2_header(tally()), Reply(status=500))), MemoryLedger()
+    wallet = Wallet.from_key("11" * 32)
+    with Client(payer_for(seller, wallet, ledger=ledger)) as client:
+        assert client.get(url).status_code == 500
+    monkeypatch.setattr(registry, "_known", without)
+    seller.sells(tally(), paid=takes)
+    with Node(Chain()) as node:
+        payer = payer_for(seller, wallet, ledger=ledger, rpc={"eip155:8453": node.url})
+        with Client(payer) as client:
+            receipt = receipt_of(client.get(url))
+        (resolved,) = payer.reconcile()
+        payer.close()
+    first, second = seller.proofs()
+    assert first.raw == second.raw
+    assert receipt is not None and receipt.outcome == "unknown"
+    assert resolved.state == "held" and "not known here" in resolved.detail
+
+
 def test_an_id_is_given_once() -> None:
     """Else what one signed would be asked about as if by the other."""
     registry.register(MadeUp())
