@@ -19,8 +19,8 @@ from x402_mask._crypto.eip712 import keccak
 from x402_mask._ledger import sums as _sums
 from x402_mask._ledger.key import digest
 from x402_mask._ledger.payees import EVERYWHERE
-from x402_mask._ledger.purchases import TERMS, token_label
-from x402_mask._ledger.restore import counted
+from x402_mask._ledger.purchases import token_label
+from x402_mask._ledger.replay import COMPARED, FIXED, MOVING, Replay
 from x402_mask._ledger.transfers import transfer_label
 from x402_mask._money import usd
 from x402_mask._policy.caps import as_datetime, bucket, keys_of
@@ -37,47 +37,10 @@ if TYPE_CHECKING:
     from x402_mask._ledger.records import Db
 
 _CHUNK: Final = 2000
-_PROBLEMS_MAX: Final = 200
 _WAIT_S: Final = 30.0
 _COUNTED: Final = ("reserved", "held", "settled")
 
-_FIXED: Final = (
-    "service",
-    "origin",
-    "route",
-    "micro",
-    "amount",
-    "asset",
-    "network",
-    "payer",
-    "pay_to",
-    "operation",
-)
-_MOVING: Final = (
-    "at",
-    "updated",
-    "state",
-    "delivered",
-    "nonce",
-    "valid_before",
-    "header",
-    "proof_digest",
-    "outcome",
-    "trans",
-    "seen",
-    "note",
-    "reason",
-)
-_ASIDE: Final = frozenset(
-    {
-        *("represented", "asked", "created", "paying", "closed"),
-        *("token_used", "token_returned", "token_dropped"),
-        *("transfer_replaced", "transfer_closed"),
-    }
-)
-"""Kinds of history that change nothing of the payment itself."""
-_COMPARED: Final = (*_FIXED, *_MOVING, "also", "again")
-_SHOWN: Final = ("id", *_FIXED, *_MOVING)
+_SHOWN: Final = ("id", *FIXED, *MOVING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +116,7 @@ def _snapshot(ledger: Ledger) -> Iterator[tuple[Db, Head | None]]:
 
 
 def _audit(ledger: Ledger, db: Db, head: Head | None) -> AuditReport:
-    vault, replay = ledger._vault(), _Replay()  # noqa: SLF001
+    vault, replay = ledger._vault(), Replay()  # noqa: SLF001
     _check_chain(db, vault, replay, head)
     if head is None and ledger.head_is_whole and replay.rows:
         replay.problem("the head file is missing: lost last rows would not be noticed")
@@ -173,161 +136,10 @@ def _audit(ledger: Ledger, db: Db, head: Head | None) -> AuditReport:
     )
 
 
-# --- replaying ------------------------------------------------------------------------------------
+# --- comparing ------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Replay:
-    """What the tables should hold after the rows of history read so far."""
-
-    rows: int = 0
-    payments: dict[str, dict[str, Any]] = field(default_factory=dict)
-    payees: dict[tuple[str, str, str], bool] = field(default_factory=dict)
-    pins: dict[tuple[str, str], bool] = field(default_factory=dict)
-    """Payees of an older program, which knew no origins: by service and address."""
-    transfers: dict[tuple[str, int], str] = field(default_factory=dict)
-    purchases: dict[str, tuple[str, str | None]] = field(default_factory=dict)
-    tokens: dict[str, str] = field(default_factory=dict)
-    dropped: set[str] = field(default_factory=set)
-    unpaid: dict[str, set[str]] = field(default_factory=dict)
-    maybe_closed: set[str] = field(default_factory=set)
-    unknown: list[str] = field(default_factory=list)
-    paused: bool = False
-    restores: dict[int, int | None] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    more: int = 0
-
-    def problem(self, sentence: str) -> None:
-        """Note what is wrong; a ruined ledger must not make an endless report."""
-        if len(self.problems) < _PROBLEMS_MAX:
-            self.problems.append(sentence)
-        else:
-            self.more += 1
-
-    def report(self) -> list[str]:
-        """The sentences."""
-        rest = [f"and {self.more} more problems"] if self.more else []
-        return [*self.problems, *rest]
-
-    def apply(self, at: int, payment: str | None, kind: str, data: Mapping[str, Any]) -> None:
-        """Do again what a row of history says was done."""
-        if type(at) is not int:
-            raise TypeError("a time is microseconds")
-        if kind == "reserved" and payment is not None:
-            self._reserve(at, payment, data)
-        elif payment is not None:
-            if "attempt" in data:
-                self.transfers[payment, data["attempt"]] = data["transaction"]
-            self._move(self.payments[payment], at, kind, data)
-            self._purchase(payment, kind, data)
-        elif kind in ("paused", "resumed"):
-            self.paused = kind == "paused"
-        elif kind in ("payee", "refused"):
-            self._see_payee(data, trusted=kind == "payee")
-        elif kind == "head_made":
-            self.unknown.append(
-                f"whether rows before {as_datetime(at)} were lost: no head was left"
-            )
-        elif kind == "accepted":
-            self.restores = counted(self.restores, at, data["micro"])
-
-    def _reserve(self, at: int, payment: str, data: Mapping[str, Any]) -> None:
-        if type(data["micro"]) is not int:
-            raise TypeError("an amount is micro-USD")
-        row: dict[str, Any] = dict.fromkeys(_COMPARED)
-        row |= {name: data[name] for name in _FIXED}
-        row |= {"at": at, "updated": at, "state": "reserved", "delivered": 0, "seen": 0, "note": ""}
-        others = sorted(keys_of(data["service"], data.get("also", ())) - {data["service"]})
-        row["also"] = strict_json.dumps(others) if others else None
-        self.payments[payment] = row
-        payee, service = data["pay_to"], data["service"]
-        if data.get("payee") in ("first", "other"):
-            pin = (data["origin"], service_key(service), payee.lower())
-            self.payees[pin] = data["payee"] == "first"
-        elif "payee" not in data and payee is not None:
-            first = not any(known == service for known, _ in self.pins)
-            self.pins.setdefault((service, payee.lower()), first)
-
-    def _see_payee(self, data: Mapping[str, Any], *, trusted: bool) -> None:
-        """One that the owner accepted, or that was refused as a new one."""
-        if "payee" not in data:
-            return
-        if "origin" not in data:
-            self.pins[data["service"], data["payee"]] = trusted
-        else:
-            pin = (data["origin"], service_key(data["service"]), data["payee"])
-            self.payees[pin] = trusted
-
-    def _move(self, row: dict[str, Any], at: int, kind: str, data: Mapping[str, Any]) -> None:
-        if kind in _ASIDE:
-            return
-        if kind == "paid_before":  # a repeat was refused: nothing of the payment itself changes
-            row["again"] = at
-            return
-        row |= {"updated": at, "state": data["state"], "note": data.get("note", "")}
-        if kind == "held":
-            row["proof_digest"] = data["proof"]
-            row |= {name: data[name] for name in ("header", "nonce", "valid_before")}
-        elif kind == "reconciled":
-            row |= {"trans": data["transaction"], "seen": 1}
-        elif kind == "bought":
-            row["trans"] = row["trans"] or data["transaction"]
-        elif kind == "released":
-            row |= dict.fromkeys(("proof_digest", "header", "nonce", "valid_before"))
-        else:  # the end of a call
-            row |= {"outcome": data["outcome"], "delivered": int(data["delivered"])}
-            row["reason"] = data.get("reason")
-            row["trans"] = row["trans"] or data["transaction"]
-
-    def _purchase(self, payment: str, kind: str, data: Mapping[str, Any]) -> None:
-        """How far the purchase of a token has come, if this payment is one."""
-        if kind == "asked":
-            self._take_over(payment, data["remote"], data.get("took"))
-            stage = "asked" if data["remote"] is None else "created"
-            self.purchases[payment] = (stage, data["remote"])
-        if payment not in self.purchases:
-            return
-        stage, remote = self.purchases[payment]
-        if kind == "created":
-            stage, remote = "created" if stage == "asked" else stage, data["remote"]
-        elif kind == "bought":
-            stage, self.tokens[payment] = "bought", data["token"]
-            self.dropped.discard(payment)
-        elif kind == "paying" or (kind == "held" and "attempt" in data):
-            stage = "paying"
-            self.payments[payment] |= {name: data[name] for name in TERMS if name in data}
-        elif kind == "closed":
-            stage = "closed"
-        elif kind == "token_dropped":
-            self.dropped.add(payment)
-        self.purchases[payment] = (stage, remote)
-        if stage == "created" and remote is not None:
-            self.unpaid.setdefault(remote, set()).add(payment)
-
-    def _take_over(self, payment: str, remote: str | None, took: str | None) -> None:
-        """Another purchase now follows what an earlier one of the operation left unpaid.
-
-        A marketplace may give one name to several payments.  Programs of the second schema did not
-        write down which of them was taken over: then it may be any.
-        """
-        if took is not None:
-            self.purchases[took] = ("closed", self.purchases[took][1])
-            return
-        mine, may = self.payments[payment], set[str]()
-        for other in self.unpaid.get(remote or "", ()):
-            theirs, same = self.payments[other], ("operation", "origin")
-            left = theirs["state"] == "released" and self.purchases[other] == ("created", remote)
-            if left and all(theirs[name] == mine[name] for name in same):
-                may.add(other)
-        if len(may) > 1:
-            self.unknown.append(
-                f"which of the payments {', '.join(sorted(may))} the purchase {payment} went on"
-                " with: the program that made it did not write that down"
-            )
-        self.maybe_closed |= may
-
-
-def _check_chain(db: Db, vault: Vault, replay: _Replay, head: Head | None) -> None:
+def _check_chain(db: Db, vault: Vault, replay: Replay, head: Head | None) -> None:
     """Walk the history: nothing missing, nothing changed, nothing after the fact."""
     expected, before = 1, b""
     marks = {} if head is None else {x.seq: x.mac for x in (head.durable, head.last) if x}
@@ -367,17 +179,17 @@ def _linked(vault: Vault, before: bytes, *row: Any) -> bytes | None:
         return None
 
 
-def _check_payments(db: Db, vault: Vault, replay: _Replay) -> None:
+def _check_payments(db: Db, vault: Vault, replay: Replay) -> None:
     """Compare the payments with what their history makes of them."""
     found = set()
-    for row in _stream(db, f"seq, id, proof, {', '.join(_COMPARED)}", "payments"):
+    for row in _stream(db, f"seq, id, proof, {', '.join(COMPARED)}", "payments"):
         payment, proof = row[1], row[2]
         found.add(payment)
         known = replay.payments.get(payment)
         if known is None:
             replay.problem(f"payment {payment} is not in the history")
             continue
-        for name, value in zip(_COMPARED, row[3:], strict=True):
+        for name, value in zip(COMPARED, row[3:], strict=True):
             if value != known[name]:
                 replay.problem(
                     f"payment {payment} has {name} {value!r}, its history says {known[name]!r}"
@@ -398,7 +210,7 @@ def _is_sealed(vault: Vault, label: str, sealed: Any, named: str | None) -> bool
         return False
 
 
-def _check_counters(db: Db, replay: _Replay) -> None:
+def _check_counters(db: Db, replay: Replay) -> None:
     """Add up every counter again, from the payments as the history has them."""
     sql = "SELECT scope, unit, bucket, settled, held FROM counters"
     stored = {(scope, unit, slot): (s, h) for scope, unit, slot, s, h in db.all(sql)}
@@ -416,7 +228,7 @@ def _check_counters(db: Db, replay: _Replay) -> None:
             )
 
 
-def _meters(db: Db, replay: _Replay) -> set[tuple[str, str]]:
+def _meters(db: Db, replay: Replay) -> set[tuple[str, str]]:
     found = set(db.all("SELECT scope, unit FROM meters"))
     for scope, unit in sorted(found, key=str):
         if not _is_unit(unit):
@@ -426,7 +238,7 @@ def _meters(db: Db, replay: _Replay) -> set[tuple[str, str]]:
 
 
 def _counted(
-    replay: _Replay, meters: set[tuple[str, str]]
+    replay: Replay, meters: set[tuple[str, str]]
 ) -> dict[tuple[str, str, int], tuple[int, int]]:
     """What each bucket of each counter holds: settled, and reserved plus held."""
     units: dict[str, list[str]] = {}
@@ -451,7 +263,7 @@ def _is_unit(unit: Any) -> bool:
     return named or (isinstance(unit, str) and unit.isascii() and unit.isdigit() and int(unit) > 0)
 
 
-def _check_payees(db: Db, replay: _Replay) -> None:
+def _check_payees(db: Db, replay: Replay) -> None:
     should = dict(replay.payees)
     for (service, payee), trusted in replay.pins.items():
         pin = (EVERYWHERE, service_key(service), payee)
@@ -468,7 +280,7 @@ def _check_payees(db: Db, replay: _Replay) -> None:
             )
 
 
-def _check_purchases(db: Db, replay: _Replay) -> None:
+def _check_purchases(db: Db, replay: Replay) -> None:
     """Nobody has turned a purchase that was paid for into one that may be made again."""
     stored = {
         payment: (stage, remote)
@@ -482,7 +294,7 @@ def _check_purchases(db: Db, replay: _Replay) -> None:
             replay.problem(f"the purchase of payment {payment} is {had}, by the history {should}")
 
 
-def _check_tokens(db: Db, vault: Vault, replay: _Replay) -> None:
+def _check_tokens(db: Db, vault: Vault, replay: Replay) -> None:
     """Every token is the one that was bought, where it was bought, until it was dropped."""
     found = set()
     for payment, origin, service, sealed, named in db.all(
@@ -499,7 +311,7 @@ def _check_tokens(db: Db, vault: Vault, replay: _Replay) -> None:
         replay.problem(f"the token of payment {payment} is in the history but not stored")
 
 
-def _check_transfers(db: Db, vault: Vault, replay: _Replay) -> None:
+def _check_transfers(db: Db, vault: Vault, replay: Replay) -> None:
     """Every signed transaction that was stored is there, and opens to what its hash says."""
     sql = "SELECT payment, attempt, hash, raw FROM transfers ORDER BY payment, attempt"
     found = set()
@@ -521,7 +333,7 @@ def _is_transaction(vault: Vault, label: str, raw: Any, name: str) -> bool:
     return "0x" + keccak(plain).hex() == name
 
 
-def _check_pause(db: Db, replay: _Replay) -> None:
+def _check_pause(db: Db, replay: Replay) -> None:
     found = db.one("SELECT value FROM meta WHERE name='paused'")
     paused = found is not None and bool(found[0])
     if paused != replay.paused:
@@ -531,7 +343,7 @@ def _check_pause(db: Db, replay: _Replay) -> None:
         )
 
 
-def _check_restores(db: Db, replay: _Replay) -> None:
+def _check_restores(db: Db, replay: Replay) -> None:
     if dict(db.all("SELECT at, micro FROM restores")) != replay.restores:
         replay.problem("what counts for rows that a restore lost is not what the history says")
 
