@@ -28,7 +28,7 @@ from x402_mask import (
     SignerError,
     Wallet,
 )
-from x402_mask._drive.perform import Abandoned
+from x402_mask._drive.pump import Abandoned
 from x402_mask._flow.effects import Reply
 from x402_mask._flow.reconciling import Said
 from x402_mask._models import Resolved

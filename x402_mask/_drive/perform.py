@@ -113,14 +113,6 @@ def prepare() -> None:
     gc.collect()
 
 
-class Abandoned(BaseException):
-    """The caller's own code was closed in the middle of a call.
-
-    Stands in for ``GeneratorExit``, which Python would use to close the conversation at once,
-    before it could write down how things stand.
-    """
-
-
 class AsyncPerformer:
     """Does what a conversation wants done without blocking the event loop.
 

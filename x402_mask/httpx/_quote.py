@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from x402_mask._drive.clients import around
 from x402_mask._drive.perform import perform
+from x402_mask._drive.pump import Pump
 from x402_mask._flow import quoting
-from x402_mask._flow.effects import Fingerprint, Payload, ReadBody
+from x402_mask._flow.effects import Ask, Fetch, Fingerprint, Payload, ReadBody
 from x402_mask._flow.records import Call, CallState, operation_key
 from x402_mask._payer import buyer_of
 from x402_mask._wire.x402 import CHALLENGE_BYTES_MAX
@@ -20,6 +21,7 @@ from x402_mask.httpx._slot import origin_at
 from x402_mask.httpx._transport import TIMEOUT
 
 if TYPE_CHECKING:
+    from x402_mask._flow.effects import Effect
     from x402_mask._models import Quote
     from x402_mask._payer import Payer
 
@@ -65,23 +67,29 @@ def _judged(
 ) -> Quote | None:
     layer, request = Layer(payer), response.request
     layer.direct[origin_at(request.url)] = True  # where its connection is gone and cannot tell
-    session = SyncSession(layer, request)
-    reply = session.reply(response, request)
-    flow = quoting.quote(layer.buyer, _call(response), reply, asks=asks)
-    try:
-        effect = next(flow)
-        while True:
-            if isinstance(effect, ReadBody):
-                answer: Any = body
-            elif isinstance(effect, Payload):
-                answer = session.payload()
-            elif isinstance(effect, Fingerprint):
-                answer = session.fingerprint()
-            else:
-                answer = perform(cast("Any", effect))
-            effect = flow.send(answer)
-    except StopIteration as stop:
-        return cast("Quote | None", stop.value)
+    judging = _Judging(SyncSession(layer, request), body)
+    reply = judging.session.reply(response, request)
+    judging.flow = quoting.quote(layer.buyer, _call(response), reply, asks=asks)
+    found = judging.advance(partial(next, judging.flow))
+    assert not isinstance(found, (Ask, Fetch))
+    return found
+
+
+class _Judging(Pump["Quote | None"]):
+    """What a quote wants done; it sends nothing."""
+
+    def __init__(self, session: SyncSession, body: bytes | None) -> None:
+        self.session, self._body = session, body
+
+    def _perform(self, effect: Effect) -> Any:
+        if isinstance(effect, ReadBody):
+            return self._body
+        if isinstance(effect, Payload):
+            return self.session.payload()
+        if isinstance(effect, Fingerprint):
+            return self.session.fingerprint()
+        assert not isinstance(effect, (Ask, Fetch))
+        return perform(effect)
 
 
 def _call(response: httpx.Response) -> Call:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import weakref
 from functools import partial
-from inspect import GEN_CLOSED, getgeneratorstate
 from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 
 from x402_mask._drive.gathered import DRAIN_S, Gathered, reading_s
-from x402_mask._drive.perform import Abandoned, AsyncPerformer, Patience, perform
+from x402_mask._drive.perform import AsyncPerformer, Patience, perform
+from x402_mask._drive.pump import AsyncPump, Pump
 from x402_mask._drive.refusals import REFUSAL, hand_back
 from x402_mask._flow import conversation
 from x402_mask._flow.effects import (
@@ -219,15 +219,6 @@ class _Session:
         assert self.response is not None
         return self.response
 
-    @property
-    def is_over(self) -> bool:
-        """Whether the conversation has come to its end, good or bad."""
-        return getgeneratorstate(self.flow) == GEN_CLOSED
-
-    def throw(self, exc: BaseException) -> Effect:
-        """Tell the conversation of a failure."""
-        return self.flow.throw(Abandoned() if isinstance(exc, GeneratorExit) else exc)
-
     def fingerprint(self) -> str | None:
         """Digest of the request body, or ``None`` if it can be sent only once."""
         content_type = self.request.headers.get("content-type", "")
@@ -315,7 +306,7 @@ class _Session:
         return copy
 
 
-class SyncSession(_Session):
+class SyncSession(_Session, Pump[Verdict]):
     """One call, sync: give it responses, it gives the next request to send."""
 
     def start(self) -> httpx.Request | None:
@@ -355,7 +346,7 @@ class SyncSession(_Session):
             if not self.is_over:
                 self._pump(lambda: self.throw(exc))
         except BaseException as raised:  # re-raised unless it is the same
-            if raised is not exc and not isinstance(raised, Abandoned):
+            if raised is not exc and not isinstance(raised, GeneratorExit):
                 raise
         finally:
             self.lost()
@@ -367,25 +358,16 @@ class SyncSession(_Session):
     def _pump(self, step: Callable[[], Effect]) -> httpx.Request | None:
         self.patience.renew(paid=self.slot.proof is not None)
         try:
-            effect = step()
-            while not isinstance(effect, (Ask, Fetch)):
-                try:
-                    answer = self._perform(effect)
-                except BaseException as exc:  # noqa: BLE001  # the flow decides
-                    effect = self.throw(exc)
-                else:
-                    effect = self.flow.send(answer)
-        except StopIteration as stop:
-            self.conclude(stop.value)
-            return None
+            found = self.advance(step)
         except BaseException as exc:
             self._abandon(exc)
             raise
-        if isinstance(effect, Fetch):
-            return self._errand(effect)
-        if effect.proof is None:
-            return self.request
-        return self._paid(effect.proof)
+        if isinstance(found, Fetch):
+            return self._errand(found)
+        if isinstance(found, Ask):
+            return self.request if found.proof is None else self._paid(found.proof)
+        self.conclude(found)
+        return None
 
     def _errand(self, wanted: Fetch) -> httpx.Request:
         try:
@@ -469,7 +451,7 @@ class SyncSession(_Session):
         response.stream = Watched(source, broken)
 
 
-class AsyncSession(_Session):
+class AsyncSession(_Session, AsyncPump[Verdict]):
     """:class:`SyncSession`, async."""
 
     def __init__(
@@ -527,46 +509,21 @@ class AsyncSession(_Session):
         """Its caller does not get what was recorded as delivered."""
         await _taken_back(self.buyer, self.carrier, self._performer)
 
-    def throw(self, exc: BaseException) -> Effect:
-        """Tell the conversation of a failure; a coroutine that is being closed cannot wait."""
-        self._performer.may_wait = not isinstance(exc, GeneratorExit)
-        return super().throw(exc)
-
     async def _pump(self, step: Callable[[], Effect]) -> httpx.Request | None:
         self.patience.renew(paid=self.slot.proof is not None)
         try:
-            effect = step()
-            while not isinstance(effect, (Ask, Fetch)):
-                try:
-                    answer = await self._perform(effect)
-                except BaseException as exc:  # noqa: BLE001  # the flow decides
-                    effect = self.throw(exc)
-                else:
-                    effect = self.flow.send(answer)
-        except StopIteration as stop:
-            self.conclude(stop.value)
-            effect = None
-        except Abandoned:
-            raise GeneratorExit from None
-        except BaseException as exc:
-            await self._abandon(exc)
-            if isinstance(exc, Exception):
-                await self._deliver()
+            found = await self.advance(step)
+        except GeneratorExit:
             raise
-        await self._deliver()
-        if effect is None:
-            return None
-        if isinstance(effect, Fetch):
-            return await self._errand(effect)
-        return self.request if effect.proof is None else await self._paid(effect.proof)
-
-    async def _deliver(self) -> None:
-        """Raise a cancellation that came in the last step; nobody takes the answer then."""
-        try:
-            await self._performer.deliver()
         except BaseException as exc:
             await self._abandon(exc)
             raise
+        if isinstance(found, Fetch):
+            return await self._errand(found)
+        if isinstance(found, Ask):
+            return self.request if found.proof is None else await self._paid(found.proof)
+        self.conclude(found)
+        return None
 
     async def _errand(self, wanted: Fetch) -> httpx.Request:
         try:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 from functools import partial
-from inspect import GEN_CLOSED, getgeneratorstate
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
 import mcp
@@ -16,7 +15,8 @@ from mcp import types
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
-from x402_mask._drive.perform import Abandoned, AsyncPerformer, Patience, prepare
+from x402_mask._drive.perform import AsyncPerformer, Patience, prepare
+from x402_mask._drive.pump import AsyncPump
 from x402_mask._flow import conversation
 from x402_mask._flow.effects import (
     PAYLOAD_BYTES_MAX,
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
     from mcp.shared.dispatcher import ProgressFnT
 
-    from x402_mask._flow.effects import Effect
+    from x402_mask._flow.effects import Effect, Fetched
     from x402_mask._flow.records import Verdict
     from x402_mask._payer import Payer
 
@@ -282,7 +282,7 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-class _ToolCall:
+class _ToolCall(AsyncPump["Verdict"]):
     """One conversation, and what it wants done over MCP."""
 
     def __init__(
@@ -298,7 +298,7 @@ class _ToolCall:
         self._tool = tool
         self._arguments = arguments
         self._send = send
-        self._flow = conversation.converse(self._buyer, call)
+        self.flow = conversation.converse(self._buyer, call)
         self._patience = Patience(call.wait_s)
         self._performer = AsyncPerformer(self._buyer.ledger, self._patience)
         self._heard: Heard | None = None
@@ -309,7 +309,7 @@ class _ToolCall:
     async def run(self) -> Result:
         """The tool's answer, paid for if it had to be."""
         try:
-            verdict = await self._pump()
+            verdict = await self._driven()
         except PaymentError as error:
             error.response = self._result or self._error
             raise
@@ -320,8 +320,8 @@ class _ToolCall:
     async def failed(self, exc: BaseException) -> None:
         """The call ends with *exc*: write down what that means, wherever it came from."""
         try:
-            if getgeneratorstate(self._flow) != GEN_CLOSED:
-                await self._pump(exc)
+            if not self.is_over:
+                await self._driven(exc)
         except BaseException as raised:  # re-raised unless it is the same
             if raised is not exc and not isinstance(raised, GeneratorExit):
                 raise
@@ -335,49 +335,38 @@ class _ToolCall:
             with CancelScope(shield=True):
                 await self.market.aclose()
 
-    async def _pump(self, failure: BaseException | None = None) -> Verdict:
-        try:
-            effect = next(self._flow) if failure is None else self._throw(failure)
-            while True:
-                try:
-                    answer = await self._perform(effect)
-                except BaseException as exc:  # noqa: BLE001  # the flow decides
-                    effect = self._throw(exc)
-                else:
-                    effect = self._flow.send(answer)
-        except StopIteration as stop:
-            verdict: Verdict = stop.value
-            await self._performer.deliver()  # a cancellation that came in the last step
-            return verdict
-        except Abandoned:
-            raise GeneratorExit from None
-        except Exception:
-            await self._performer.deliver()
-            raise
+    async def _driven(self, failure: BaseException | None = None) -> Verdict:
+        """What the conversation ends with; where there was a *failure*, it goes on from that."""
+        step = partial(next, self.flow) if failure is None else partial(self.throw, failure)
+        found = await self.advance(step)
+        while isinstance(found, (Ask, Fetch)):
+            found = await self._answered(found)
+        return found
 
-    def _throw(self, exc: BaseException) -> Effect:
-        """Tell the conversation of a failure; a coroutine that is being closed cannot wait."""
-        self._performer.may_wait = not isinstance(exc, GeneratorExit)
-        return self._flow.throw(Abandoned() if isinstance(exc, GeneratorExit) else exc)
+    async def _answered(self, wanted: Ask | Fetch) -> Ask | Fetch | Verdict:
+        try:
+            answer = await self._sent(wanted)
+        except BaseException as exc:  # noqa: BLE001  # the flow decides
+            return await self.advance(partial(self.throw, exc))
+        return await self.advance(partial(self.flow.send, answer))
+
+    async def _sent(self, wanted: Ask | Fetch) -> Reply | Fetched:
+        self._patience.renew(paid=wanted.proof is not None)
+        if isinstance(wanted, Fetch):
+            return await self.market.fetch(wanted)
+        return await self._ask(wanted.proof)
 
     async def _perform(self, effect: Effect) -> Any:
-        if isinstance(effect, Ask | Fetch):
-            self._patience.renew(paid=effect.proof is not None)
-        if isinstance(effect, Ask):
-            return await self._ask(effect.proof)
         if isinstance(effect, ReadBody):
             return self._heard.body if self._heard is not None else None
         if isinstance(effect, Fingerprint):
             return await self._elsewhere(self._fingerprint)
         if isinstance(effect, Payload):
             return await self._elsewhere(self._payload)
-        if isinstance(effect, Fetch):
-            await self._performer.deliver()
-            return await self.market.fetch(effect)
+        assert not isinstance(effect, (Ask, Fetch))
         return await self._performer.perform(effect)
 
     async def _ask(self, proof: Proof | None) -> Reply:
-        await self._performer.deliver()
         self._result = self._error = None
         try:
             self._result = await self._send(proof)
