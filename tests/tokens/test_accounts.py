@@ -22,6 +22,7 @@ from tests.tokens.shop import NO_TLS, WALLET, payer
 from x402_mask import AsyncClient, Cap, Client, Payer, SQLiteLedger
 from x402_mask._ledger.audit import verify
 from x402_mask._ledger.records import Busy
+from x402_mask._payer import buyer_of
 from x402_mask.errors import LedgerError, PaymentRefused, TokenFlowError
 from x402_mask.httpx import PaymentTransport
 
@@ -100,7 +101,7 @@ def test_an_account_is_charged_once(shop: Shop) -> None:
                 client.get(shop.bazaar.url(), params={"n": 1})
             assert caught.value.at_risk and caught.value.payment_id
     assert (shop.charged, shop.counted) == (1, 1)
-    shop.late = buyer.policy.max_validity_s + 31
+    shop.late = buyer_of(buyer).settings.policy.max_validity_s + 31
     assert shop.ask(buyer) == "200"
     assert sorted(row.state for row in buyer.payments()) == ["held", "settled"]
 
@@ -108,7 +109,7 @@ def test_an_account_is_charged_once(shop: Shop) -> None:
 def test_nor_twice_where_nothing_may_be_signed_again(shop: Shop) -> None:
     buyer = shop.buyer(resign="never")
     shop.lose_the_answer(buyer)
-    shop.late = buyer.policy.max_validity_s + 31
+    shop.late = buyer_of(buyer).settings.policy.max_validity_s + 31
     with Client(buyer, timeout=5, verify=NO_TLS) as client:
         for _ in range(2):
             with pytest.raises(PaymentRefused) as caught:
@@ -145,7 +146,7 @@ def test_a_balance_that_nothing_but_its_owner_names(shop: Shop, purse: str) -> N
     assert [shop.ask(buyer) for _ in range(2)] == ["TokenFlowError"] * 2
     assert shop.ask(shop.buyer(**named)) == "TokenFlowError"  # another worker, who does not say so
     assert (shop.charged, shop.counted) == (1, 1)
-    shop.late = buyer.policy.max_validity_s + 31
+    shop.late = buyer_of(buyer).settings.policy.max_validity_s + 31
     assert shop.ask(buyer) == "200"
     assert (shop.charged, shop.counted) == (2, 2)
 
@@ -302,7 +303,7 @@ def test_a_suspicion_does_not_mark_the_origin(shop: Shop) -> None:
     """A key is not yet a balance: payers without one go on as before."""
     buyer = shop.buyer()
     shop.lose_the_answer(buyer)
-    shop.late = buyer.policy.max_validity_s + 31
+    shop.late = buyer_of(buyer).settings.policy.max_validity_s + 31
     shop.bazaar.paid_at, shop.bazaar.asks = None, "server402"
     other = shop.buyer(marketplace_headers=None, wallet=WALLET, prefer=("token",))
     assert shop.ask(other) == "200"  # the one that was lost is counted by this

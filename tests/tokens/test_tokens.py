@@ -44,6 +44,7 @@ from x402_mask import (
     attach,
     receipt_of,
 )
+from x402_mask._payer import buyer_of
 
 PAIR = ("client", "async-attach")
 
@@ -84,7 +85,7 @@ def test_it_is_for_its_service_and_origin_only(bazaar: Bazaar) -> None:
     token = bazaar.bought[0].token
     with Bazaar() as other:
         both = payer(bazaar, ledger=buyer.ledger)
-        both.origins |= {other.origin}
+        decide(both, origins=buyer_of(both).settings.origins | {other.origin})
         decide(both, poll_unpaid_s=0.02)
         other.paid_at = bazaar.paid_at = None
         for url in (other.url(), bazaar.url("timestamp"), f"{bazaar.origin}/paid"):
