@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Fetched, Flow
     from x402_mask._flow.records import Call, Demand, Verdict
+    from x402_mask._flow.tokens.purchase import Stage
     from x402_mask._ledger.purchases import Begun, Purse, Way
     from x402_mask._ledger.records import Proof, Row, Twin, View
 
@@ -122,7 +123,7 @@ def _orderly(deal: TokenPurchase, steps: Flow[T]) -> Flow[T]:
             failure.at_risk = True
         raise
     except BaseException as failure:
-        if deal.unsent or (deal.creating and not _may_have_left(failure)):
+        if deal.stage == "unsent" or (deal.stage == "asking" and not _may_have_left(failure)):
             yield from release(deal.buyer, deal.row.id, failure)
             raise
         if deal.held and not deal.call.state.paid:
@@ -136,7 +137,7 @@ def _orderly(deal: TokenPurchase, steps: Flow[T]) -> Flow[T]:
 
 def _what_follows(deal: TokenPurchase) -> str:
     """How an identical call goes on, for a person who may know better whose balance pays."""
-    if not deal.creating:
+    if deal.stage != "asking":
         return "goes on with it"
     if deal.purse is not None:
         return "creates no other for now, as a balance may have paid"
@@ -152,7 +153,6 @@ def _may_have_left(failure: BaseException) -> bool:
 def _begin(deal: TokenPurchase) -> Flow[Verdict | None]:
     """Ask for a payment, or go on with one that an earlier call left unpaid."""
     buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
-    deal.unsent = True
     asked = yield from record(
         lambda wait_s: buyer.ledger.ask_payment(
             row.id, purse=_purse(deal), now_us=now_us, wait_s=wait_s
@@ -161,7 +161,7 @@ def _begin(deal: TokenPurchase) -> Flow[Verdict | None]:
     deal.remote, deal.purse = asked.remote, asked.purse
     if deal.remote is None:
         return (yield from _create(deal))
-    deal.unsent = False
+    deal.stage = "asked"
     return (yield from _go_on_unpaid(deal, asked.at))
 
 
@@ -181,9 +181,9 @@ def _create(deal: TokenPurchase) -> Flow[Verdict]:
     """Ask the marketplace for a payment; the ledger knows that already."""
     deal.buyer.emit("token_asked", deal.demand, payment_id=deal.row.id)
     yield from checkpoint()  # the last moment at which nothing has left
-    deal.unsent, deal.creating = False, True
+    deal.stage = "asking"
     answer = yield from fetch(purchase.order(deal))
-    deal.creating = False
+    deal.stage = "asked"
     try:
         payment = read_payment(answer.body)
     except Unreadable as exc:
@@ -228,7 +228,7 @@ def _is_refusal(status: int) -> bool:
 def _create_anew(deal: TokenPurchase) -> Flow[Verdict]:
     """Ask for another payment: nothing can come of the last one."""
     buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
-    deal.remote, deal.until, deal.unsent = None, None, True
+    deal.remote, deal.until, deal.stage = None, None, "unsent"
     asked = yield from record(
         lambda wait_s: buyer.ledger.ask_anew(
             row.id, purse=_purse(deal), now_us=now_us, wait_s=wait_s
@@ -280,30 +280,34 @@ def resume(buyer: Buyer, call: Call, demand: Demand, twin: Twin) -> Flow[Verdict
         )
         if begun is None:
             return None
-        row, terms = begun.row, _terms_again(buyer, demand, begun.row)
-        stale = row.state == "reserved" and row.network is not None and terms.choice is None
-        if stale and begun.purse is None:
+        deal, row = _begun(buyer, call, demand, begun), begun.row
+        if deal.is_stale and deal.purse is None:
             yield from _let_go(buyer, row)
             return None  # decided anew
         buyer.emit("represented", row, payment_id=row.id, usd=usd(row.micro))
-        deal = TokenPurchase(
-            buyer,
-            call,
-            demand,
-            row,
-            terms,
-            remote=begun.remote,
-            until=begun.until,
-            held=row.state != "reserved",
-            settled=row.state == "settled",
-            transaction=row.trans,
-            purse=begun.purse,
-            stale=stale,
-            behind_us=begun.behind_us,
-        )
         return (yield from _orderly(deal, _go_on(deal, begun)))
     finally:
         buyer.ledger.put_down(twin.row.id, call.by, now_us=now_us)
+
+
+def _begun(buyer: Buyer, call: Call, demand: Demand, begun: Begun) -> TokenPurchase:
+    """A purchase as far as an earlier call has brought it; at ``asked``, it was asked for."""
+    row = begun.row
+    reached: Stage = "bought" if begun.stage == "bought" else "paying"
+    return TokenPurchase(
+        buyer,
+        call,
+        demand,
+        row,
+        _terms_again(buyer, demand, row),
+        stage="asked" if row.state == "reserved" else reached,
+        remote=begun.remote,
+        until=begun.until,
+        settled=row.state == "settled",
+        transaction=row.trans,
+        purse=begun.purse,
+        behind_us=begun.behind_us,
+    )
 
 
 def _let_go(buyer: Buyer, row: Row) -> Flow[None]:
@@ -354,7 +358,7 @@ def _go_on_unpaid(
     if payment is not None and payment.is_lost:
         yield from purchase.write_off(deal, payment)
         return None
-    if deal.stale and not (payment is not None and payment.is_paid):
+    if deal.is_stale and not (payment is not None and payment.is_paid):
         yield from _let_go(deal.buyer, deal.row)
         return None  # decided anew
     if payment is None or deal.is_over(payment):
@@ -370,10 +374,10 @@ def _go_on_with_token(deal: TokenPurchase, begun: Begun) -> Flow[Verdict | None]
         payment, _ = yield from purchase.read(deal)
         token = payment.token if payment is not None and payment.is_paid else None
     if token is None and not deal.is_closed:
-        yield from purchase.end(deal, "settled" if deal.settled else "unknown", "the token is gone")
+        yield from purchase.end(deal, deal.outcome, "the token is gone")
         raise TokenFlowError("the token that was bought is gone", at_risk=True)
     if token is None or (expired and deal.is_closed):
-        yield from purchase.end(deal, "settled" if deal.settled else "unknown", "the token expired")
+        yield from purchase.end(deal, deal.outcome, "the token expired")
         yield from using.drop(deal.buyer, deal.row, "expired")
         yield from purchase.give_up(deal, "the token expired")
         return None

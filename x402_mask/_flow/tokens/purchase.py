@@ -1,12 +1,36 @@
 """A purchase of a payment token on its way: how far it has come, and the steps that its ways share.
 
+At each stage, what may have happened, and what an identical call does if this one ends there::
+
+    stage    what may have happened              what an identical call does
+    unsent   nothing has left                    is a new purchase: the reservation is given back,
+                                                 as it is where the seller cannot be reached
+    asking   the seller may have made a          asks for another; where a purse may pay what is
+             payment, and a purse may have       asked for, it only says so, until a proof of that
+             paid it; its id is not known        time would be dead: then the price counts
+    asked    as above, and the answer came;      reads it: paid, it takes the token; unpaid, it pays
+             nothing of ours has moved           it; over, it asks for another; where the seller's
+                                                 offer has changed, it gives back and decides anew;
+                                                 unreadable, where a purse may pay: as above
+    paying   ours may have moved: a proof, a     never pays again: reads it, and takes the token, or
+             transfer, what the owner did; or    shows the same proof, carries the same transfer,
+             a balance has paid                  waits; with the proof dead the price stays counted,
+                                                 and it buys anew, if `resign` and the chain allow
+    bought   the token is here, and a call       calls with the same token; where that is refused
+             may have been made with it          and the proof dead, it is dropped, and bought anew
+
+Up to ``asked`` an end by decision (a refusal, other terms) gives the reservation back, unless a
+purse may have paid, and so does an interruption at ``unsent``; any other leaves it.  From
+``paying`` on nothing gives it back.  The ledger writes a stage before the step that it names
+(``_ledger.purchases``), so that after a crash what was ``unsent`` is taken for ``asking``.
+
 Part of the conversation (``_flow.tokens.buying``): no I/O, effects only.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from x402_mask._flow.effects import Fetch, consult, fetch, record, sleep
 from x402_mask._flow.lapsed import refuse
@@ -33,6 +57,9 @@ if TYPE_CHECKING:
     from x402_mask._models import Outcome
     from x402_mask._policy.offers import Choice
 
+Stage = Literal["unsent", "asking", "asked", "paying", "bought"]
+"""How far a purchase has come, in this call; the table above says what each means."""
+
 _FIRST_DELAY_S: Final = 0.25
 _GROWTH: Final = 1.6
 _DELAY_MAX_S: Final = 5.0
@@ -51,25 +78,35 @@ class TokenPurchase:
     terms: Plan
     remote: str | None = None
     until: int | None = None
-    held: bool = False
-    """Whether money may have moved."""
-    unsent: bool = False
-    """Whether nothing has left for the payment that is asked for."""
-    creating: bool = False
-    """Whether it is being asked for."""
+    stage: Stage = "unsent"
     purse: Purse | None = None
     """Whose balance may pay it because it is asked for."""
     heard: bool = True
     """Whether the last answer about it could be read."""
-    stale: bool = False
-    """Whether what was reserved is no longer what the seller offers."""
     settled: bool = False
+    """Whether what paid for it is known to have moved."""
     transaction: str | None = None
     note: str = ""
     paid_on_chain: bool | None = None
     """Whether the chain proved it settled; ``None`` while it was not asked."""
     behind_us: int = 0
     """How far the clock of the ledger's database is behind ours, in microseconds."""
+
+    @property
+    def held(self) -> bool:
+        """Whether money of ours, or a balance, may have moved for it."""
+        return self.stage in ("paying", "bought")
+
+    @property
+    def outcome(self) -> Outcome:
+        """What is known of the money that paid for it."""
+        return "settled" if self.settled else "unknown"
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether what was reserved is no longer what the seller offers."""
+        row = self.row
+        return row.state == "reserved" and row.network is not None and self.terms.choice is None
 
     @property
     def live_payee(self) -> str | None:
@@ -146,7 +183,7 @@ def hold(
 
 def mark_held(deal: TokenPurchase, way: str) -> None:
     """The ledger has it: money may move from here on."""
-    deal.held = True
+    deal.stage = "paying"
     deal.row = deal.row._replace(state="held")
     deal.buyer.emit(
         "sent",

@@ -132,7 +132,7 @@ def take(deal: TokenPurchase, payment: MarketPayment) -> Flow[Verdict]:
             raise
         log.exception("the token of payment %s could not be stored", row.id)
         buyer.emit("ledger_failed", payment_id=row.id, detail={"error": str(exc)})
-    deal.held = True
+    deal.stage = "bought"
     buyer.emit("bought", row, payment_id=row.id, usd=usd(row.micro), detail={"note": deal.note})
     if bought.calls not in (0, 1):
         buyer.tokens.learn(row.origin, row.service)
@@ -148,7 +148,7 @@ def redeem(deal: TokenPurchase, token: str, *, again: bool = False) -> Flow[Verd
     not before what paid for it has expired, for until then one operation has one proof.
     """
     call, row = deal.call, deal.row
-    paid: Outcome = "settled" if deal.settled else "unknown"
+    paid = deal.outcome
     call.state.paid, call.state.row = True, row
     call.state.receipt = receipt_for(row, paid, deal.transaction)
     try:
