@@ -69,6 +69,33 @@ class Memory(NamedTuple):
     head: Head | None
 
 
+# How it is told.  A mark is the number of a row and its keyed hash.  A database *has* a mark if its
+# row of that number has that hash; as rows are chained, it then has all rows before.  Three marks
+# are known, and tell different things if the database does not have them:
+#
+#   mark           kept by      was it synced?  so, if it is missing,
+#   known          this object  perhaps         the file under a running process is an older copy
+#   head.durable   the head     yes             it is an older copy, or another: no power cut was it
+#   head.last      the head     perhaps         perhaps that was a power cut
+#
+#   missing                            the ledger
+#   none                               goes on
+#   only head.last                     goes on, with a warning, and the head forgets it: such a row
+#                                      freed, settled or only reserved, as one that lets money move
+#                                      is synced before it does
+#   known or head.durable              is refused until the owner accepts the loss
+#   the same, and accepted             goes on; if it was head.durable, the head begins anew
+#
+# Marks are read before the database is (remember, then judge): rows come all the time, and one that
+# came in between is no contradiction, while a mark that is newer than what was read would be one.
+# As a file can be replaced while it is open, the first row of each transaction asks again, which is
+# nearly always a comparison in memory (goes_on).
+#
+# An acceptance is a row of history itself, so that every process and host learns of it.  Its number
+# is the *era* of the marks after it, and it excuses only marks of eras before it: a second loss has
+# to be accepted again.
+
+
 class Past:
     """What one ledger object knows of its ledger's past, and holds against what it opens."""
 

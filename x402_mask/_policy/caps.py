@@ -163,6 +163,22 @@ def named(limits: Sequence[Limit], service: str) -> bool:
     return any(limit.scope in ("*", service) for limit in limits)
 
 
+# Groups of names.  A seller's catalog may call several services the same: then a payment for any of
+# them fills the caps of all, and a cap cannot be passed by going to a service's other name.
+#
+# - The owner's own aliases are another thing: they say which service a cap names, and are resolved
+#   before a Limit is made (compile_caps).  A group is a stranger's word.  So it may only forbid: a
+#   limit gets more scopes to count and never loses one, and a limit that is reached by a group
+#   alone permits nothing (named).
+# - No counter belongs to a group.  Each key has counters of its own, and a limit adds up those of
+#   its key and its kin when it is read.  A group that comes late so finds what was spent before.
+#   A payment that counts for two keys of one limit (``also``) is added twice: too much, never too
+#   little.
+# - A group is not followed further: b, c of (a b), (b c) are kin, a, c are not.  Else one odd entry
+#   would let all caps of a payer fill each other.
+# - Kin are bounded, and the first stay: a later group that could push one out would make room.
+
+
 def akin(limits: Sequence[Limit], groups: Iterable[frozenset[str]]) -> tuple[Limit, ...]:
     """The limits, each counting also the services that share a group with its own, 16 at most.
 

@@ -56,6 +56,22 @@ def is_running(frame: FrameType) -> bool:
     return False
 
 
+# How a chain of turns excludes.  Each Turn has room for one heir; the last of the chain has the
+# turn until it is over.  To take it (_taken): walk to the end; if that is not over, wait; if it is,
+# ``heir.setdefault(0, mine)``, and see whether what is there now is mine or another was first.
+#
+# That call is the one step that decides.  It is one call into C that runs no Python code (the key
+# is an int), so an interruption comes before it, and nothing has happened, or after it, and the
+# turn is taken, by a frame that everybody can ask.  What follows (_last, where the next walk
+# starts) only shortens walks.
+#
+# A turn is over when it was given up, or when its function has returned or was left by an
+# exception, at whichever line.  So giving up only saves others the asking, and need not be reached;
+# but for a turn without a function, which a fork takes, and nothing else ends.  Giving up calls
+# nobody by name: it opens one lock, and whoever wakes takes the turn or sleeps again, for _LOOK_S
+# at most, after which it asks the frame by itself.
+
+
 class Turn:
     """One thread's turn, or its wish for one.
 
