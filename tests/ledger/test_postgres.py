@@ -404,12 +404,12 @@ def test_a_process_that_cannot_renew_its_lease_is_dead_to_the_others(
     ledger: PostgresLedger, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """... its reservation is given back, and when it goes on it sends nothing."""
-    from x402_mask._ledger import ledger as _ledger
+    from x402_mask._ledger import core
 
     made = reserved(ledger)
     ledger._heart.stop()
     time.sleep(1)
-    monkeypatch.setattr(_ledger, "_selves", {})  # as in another process
+    monkeypatch.setattr(core, "_selves", {})  # as in another process
     other = PostgresLedger(dsn, key=KEY)
     assert other.sweep(now_us=NOW) == [made.id]
     other.close()

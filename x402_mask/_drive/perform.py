@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from x402_mask._drive.pace import awaited_briefly
 from x402_mask._flow.effects import AsyncNeeded, Checkpoint, Consult, Record, Sleep
-from x402_mask._ledger.core import WAIT_S
 from x402_mask._ledger.records import Busy
+from x402_mask._ledger.waiting import WAIT_S
 from x402_mask._wallets.local import is_async
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from x402_mask._chain.evidence import question_of
 from x402_mask._chain.verdicts import Canceled, Settled, Unknown, Unused
-from x402_mask._ledger.core import WAIT_S
+from x402_mask._ledger.waiting import WAIT_S
 from x402_mask._models import Resolved
 from x402_mask._system.deadlines import Deadline
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from x402_mask._ledger.core import WAIT_S, Book
+from x402_mask._ledger.core import Book
+from x402_mask._ledger.waiting import WAIT_S
 from x402_mask._money import SECOND
 
 DENIED_US: Final = 60 * SECOND

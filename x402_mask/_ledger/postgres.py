@@ -18,11 +18,10 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from x402_mask._ledger import sums
-from x402_mask._ledger.core import WAIT_S
 from x402_mask._ledger.damage import damage_said
 from x402_mask._ledger.head import HeadFile
 from x402_mask._ledger.key import Vault, data_path, load_key
-from x402_mask._ledger.ledger import Ledger, contended, reentered
+from x402_mask._ledger.ledger import Ledger
 from x402_mask._ledger.owners import boot_id, is_alive, new_owner
 from x402_mask._ledger.past import Past
 from x402_mask._ledger.private_files import keep_private, make_folder
@@ -36,6 +35,7 @@ from x402_mask._ledger.schema import (
     set_meta,
 )
 from x402_mask._ledger.shape import catalog, insist_on_postgres
+from x402_mask._ledger.waiting import WAIT_S, contended, reentered
 from x402_mask._system.turns import Turn, Turns, caller
 from x402_mask._wire.x402 import shown
 from x402_mask.errors import LedgerError

@@ -30,7 +30,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg.waiting import Ready, Wait
 
-from x402_mask._ledger.ledger import contended
+from x402_mask._ledger.waiting import contended
 from x402_mask._system.turns import Turn, Turns, caller
 from x402_mask.errors import LedgerError
 

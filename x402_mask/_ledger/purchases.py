@@ -18,9 +18,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-from x402_mask._ledger.core import NOTHING_ELSE, WAIT_S, Book
+from x402_mask._ledger.core import NOTHING_ELSE
+from x402_mask._ledger.endings import Endings
 from x402_mask._ledger.key import digest
 from x402_mask._ledger.records import Proof
+from x402_mask._ledger.token_rows import is_resumable, usable_token
+from x402_mask._ledger.waiting import WAIT_S
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,17 +41,6 @@ Way = Purse | Literal["x402", "transfer", "settle"]
 
 TERMS: Final = ("network", "asset", "amount", "pay_to")
 """What is signed of a payment, as its columns are called."""
-
-MARKET_TABLES: Final = """
-CREATE TABLE IF NOT EXISTS purchases (
-  payment TEXT PRIMARY KEY, stage TEXT NOT NULL, way TEXT, remote TEXT, until BIGINT,
-  at BIGINT NOT NULL){plain};
-CREATE TABLE IF NOT EXISTS tokens (
-  payment TEXT PRIMARY KEY, origin TEXT NOT NULL, service TEXT NOT NULL, sealed {blob},
-  digest TEXT NOT NULL, calls BIGINT NOT NULL, until BIGINT, live INTEGER NOT NULL,
-  at BIGINT NOT NULL){plain};
-CREATE INDEX IF NOT EXISTS tokens_live ON tokens (origin, service) WHERE live = 1;
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +99,7 @@ class Held:
     token: str = field(repr=False)
 
 
-class TokenBook(Book):
+class TokenBook(Endings):
     """The part of a ledger that keeps purchases and tokens."""
 
     def ask_payment(
@@ -257,7 +249,7 @@ class TokenBook(Book):
         self._flush(wait_s)
         with self._transaction(wait_s) as db:
             row = self._row(db, payment_id)
-            if not self._resumable(db, row) or self._in_flight(db, row):
+            if not is_resumable(db, row) or self._in_flight(db, row):
                 return None
             found = db.one(
                 "SELECT stage, at, way, remote, until FROM purchases WHERE payment=?", payment_id
@@ -305,17 +297,6 @@ class TokenBook(Book):
             proof=proof,
             token=None if token is None else self._vault().open(token[0], label),
         )
-
-    def _resumable(self, db: Db, row: Row) -> bool:
-        """Whether an identical call goes on with this purchase instead of buying again."""
-        if row.delivered or row.state not in ("reserved", "held", "settled"):
-            return False
-        found = db.one("SELECT stage FROM purchases WHERE payment=?", row.id)
-        return found is not None and found[0] != "closed"
-
-    def _is_purchase(self, db: Db, payment_id: str) -> bool:
-        found = db.one("SELECT 1 FROM purchases WHERE payment=?", payment_id)
-        return found is not None
 
     # --- tokens with calls left
 
@@ -365,14 +346,6 @@ class TokenBook(Book):
             db.run("UPDATE tokens SET live=0, sealed=NULL WHERE payment=?", payment_id)
             self._write(db, now_us, payment_id, "token_dropped", {"note": note})
 
-    def _forget_spent(self, db: Db, payment_id: str) -> None:
-        """After a delivery: a token without calls left is not used again.
-
-        Unless the answer breaks off after all, and its own operation presents it once more.
-        """
-        sql = "UPDATE tokens SET live=0 WHERE payment=? AND calls=0"
-        db.run(sql, payment_id)
-
 
 def _purse(db: Db, origin: str, purse: Purse | None) -> Purse | None:
     """*purse*, unless a balance that is not this wallet's has ever paid a payment of *origin*."""
@@ -411,15 +384,6 @@ def _lost_of(payment_id: str) -> str:
 
 def _balance_of(origin: str) -> str:
     return f"balance {origin}"
-
-
-def usable_token(db: Db, origin: str, service: str, now_us: int) -> tuple[Any, ...] | None:
-    """The payment and the sealed token to be used next; ``None`` if none is left."""
-    return db.one(
-        "SELECT payment, sealed FROM tokens WHERE origin=? AND service=? AND live=1 AND calls<>0"
-        " AND (until IS NULL OR until>?) ORDER BY at LIMIT 1",
-        *(origin, service, now_us),
-    )
 
 
 def _taken_over(db: Db, row: Row, purse: Purse | None) -> Asked | None:

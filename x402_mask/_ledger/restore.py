@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from x402_mask._ledger import sums
-from x402_mask._ledger.core import WAIT_S
 from x402_mask._ledger.damage import whole
 from x402_mask._ledger.head import Mark
 from x402_mask._ledger.past import accepted_losses, last_row
 from x402_mask._ledger.schema import meta, set_meta
+from x402_mask._ledger.waiting import WAIT_S
 from x402_mask._wire import strict_json
 
 if TYPE_CHECKING:

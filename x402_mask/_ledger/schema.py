@@ -5,8 +5,6 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING, Final
 
-from x402_mask._ledger.purchases import MARKET_TABLES
-from x402_mask._ledger.transfers import TRANSFER_TABLES
 from x402_mask._services import service_key
 from x402_mask._wire import strict_json
 from x402_mask.errors import LedgerError
@@ -25,8 +23,7 @@ operation that is proven settled was first refused (microseconds); ``reason``, t
 words for its last refusal; and the sum over the counters,
 in each row of history, and which counters it holds (``_ledger.sums``)."""
 
-TABLES: Final = (
-    """
+TABLES: Final = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL){plain};
 CREATE TABLE IF NOT EXISTS payments (
   seq {serial}, id TEXT NOT NULL UNIQUE, at BIGINT NOT NULL, updated BIGINT NOT NULL,
@@ -57,10 +54,21 @@ CREATE TABLE IF NOT EXISTS breakers (
 CREATE TABLE IF NOT EXISTS history (
   seq {key}, at BIGINT NOT NULL, payment TEXT, kind TEXT NOT NULL,
   data TEXT NOT NULL, mac {blob} NOT NULL, sums TEXT);
+CREATE TABLE IF NOT EXISTS purchases (
+  payment TEXT PRIMARY KEY, stage TEXT NOT NULL, way TEXT, remote TEXT, until BIGINT,
+  at BIGINT NOT NULL){plain};
+CREATE TABLE IF NOT EXISTS tokens (
+  payment TEXT PRIMARY KEY, origin TEXT NOT NULL, service TEXT NOT NULL, sealed {blob},
+  digest TEXT NOT NULL, calls BIGINT NOT NULL, until BIGINT, live INTEGER NOT NULL,
+  at BIGINT NOT NULL){plain};
+CREATE INDEX IF NOT EXISTS tokens_live ON tokens (origin, service) WHERE live = 1;
+CREATE TABLE IF NOT EXISTS transfers (
+  payment TEXT NOT NULL, attempt INTEGER NOT NULL, network TEXT NOT NULL, payer TEXT NOT NULL,
+  nonce BIGINT NOT NULL, hash TEXT NOT NULL, raw {blob} NOT NULL, max_gas TEXT NOT NULL,
+  first_block BIGINT NOT NULL, state TEXT NOT NULL, at BIGINT NOT NULL,
+  PRIMARY KEY (network, payer, nonce, attempt), UNIQUE (payment, attempt));
+CREATE INDEX IF NOT EXISTS transfers_open ON transfers (network, payer) WHERE state = 'open';
 """
-    + MARKET_TABLES
-    + TRANSFER_TABLES
-)
 
 _ADDED: Final = (
     ("payments", "also", "TEXT"),

@@ -12,11 +12,10 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from x402_mask._ledger import sqlite_wal, sums
-from x402_mask._ledger.core import WAIT_S
 from x402_mask._ledger.damage import damage_said
 from x402_mask._ledger.head import HeadFile
 from x402_mask._ledger.key import Vault, data_path, load_key, sync_directory
-from x402_mask._ledger.ledger import Ledger, contended, reentered
+from x402_mask._ledger.ledger import Ledger
 from x402_mask._ledger.owners import is_alive, new_owner
 from x402_mask._ledger.past import Past
 from x402_mask._ledger.private_files import follow, keep_private, make_file, make_folder
@@ -40,6 +39,7 @@ from x402_mask._ledger.sqlite_busy import (
     pause,
 )
 from x402_mask._ledger.sqlite_files import file_at, files_at
+from x402_mask._ledger.waiting import WAIT_S, contended, reentered
 from x402_mask._system.owner_text import file_of_ledger
 from x402_mask._system.turns import Turn, Turns, caller
 from x402_mask.errors import LedgerError

@@ -10,7 +10,7 @@ import sqlite3
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from x402_mask._ledger.core import WAIT_S
+from x402_mask._ledger.waiting import WAIT_S
 
 if TYPE_CHECKING:
     from x402_mask._ledger.records import Change, Last

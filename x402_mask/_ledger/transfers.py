@@ -18,21 +18,13 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-from x402_mask._ledger.core import WAIT_S, Book
+from x402_mask._ledger.core import Book
+from x402_mask._ledger.waiting import WAIT_S
 from x402_mask.errors import LedgerError
 
 if TYPE_CHECKING:
     from x402_mask._ledger.records import Db, Row
     from x402_mask._models import State
-
-TRANSFER_TABLES: Final = """
-CREATE TABLE IF NOT EXISTS transfers (
-  payment TEXT NOT NULL, attempt INTEGER NOT NULL, network TEXT NOT NULL, payer TEXT NOT NULL,
-  nonce BIGINT NOT NULL, hash TEXT NOT NULL, raw {blob} NOT NULL, max_gas TEXT NOT NULL,
-  first_block BIGINT NOT NULL, state TEXT NOT NULL, at BIGINT NOT NULL,
-  PRIMARY KEY (network, payer, nonce, attempt), UNIQUE (payment, attempt));
-CREATE INDEX IF NOT EXISTS transfers_open ON transfers (network, payer) WHERE state = 'open';
-"""
 
 Progress = Literal["open", "mined", "failed", "displaced"]
 

@@ -13,7 +13,7 @@ import httpx
 from x402_mask._drive.perform import prepare
 from x402_mask._drive.refusals import returns
 from x402_mask._ledger.carrier import Carrier, yes
-from x402_mask._ledger.core import WAIT_S
+from x402_mask._ledger.waiting import WAIT_S
 from x402_mask._payer import buyer_of, payer_of
 from x402_mask._wire.x402 import PROOF_HEADERS
 from x402_mask.httpx._layer import Layer

@@ -26,7 +26,7 @@ from x402_mask._flow.effects import (
     Reply,
 )
 from x402_mask._flow.records import Call, Verdict, options_of
-from x402_mask._ledger.core import WAIT_S
+from x402_mask._ledger.waiting import WAIT_S
 from x402_mask._wire.bodies import body_digest, is_replayable
 from x402_mask._wire.caching import clock_in, uncached
 from x402_mask._wire.x402 import PROOF_HEADERS, REQUIRED_HEADER, SETTLEMENT_HEADERS

@@ -9,7 +9,7 @@ import httpx
 from x402_mask._drive.clients import is_foreign
 from x402_mask._drive.perform import prepare
 from x402_mask._ledger.carrier import Carrier, carried
-from x402_mask._ledger.core import WAIT_S
+from x402_mask._ledger.waiting import WAIT_S
 from x402_mask._payer import buyer_of
 from x402_mask._system.turns import caller
 from x402_mask.httpx import _deadline
