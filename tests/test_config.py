@@ -1,4 +1,4 @@
-"""Settings from environment variables and TOML files."""
+"""Configuration from environment variables and TOML files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from eth_account import Account
 from x402_mask import Asset, Cap, Payer, SQLiteLedger, Wallet
 from x402_mask._payer import buyer_of
 from x402_mask._settings.ledger_place import open_ledger
-from x402_mask._settings.sources import Settings, from_config, from_env, mistaken, read
+from x402_mask._settings.sources import Configuration, from_config, from_env, mistaken, read
 from x402_mask._settings.words import READERS, parse_cap, parse_caps, parse_rpc, parse_span
 
 KEY = "11" * 32
@@ -581,7 +581,7 @@ def test_reading_opens_nothing(tmp_path: Path) -> None:
         "X402_MASK_LEDGER": str(tmp_path / "missing.db"),
     }
     found = read(env)
-    assert isinstance(found, Settings)
+    assert isinstance(found, Configuration)
     assert found.wallet is not None
     assert found.wallet.claimed_address is None
     assert list(tmp_path.iterdir()) == []

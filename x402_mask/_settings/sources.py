@@ -149,7 +149,7 @@ class KeystoreSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Configuration:
     """What was configured.  ``values`` are keywords of ``Payer``, without wallet and ledger."""
 
     values: Mapping[str, Any]
@@ -248,7 +248,7 @@ def from_config(
     return _read_file(file, env).arguments(given)
 
 
-def read(environ: Mapping[str, str] | None = None, *, config: str | None = None) -> Settings:
+def read(environ: Mapping[str, str] | None = None, *, config: str | None = None) -> Configuration:
     """The settings of the environment, and of the file that it names.  Opens no wallet, no ledger.
 
     Args:
@@ -262,7 +262,7 @@ def read(environ: Mapping[str, str] | None = None, *, config: str | None = None)
     env = os.environ if environ is None else environ
     base = _named_file(env) if config is None else _file_at(config, "--config", env)
     named = env.get("X402_MASK_LEDGER", "").strip()
-    return Settings(
+    return Configuration(
         values={**base.values, **_values(env)},
         wallet=_wallet_of(env) or base.wallet,
         ledger=fixed_ledger(named) if named else base.ledger,
@@ -271,16 +271,16 @@ def read(environ: Mapping[str, str] | None = None, *, config: str | None = None)
     )
 
 
-def _file_at(path: str, name: str, env: Mapping[str, str]) -> Settings:
+def _file_at(path: str, name: str, env: Mapping[str, str]) -> Configuration:
     with _naming(name):
         file = fixed(path)
     return _read_file(file, env)
 
 
-def _named_file(env: Mapping[str, str]) -> Settings:
+def _named_file(env: Mapping[str, str]) -> Configuration:
     named = variable(env, "X402_MASK_CONFIG")
     if named is None:
-        return Settings(values={})
+        return Configuration(values={})
     try:
         return _file_at(named, "X402_MASK_CONFIG", env)
     except OSError as exc:
@@ -338,7 +338,7 @@ def _naming(name: str) -> Iterator[None]:
 # --- the file -------------------------------------------------------------------------------------
 
 
-def _read_file(path: Path, env: Mapping[str, str]) -> Settings:
+def _read_file(path: Path, env: Mapping[str, str]) -> Configuration:
     with path.open("rb") as file:
         mode = os.fstat(file.fileno()).st_mode
         data = file.read(_FILE_BYTES_MAX + 1)
@@ -360,7 +360,7 @@ def _read_file(path: Path, env: Mapping[str, str]) -> Settings:
         if name in document:
             with _naming(f"{path}: {name}"):
                 values[name] = reader(document[name])
-    return Settings(
+    return Configuration(
         values=values,
         wallet=_wallet_table(document.get("wallet"), path, env, shared=shared),
         ledger=_ledger_text(document.get("ledger"), path),

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from x402_mask._ledger.ledger import Ledger
     from x402_mask._models import Quote
-    from x402_mask._settings.sources import Settings
+    from x402_mask._settings.sources import Configuration
 
 _TIMEOUT_S: Final = 5.0
 _RPC_BYTES_MAX: Final = 1 << 16
@@ -119,7 +119,7 @@ def _checks(session: Session) -> Iterator[Check]:
 # --- settings and wallet --------------------------------------------------------------------------
 
 
-def _settings_checks(settings: Settings) -> Iterator[Check]:
+def _settings_checks(settings: Configuration) -> Iterator[Check]:
     if settings.path is not None:
         yield _ok("settings", f"read from {settings.path} and the environment")
     for name, meant in sources.mistaken(os.environ):
@@ -136,7 +136,7 @@ def _settings_checks(settings: Settings) -> Iterator[Check]:
         yield _ok("origins", ", ".join(origins))
 
 
-def _wallet_checks(settings: Settings) -> Iterator[Check]:
+def _wallet_checks(settings: Configuration) -> Iterator[Check]:
     source = settings.wallet
     if source is None:
         yield _warn("wallet", "none is configured", "`x402-mask wallet new` makes one")
@@ -262,7 +262,7 @@ def _history_check(ledger: Ledger) -> Check:
 # --- chain ----------------------------------------------------------------------------------------
 
 
-def _rpc_checks(settings: Settings) -> Iterator[Check]:
+def _rpc_checks(settings: Configuration) -> Iterator[Check]:
     for network, urls in settings.values.get("rpc", {}).items():
         for url in urls:
             yield _rpc_check(network, url)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from x402_mask._ledger.ledger import Ledger
     from x402_mask._payer import Payer
-    from x402_mask._settings.sources import Settings
+    from x402_mask._settings.sources import Configuration
     from x402_mask._wallets.local import Wallet
 
 PASSWORD: Final = "X402_MASK_KEYSTORE_PASSWORD"  # noqa: S105  # the name of a variable
@@ -41,9 +41,9 @@ class Session:
     debug: bool = False
     config: str | None = None
     money: Money = field(default_factory=Money)
-    _settings: Settings | None = field(default=None, repr=False)
+    _settings: Configuration | None = field(default=None, repr=False)
 
-    def settings(self) -> Settings:
+    def settings(self) -> Configuration:
         """The owner's settings; the keystore in its usual place serves where none is named."""
         if self._settings is None:
             environ = dict(os.environ)
@@ -146,7 +146,7 @@ def mistake(exc: Exception) -> Failure:
     return Failure(text, USAGE, code="config")
 
 
-def _with_default_wallet(settings: Settings, environ: dict[str, str]) -> Settings:
+def _with_default_wallet(settings: Configuration, environ: dict[str, str]) -> Configuration:
     from dataclasses import replace
 
     path = default_keystore()
@@ -171,7 +171,7 @@ class _Watched:
         raise RuntimeError("this command does not sign")
 
 
-def watched(settings: Settings) -> object | None:
+def watched(settings: Configuration) -> object | None:
     """The configured wallet's address, without opening it."""
     if settings.wallet is None:
         return None
