@@ -29,12 +29,32 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class CallState:
-    """What the hops of one call share, redirects included: the URL that the caller named."""
+    """What the hops of one call share, redirects included, so that together they pay once.
+
+    A call is what the caller made.  Each request that comes of it, by a redirect too, is a hop: a
+    conversation of its own, with a :class:`Call` of its own and this one state.  ``origin`` and
+    ``url`` are those that the caller named, and never change: they say which service is paid for,
+    and whose 402 may be paid, wherever a redirect leads.  The rest says how far the call has come::
+
+        state      paid   row   receipt       the next hop
+        new        no     -     -             asks, and may pay a 402
+        presented  yes    yes   how it ended  only asks: a 402 is handed back, a 2xx delivers `row`
+        token used yes    -     of 0 USD      only asks: a 402 is handed back
+        led on     no     -     of 0 USD      as new: there a token may be asked for as well
+
+    A proof, or a token that this operation bought, makes it ``presented``; a token held from before
+    ``token used``, and ``led on`` where that is answered by a redirect.  Only a 402 leads back to
+    ``new``: one to a held token, or to one that an earlier call bought, if its proof is dead.
+
+    It is changed before the bytes leave, not when an answer comes: whatever interrupts a hop, the
+    next one does not take the call for new.  What goes on after the call is the ledger's to know.
+    """
 
     origin: str
     url: str
     receipt: Receipt | None = None
     paid: bool = False
+    """Whether something that pays was sent, so that no hop may pay any more."""
     row: Row | None = None
     """The payment that was presented, of which a redirect may still lead to the delivery."""
     tool: str | None = None
