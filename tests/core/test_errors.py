@@ -66,7 +66,7 @@ def listed() -> set[str]:
 def used() -> set[str]:
     """Codes in the source: ``reason="..."``, defaults, and the codes of skipped offers."""
     found: set[str] = set()
-    others = {"_chain", "cli", "sandbox"}  # which have reasons of another sort
+    others = {"_chain", "agent", "cli", "sandbox"}  # which have reasons of another sort
     for path in SOURCE.rglob("*.py"):
         if path.relative_to(SOURCE).parts[0] in others:
             continue

@@ -18,6 +18,7 @@ from tests.support.faults import NO_TLS
 from tests.support.seller import Reply, offer, paywall, sequence, served, v2_header
 from x402_mask import AsyncClient, Client, LedgerError, receipt_of
 from x402_mask._chain.verdicts import Settled
+from x402_mask._payer import buyer_of
 
 BASE = "eip155:8453"
 LOCKED_S = 5.0
@@ -140,7 +141,7 @@ def test_what_the_chain_said_waits_for_a_locked_ledger_within_the_same_time(
         def evidence(self, asked: Any) -> Settled:
             return Settled(transaction="0x" + "ab" * 32, block=1, amount=1000)
 
-    monkeypatch.setattr(asking, "chain", Chain)
+    monkeypatch.setattr(buyer_of(asking), "chain", Chain)
     with Client(asking, timeout=0.5, verify=NO_TLS) as client, locked(world):
         took, error = timed(lambda: client.get(url))
     assert isinstance(error, LedgerError)
