@@ -336,6 +336,18 @@ from x402_mask import Client, PaymentTransport
 with Client(rig.payer, transport=rig.wire) as client:
     rig.paid(client.get("https://shop.example/paid"))
 PaymentTransport(rig.payer, httpx2.MockTransport(lambda request: None))
+import x402_mask.httpx as one, x402_mask.httpx2 as two
+contexts = set()
+for outer, inner in ((one, two), (two, one)):
+    before = len(rig.payer.ledger.payments())
+    wire = inner.PaymentTransport(rig.payer, rig.wire)
+    for client in (outer.Client(rig.payer, transport=wire), httpx.Client(transport=wire)):
+        with outer.attach(client, rig.payer):
+            answer = client.get("https://shop.example/paid")
+        rig.paid(answer)
+        contexts.add(type(answer.request.extensions["x402_mask_trip"]))
+    assert len(rig.payer.ledger.payments()) == before + 2
+assert len(contexts) == 1
 print(rig.payer.quote(httpx.Response(200, request=httpx.Request("GET", "https://a.example"))))
 """
 

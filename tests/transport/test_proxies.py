@@ -11,7 +11,7 @@ from tests.support.seller import Reply, Seller
 from tests.transport.kit import LIBS, NO_TLS, Rig, kinds
 from tests.transport.servers import Proxy
 from x402_mask import OriginRefused
-from x402_mask.httpx._layer import is_proxy
+from x402_mask._drive.layer import is_proxy
 
 ENVIRONMENT = ("HTTP_PROXY", "ALL_PROXY", "http_proxy", "all_proxy")
 

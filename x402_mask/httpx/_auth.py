@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx
 
+from x402_mask._drive.layer import Layer
 from x402_mask._drive.perform import prepare
 from x402_mask._drive.refusals import returns
+from x402_mask._drive.slot import SLOT, Slot, origin, sender
 from x402_mask._ledger.carrier import Carrier, yes
 from x402_mask._ledger.waiting import WAIT_S
 from x402_mask._payer import buyer_of, payer_of
 from x402_mask._wire.x402 import PROOF_HEADERS
-from x402_mask.httpx._layer import Layer
 from x402_mask.httpx._session import AsyncSession, SyncSession
-from x402_mask.httpx._slot import SLOT, Slot, origin, sender
 from x402_mask.httpx._transport import AsyncClient, Client, answer_so, check_sync
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class PaymentAuth(httpx.Auth):
         on_refusal: OnRefusal | None = None,
     ) -> None:
         prepare()
-        self._layer = Layer(payer, on_refusal)
+        self._layer = Layer(httpx, buyer_of(payer), on_refusal)
         self.payer = payer
         self.inner = inner
         self._prepare: Callable[[], None] | None = None

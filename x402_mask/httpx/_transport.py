@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx
 
 from x402_mask._drive.clients import is_foreign
+from x402_mask._drive.layer import Layer, straight
 from x402_mask._drive.perform import prepare
+from x402_mask._drive.slot import SLOT, Slot, is_errand, origin, sender, sending
 from x402_mask._ledger.carrier import Carrier, carried
 from x402_mask._ledger.waiting import WAIT_S
 from x402_mask._payer import buyer_of
 from x402_mask._system.turns import caller
 from x402_mask.httpx import _deadline
-from x402_mask.httpx._layer import Layer, straight
 from x402_mask.httpx._sender import sending_function
 from x402_mask.httpx._session import AsyncSession, SyncSession, taken_back
-from x402_mask.httpx._slot import SLOT, Slot, is_errand, origin, sender, sending
 from x402_mask.httpx._streams import until_read
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class PaymentTransport(httpx.BaseTransport):
         total_timeout: float | None = None,
     ) -> None:
         check_sync(payer)
-        self._layer = Layer(payer, on_refusal, lambda url: self.inner)  # noqa: ARG005  # one way for all
+        self._layer = Layer(httpx, buyer_of(payer), on_refusal, self._way)
         self.payer = payer
         self._total = _deadline.checked(total_timeout)
         if inner is None:
@@ -70,6 +70,9 @@ class PaymentTransport(httpx.BaseTransport):
             return self._handle(request)
         with _deadline.transporting(self._total):
             return self._handle(request)
+
+    def _way(self, _: httpx.URL) -> Any:
+        return self.inner
 
     def _ask(self, request: httpx.Request) -> httpx.Response:
         return _deadline.ask(self.inner.handle_request, request)
@@ -151,7 +154,7 @@ class AsyncPaymentTransport(httpx.AsyncBaseTransport):
         total_timeout: float | None = None,
     ) -> None:
         prepare()
-        self._layer = Layer(payer, on_refusal, lambda url: self.inner)  # noqa: ARG005  # one way for all
+        self._layer = Layer(httpx, buyer_of(payer), on_refusal, self._way)
         self.payer = payer
         self._total = _deadline.checked(total_timeout)
         if inner is None:
@@ -165,6 +168,9 @@ class AsyncPaymentTransport(httpx.AsyncBaseTransport):
             return await self._handle(request)
         with _deadline.transporting(self._total):
             return await self._handle(request)
+
+    def _way(self, _: httpx.URL) -> Any:
+        return self.inner
 
     async def _ask(self, request: httpx.Request) -> httpx.Response:
         return await _deadline.ask_async(self.inner.handle_async_request, request)
@@ -329,7 +335,7 @@ class Client(httpx.Client):
         )
 
     def _transport_for_url(self, url: httpx.URL) -> httpx.BaseTransport:
-        found: httpx.BaseTransport | None = straight(self, self.payer, url)
+        found: httpx.BaseTransport | None = straight(self, buyer_of(self.payer), url)
         return super()._transport_for_url(url) if found is None else found
 
     def _init_transport(self, *args: Any, **kwargs: Any) -> httpx.BaseTransport:
@@ -384,7 +390,7 @@ class AsyncClient(httpx.AsyncClient):
         )
 
     def _transport_for_url(self, url: httpx.URL) -> httpx.AsyncBaseTransport:
-        found: httpx.AsyncBaseTransport | None = straight(self, self.payer, url)
+        found: httpx.AsyncBaseTransport | None = straight(self, buyer_of(self.payer), url)
         return super()._transport_for_url(url) if found is None else found
 
     def _init_transport(self, *args: Any, **kwargs: Any) -> httpx.AsyncBaseTransport:

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 
 from x402_mask._drive.clients import around
+from x402_mask._drive.layer import Layer
 from x402_mask._drive.perform import perform
 from x402_mask._drive.pump import Pump
+from x402_mask._drive.slot import origin_at
 from x402_mask._flow import quoting
 from x402_mask._flow.effects import Ask, Fetch, Fingerprint, Payload, ReadBody
 from x402_mask._flow.records import Call, CallState, operation_key
 from x402_mask._payer import buyer_of
 from x402_mask._wire.x402 import CHALLENGE_BYTES_MAX
-from x402_mask.httpx2._layer import Layer
 from x402_mask.httpx2._session import AsyncSession, SyncSession
-from x402_mask.httpx2._slot import origin_at
 from x402_mask.httpx2._transport import TIMEOUT
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def quote(payer: Payer, asked: httpx2.Request | httpx2.Response) -> Quote | None
     with httpx2.Client(timeout=TIMEOUT, mounts=_mounts(payer)) as client:
         response = client.send(asked, stream=True)
         try:
-            session = SyncSession(Layer(payer), response.request)
+            session = SyncSession(Layer(httpx2, buyer_of(payer)), response.request)
             session.response = response
             body = session.read(wanted=True) if response.status_code == 402 else None
             return _judged(payer, response, body, asks=True)
@@ -53,7 +53,7 @@ async def aquote(payer: Payer, asked: httpx2.Request | httpx2.Response) -> Quote
     async with httpx2.AsyncClient(timeout=TIMEOUT, mounts=_mounts(payer)) as client:
         response = await client.send(asked, stream=True)
         try:
-            session = AsyncSession(Layer(payer), response.request)
+            session = AsyncSession(Layer(httpx2, buyer_of(payer)), response.request)
             session.response = response
             body = await session.read(wanted=True) if response.status_code == 402 else None
             judge = partial(_judged, asks=True)
@@ -65,7 +65,7 @@ async def aquote(payer: Payer, asked: httpx2.Request | httpx2.Response) -> Quote
 def _judged(
     payer: Payer, response: httpx2.Response, body: bytes | None, *, asks: bool = False
 ) -> Quote | None:
-    layer, request = Layer(payer), response.request
+    layer, request = Layer(httpx2, buyer_of(payer)), response.request
     layer.direct[origin_at(request.url)] = True  # where its connection is gone and cannot tell
     judging = _Judging(SyncSession(layer, request), body)
     reply = judging.session.reply(response, request)

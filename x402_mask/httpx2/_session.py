@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import httpx2
 
+from x402_mask._drive.cookies import carry_cookies, take_cookies
 from x402_mask._drive.gathered import DRAIN_S, Gathered, reading_s
 from x402_mask._drive.perform import AsyncPerformer, Patience, perform
 from x402_mask._drive.pump import AsyncPump, Pump
 from x402_mask._drive.refusals import REFUSAL, hand_back
+from x402_mask._drive.slot import Slot
 from x402_mask._flow import conversation
 from x402_mask._flow.effects import (
     PAYLOAD_BYTES_MAX,
@@ -32,9 +34,7 @@ from x402_mask._wire.caching import clock_in, uncached
 from x402_mask._wire.x402 import PROOF_HEADERS, REQUIRED_HEADER, SETTLEMENT_HEADERS
 from x402_mask.errors import PaymentError
 from x402_mask.httpx2 import _deadline
-from x402_mask.httpx2._cookies import carry_cookies, take_cookies
 from x402_mask.httpx2._paid import named
-from x402_mask.httpx2._slot import Slot
 from x402_mask.httpx2._streams import (
     AsyncRewound,
     AsyncWatched,
@@ -47,10 +47,10 @@ from x402_mask.httpx2._streams import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
+    from x402_mask._drive.layer import Layer
     from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Effect
     from x402_mask._ledger.carrier import Carrier
-    from x402_mask.httpx2._layer import Layer
 
 _READ_HEADERS = (REQUIRED_HEADER, *SETTLEMENT_HEADERS)
 _ERRAND_HEADERS = (*_READ_HEADERS, "retry-after")
@@ -136,10 +136,10 @@ class _Session:
             retry.read()
         if self.response is not None and "set-cookie" in self.response.headers:
             given = httpx2.Cookies()
-            take_cookies(self.response, request, given)
-            carry_cookies(given, retry)
+            take_cookies(httpx2, self.response, request, given)
+            carry_cookies(httpx2, given, retry)
         if self.cookies is not None:
-            carry_cookies(self.cookies, retry)
+            carry_cookies(httpx2, self.cookies, retry)
         self.slot.retry, self.slot.proof = weakref.ref(retry), proof
         self.has_proven = True
         self.slot.requests.append(self.slot.retry)
@@ -166,7 +166,7 @@ class _Session:
             extensions=self.request.extensions,
         )
         if self.cookies is not None:
-            carry_cookies(self.cookies, errand)
+            carry_cookies(httpx2, self.cookies, errand)
         if wanted.proof is not None:
             errand.headers[wanted.proof[0]] = wanted.proof[1]
             self.slot.proof = wanted.proof
@@ -202,7 +202,7 @@ class _Session:
     def _keep_cookies(self, response: httpx2.Response, errand: httpx2.Request) -> None:
         """For the rest of this call: a marketplace may know by them whose payment it is."""
         self.cookies = httpx2.Cookies() if self.cookies is None else self.cookies
-        take_cookies(response, errand, self.cookies)
+        take_cookies(httpx2, response, errand, self.cookies)
 
     def park(self) -> httpx2.ByteStream:
         """What is kept of a 402 while its connection is used for an errand."""

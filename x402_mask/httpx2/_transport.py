@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx2
 
 from x402_mask._drive.clients import is_foreign
+from x402_mask._drive.layer import Layer, straight
 from x402_mask._drive.perform import prepare
+from x402_mask._drive.slot import SLOT, Slot, is_errand, origin, sender, sending
 from x402_mask._ledger.carrier import Carrier, carried
 from x402_mask._ledger.waiting import WAIT_S
 from x402_mask._payer import buyer_of
 from x402_mask._system.turns import caller
 from x402_mask.httpx2 import _deadline
-from x402_mask.httpx2._layer import Layer, straight
 from x402_mask.httpx2._sender import sending_function
 from x402_mask.httpx2._session import AsyncSession, SyncSession, taken_back
-from x402_mask.httpx2._slot import SLOT, Slot, is_errand, origin, sender, sending
 from x402_mask.httpx2._streams import until_read
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class PaymentTransport(httpx2.BaseTransport):
         total_timeout: float | None = None,
     ) -> None:
         check_sync(payer)
-        self._layer = Layer(payer, on_refusal, lambda url: self.inner)  # noqa: ARG005  # one way for all
+        self._layer = Layer(httpx2, buyer_of(payer), on_refusal, self._way)
         self.payer = payer
         self._total = _deadline.checked(total_timeout)
         if inner is None:
@@ -70,6 +70,9 @@ class PaymentTransport(httpx2.BaseTransport):
             return self._handle(request)
         with _deadline.transporting(self._total):
             return self._handle(request)
+
+    def _way(self, _: httpx2.URL) -> Any:
+        return self.inner
 
     def _ask(self, request: httpx2.Request) -> httpx2.Response:
         return _deadline.ask(self.inner.handle_request, request)
@@ -151,7 +154,7 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
         total_timeout: float | None = None,
     ) -> None:
         prepare()
-        self._layer = Layer(payer, on_refusal, lambda url: self.inner)  # noqa: ARG005  # one way for all
+        self._layer = Layer(httpx2, buyer_of(payer), on_refusal, self._way)
         self.payer = payer
         self._total = _deadline.checked(total_timeout)
         if inner is None:
@@ -165,6 +168,9 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
             return await self._handle(request)
         with _deadline.transporting(self._total):
             return await self._handle(request)
+
+    def _way(self, _: httpx2.URL) -> Any:
+        return self.inner
 
     async def _ask(self, request: httpx2.Request) -> httpx2.Response:
         return await _deadline.ask_async(self.inner.handle_async_request, request)
@@ -329,7 +335,7 @@ class Client(httpx2.Client):
         )
 
     def _transport_for_url(self, url: httpx2.URL) -> httpx2.BaseTransport:
-        found: httpx2.BaseTransport | None = straight(self, self.payer, url)
+        found: httpx2.BaseTransport | None = straight(self, buyer_of(self.payer), url)
         return super()._transport_for_url(url) if found is None else found
 
     def _init_transport(self, *args: Any, **kwargs: Any) -> httpx2.BaseTransport:
@@ -384,7 +390,7 @@ class AsyncClient(httpx2.AsyncClient):
         )
 
     def _transport_for_url(self, url: httpx2.URL) -> httpx2.AsyncBaseTransport:
-        found: httpx2.AsyncBaseTransport | None = straight(self, self.payer, url)
+        found: httpx2.AsyncBaseTransport | None = straight(self, buyer_of(self.payer), url)
         return super()._transport_for_url(url) if found is None else found
 
     def _init_transport(self, *args: Any, **kwargs: Any) -> httpx2.AsyncBaseTransport:

@@ -1,4 +1,4 @@
-"""Made from ``x402_mask/httpx/_slot.py`` by ``make twins``: edit that."""
+"""What the requests of one call share, and which requests those are."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from contextvars import ContextVar
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import httpx2
-
 from x402_mask._flow.records import CallState
 from x402_mask._services import origin_of
 from x402_mask._wire.x402 import PROOF_HEADERS
@@ -17,6 +15,7 @@ from x402_mask._wire.x402 import PROOF_HEADERS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from x402_mask._drive.family import URL, Request, Response
     from x402_mask._ledger.carrier import Carrier
 
 SLOT = "x402_mask_trip"
@@ -62,22 +61,22 @@ class Slot:
         "returns",
     )
 
-    def __init__(self, request: httpx2.Request) -> None:
+    def __init__(self, request: Request) -> None:
         self._url = request.url
         self._state: CallState | None = None
         self._layers = 0
         self.carrier: Carrier | None = None
         self.returns: bool | None = None
-        self._leads_to: tuple[str, httpx2.URL] | None = None
+        self._leads_to: tuple[str, URL] | None = None
         self.requests = [weakref.ref(request)]
-        self.retry: weakref.ref[httpx2.Request] | None = None
-        self.errand: weakref.ref[httpx2.Request] | None = None
+        self.retry: weakref.ref[Request] | None = None
+        self.errand: weakref.ref[Request] | None = None
         self.proof: tuple[str, str] | None = None
         self.private: tuple[str, ...] = ()
-        self.deferred: list[tuple[Callable[[httpx2.Response], Any], httpx2.Response]] | None = None
+        self.deferred: list[tuple[Callable[[Response], Any], Response]] | None = None
 
     @classmethod
-    def of(cls, request: httpx2.Request) -> Slot:
+    def of(cls, request: Request) -> Slot:
         """The slot of the call that *request* belongs to.
 
         Only what a layer at this call sends goes on in it, and the request that a redirect led to,
@@ -119,11 +118,11 @@ class Slot:
                 _carried.set(before)
                 _sender.set(sent_by)
 
-    def lead(self, request: httpx2.Request, response: httpx2.Response) -> None:
+    def lead(self, request: Request, response: Response) -> None:
         """The call is answered; where that is a redirect, one request goes on in it."""
         self._leads_to = _target(request, response) if response.has_redirect_location else None
 
-    def is_led_to(self, request: httpx2.Request) -> bool:
+    def is_led_to(self, request: Request) -> bool:
         """Whether *request* follows the redirect that answered this call, and is the first to."""
         if self._leads_to is None or any(known() is request for known in self.requests):
             return False
@@ -138,7 +137,7 @@ class Slot:
         """Whether what is sent, and answered, is an errand, or where one was redirected to."""
         return self.errand is not None and self.errand is self.retry
 
-    def shed(self, request: httpx2.Request) -> None:
+    def shed(self, request: Request) -> None:
         """Take our proof off redirects, and anybody's off what leaves the origin that was named."""
         if self.proof is not None and not (self.retry is not None and self.retry() is request):
             name, value = self.proof
@@ -152,18 +151,18 @@ class Slot:
                 request.headers.pop(name, None)
 
 
-def origin(request: httpx2.Request) -> str:
+def origin(request: Request) -> str:
     """The origin that is asked; empty where it is not http(s), which the transport may refuse."""
     return origin_at(request.url)
 
 
-def is_errand(request: httpx2.Request) -> bool:
+def is_errand(request: Request) -> bool:
     """Whether this is an errand of an outer layer, or where one was redirected to: its own."""
     slot = request.extensions.get(SLOT)
     return isinstance(slot, Slot) and slot.is_carried and slot.on_errand
 
 
-def origin_at(url: httpx2.URL) -> str:
+def origin_at(url: URL) -> str:
     """The origin of *url*; empty where it is not http(s)."""
     try:
         return _known_origin(f"{url.scheme}://{url.netloc.decode('ascii')}")
@@ -174,21 +173,21 @@ def origin_at(url: httpx2.URL) -> str:
 _known_origin = lru_cache(maxsize=256)(origin_of)
 
 
-def _target(request: httpx2.Request, response: httpx2.Response) -> tuple[str, httpx2.URL] | None:
-    """Method and URL of the request that follows a redirect, as httpx2 makes it."""
+def _target(request: Request, response: Response) -> tuple[str, URL] | None:
+    """Method and URL of the request that follows a redirect, as httpx makes it."""
     try:
-        url = httpx2.URL(response.headers["location"])
+        url = type(request.url)(response.headers["location"])
         if url.scheme and not url.host:
             url = url.copy_with(host=request.url.host)
         url = request.url.join(url)
-    except (httpx2.InvalidURL, ValueError):
-        return None  # httpx2 will not follow it
+    except Exception:  # noqa: BLE001  # each library has its own
+        return None  # it will not follow what is no URL
     method, status = request.method, response.status_code
     if (status in (302, 303) and method != "HEAD") or (status == 301 and method == "POST"):
         method = "GET"
     return method, url
 
 
-def _place(url: httpx2.URL) -> tuple[str, str, int | None, str]:
+def _place(url: URL) -> tuple[str, str, int | None, str]:
     """What a hook of the caller's that adds to the query leaves alone."""
     return url.scheme, url.host, url.port, url.path

@@ -1,22 +1,19 @@
-"""Made from ``x402_mask/httpx/_layer.py`` by ``make twins``: edit that."""
+"""One place where calls are paid, and how straight it is to a seller on this machine."""
 
 from __future__ import annotations
 
 import ipaddress
 from typing import TYPE_CHECKING, Any, Final
 
-import httpx2
-
 from x402_mask._drive.refusals import returns
-from x402_mask._payer import buyer_of
-from x402_mask.httpx2._slot import origin_at
+from x402_mask._drive.slot import origin_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from x402_mask._drive.family import URL, Family, Response
     from x402_mask._drive.refusals import OnRefusal
-    from x402_mask._payer import Payer
-
+    from x402_mask._flow.buyer import Buyer
 
 _INNER_MAX: Final = 4
 """How deep transports that wrap transports are looked into."""
@@ -29,30 +26,31 @@ class Layer:
     the transport that carries a call to a URL, as far as it is known.
     """
 
-    __slots__ = ("buyer", "direct", "returns", "way")
+    __slots__ = ("buyer", "direct", "family", "returns", "way")
 
     def __init__(
         self,
-        payer: Payer,
+        family: Family,
+        buyer: Buyer,
         on_refusal: OnRefusal | None = None,
-        way: Callable[[httpx2.URL], Any] | None = None,
+        way: Callable[[URL], Any] | None = None,
     ) -> None:
-        self.buyer = buyer_of(payer)
+        self.family, self.buyer = family, buyer
         self.returns = returns(on_refusal)
         self.way = way
         self.direct: dict[str, bool] = {}
         """Of plain http origins: whether the last answer came from themselves."""
 
-    def may_begin(self, url: httpx2.URL) -> bool:
+    def may_begin(self, url: URL) -> bool:
         """Whether a proof may go with the first request: to plain http only where it is known."""
         if url.scheme != "http":
             return True
         known = self.direct.get(origin_at(url))
         if known is None:
-            return self.way is not None and _dials(self.way(url), url)
+            return self.way is not None and _dials(self.family, self.way(url), url)
         return known
 
-    def note(self, url: httpx2.URL, response: httpx2.Response) -> bool:
+    def note(self, url: URL, response: Response) -> bool:
         """Whether *response* came from *url*'s own origin, as far as that matters; remembered."""
         if url.scheme != "http":
             return True
@@ -67,7 +65,7 @@ class Layer:
         return found
 
 
-def _is_own_peer(url: httpx2.URL, stream: Any) -> bool | None:
+def _is_own_peer(url: URL, stream: Any) -> bool | None:
     """Whether the other end of *stream* is the loopback address and port that *url* names.
 
     ``None``: the connection is gone already, and cannot tell.
@@ -123,10 +121,10 @@ def _sends(thing: Any) -> bool:
     return any(hasattr(type(thing), way) for way in ways)
 
 
-def _dials(transport: Any, url: httpx2.URL) -> bool:
+def _dials(family: Family, transport: Any, url: URL) -> bool:
     """Whether *transport* is sure to connect to the very loopback address that *url* names."""
     inner = getattr(transport, "inner", transport)
-    own = isinstance(inner, (httpx2.HTTPTransport, httpx2.AsyncHTTPTransport))
+    own = isinstance(inner, (family.HTTPTransport, family.AsyncHTTPTransport))
     near = own and not is_proxy(inner) and getattr(_pool(inner), "_uds", "?") is None
     return near and url.host != "localhost"  # which is what a file of hosts makes of it
 
@@ -135,12 +133,12 @@ def _pool(transport: Any) -> Any:
     return getattr(getattr(transport, "inner", transport), "_pool", None)
 
 
-def straight(client: Any, payer: Payer, url: httpx2.URL) -> Any:
-    """The transport for a plain http origin of the payer's: the first that fits and is no proxy.
+def straight(client: Any, buyer: Buyer, url: URL) -> Any:
+    """The transport for a plain http origin that may be paid: the first that fits and is no proxy.
 
     ``None`` for any other URL, which is the client's own business.
     """
-    if url.scheme != "http" or origin_at(url) not in buyer_of(payer).settings.origins:
+    if url.scheme != "http" or origin_at(url) not in buyer.settings.origins:
         return None
     for pattern, transport in client._mounts.items():  # noqa: SLF001  # no public way round a proxy
         if pattern.matches(url) and not is_proxy(transport):

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import httpx
+if TYPE_CHECKING:
+    from x402_mask._drive.family import Cookies, Family, Request, Response
 
 _COOKIES_MAX: Final = 50
 _COOKIE_BYTES_MAX: Final = 4096
 """What RFC 6265, 6.1, has a client keep; to read a cookie takes long, and a seller sends many."""
 
 
-def take_cookies(given: httpx.Response, request: httpx.Request, jar: httpx.Cookies) -> None:
+def take_cookies(family: Family, given: Response, request: Request, jar: Cookies) -> None:
     """Put the first cookies that *given*, the answer to *request*, sets into *jar*."""
     values = given.headers.get_list("set-cookie")[:_COOKIES_MAX]
     kept = [("set-cookie", one) for one in values if len(one) <= _COOKIE_BYTES_MAX]
-    jar.extract_cookies(httpx.Response(given.status_code, headers=kept, request=request))
+    jar.extract_cookies(family.Response(given.status_code, headers=kept, request=request))
 
 
-def carry_cookies(given: httpx.Cookies, request: httpx.Request) -> None:
+def carry_cookies(family: Family, given: Cookies, request: Request) -> None:
     """Send the cookies that the seller gave, besides those the request has."""
-    bare = httpx.Request(request.method, request.url)
+    bare = family.Request(request.method, request.url)
     given.set_cookie_header(bare)
     fresh = bare.headers.get("cookie")
     if fresh:
