@@ -168,12 +168,12 @@ def test_what_the_last_step_loses_is_on_disk_at_once(
     kind: Kind, fast_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the ledger cannot be written from the event loop: a thread does it then."""
-    from x402_mask.httpx import _session
+    from x402_mask._drive import exchange
 
     def lost(_: object) -> None:
         raise MemoryError
 
-    for session in (_session.SyncSession, _session.AsyncSession):
+    for session in (exchange.SyncSession, exchange.AsyncSession):
         monkeypatch.setattr(session, "answer", lost)
     trial = OneProof(kind, Lines(0), fast_path)
     run(kind.colour, trial.interrupted)

@@ -238,7 +238,7 @@ def test_a_body_that_breaks_off_while_the_ledger_is_locked(
 ) -> None:
     """The caller gets the network's own error, and the operation is open all the same."""
     monkeypatch.setattr("x402_mask._drive.perform.WAIT_S", 0.3)
-    monkeypatch.setattr("x402_mask.httpx._session.WAIT_S", 0.3)
+    monkeypatch.setattr("x402_mask._drive.exchange.WAIT_S", 0.3)
     deal = Deal(seller, fast_path)
     locker = Locker(deal.path)
 

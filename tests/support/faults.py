@@ -281,7 +281,7 @@ class AsyncCutTransport(httpx.AsyncHTTPTransport):
 @contextmanager
 def effects_cut(points: Points) -> Iterator[None]:
     """Put a point before and after every effect that a driver performs."""
-    from x402_mask.httpx import _session as adapter
+    from x402_mask._drive import exchange as adapter
 
     sync, asynchronous = adapter.SyncSession._perform, adapter.AsyncSession._perform
 

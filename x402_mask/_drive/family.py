@@ -5,6 +5,7 @@ A front end hands its library over once, as the module; what is written for both
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, TypeAlias
 
 Family: TypeAlias = Any
@@ -21,3 +22,13 @@ URL: TypeAlias = Any
 
 Cookies: TypeAlias = Any
 """A jar of either."""
+
+ByteStream: TypeAlias = Any
+"""A body of either, which is iterated over and closed."""
+
+
+@cache
+def made(kind: type, family: Family, base: str) -> Any:
+    """*kind* as a class of the library: its *base*, with what *kind* does in place of that."""
+    own = getattr(family, base)
+    return type(kind.__name__, (kind, own), {"__module__": kind.__module__, "family": family})

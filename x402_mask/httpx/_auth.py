@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx
 
+from x402_mask._drive.exchange import AsyncSession, SyncSession
 from x402_mask._drive.layer import Layer
 from x402_mask._drive.perform import prepare
 from x402_mask._drive.refusals import returns
@@ -18,7 +19,6 @@ from x402_mask._ledger.carrier import Carrier, yes
 from x402_mask._ledger.waiting import WAIT_S
 from x402_mask._payer import buyer_of, payer_of
 from x402_mask._wire.x402 import PROOF_HEADERS
-from x402_mask.httpx._session import AsyncSession, SyncSession
 from x402_mask.httpx._transport import AsyncClient, Client, answer_so, check_sync
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class PaymentAuth(httpx.Auth):
             session.failed(exc.__context__ or exc)
             raise
         assert response is not None
-        answer = session.answer()
+        answer: httpx.Response = session.answer()
         _become(response, answer)
         for hook, seen in deferred:
             if seen is answer:
@@ -152,7 +152,7 @@ class PaymentAuth(httpx.Auth):
                             asked = _scrub(response, sent, wanted, session.errand)
                             sent = await session.received(response, asked)
                     assert response is not None
-                    answer = session.answer()
+                    answer: httpx.Response = session.answer()
                     _become(response, answer)
                     for hook, seen in deferred:
                         if seen is answer:

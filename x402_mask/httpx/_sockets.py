@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import httpcore
 import httpx
 
-from x402_mask.httpx._deadline import running
+from x402_mask._drive.deadline import running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 
 from x402_mask._drive.clients import around
+from x402_mask._drive.exchange import AsyncSession, SyncSession
 from x402_mask._drive.layer import Layer
 from x402_mask._drive.perform import perform
 from x402_mask._drive.pump import Pump
@@ -17,7 +18,6 @@ from x402_mask._flow.effects import Ask, Fetch, Fingerprint, Payload, ReadBody
 from x402_mask._flow.records import Call, CallState, operation_key
 from x402_mask._payer import buyer_of
 from x402_mask._wire.x402 import CHALLENGE_BYTES_MAX
-from x402_mask.httpx2._session import AsyncSession, SyncSession
 from x402_mask.httpx2._transport import TIMEOUT
 
 if TYPE_CHECKING:

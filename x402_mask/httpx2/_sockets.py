@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import httpcore2
 import httpx2
 
-from x402_mask.httpx2._deadline import running
+from x402_mask._drive.deadline import running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

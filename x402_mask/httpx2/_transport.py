@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 import httpx2
 
+from x402_mask._drive import deadline
 from x402_mask._drive.clients import is_foreign
+from x402_mask._drive.exchange import AsyncSession, SyncSession, taken_back
 from x402_mask._drive.layer import Layer, straight
 from x402_mask._drive.perform import prepare
+from x402_mask._drive.sender import sending_function
 from x402_mask._drive.slot import SLOT, Slot, is_errand, origin, sender, sending
+from x402_mask._drive.streams import until_read
 from x402_mask._ledger.carrier import Carrier, carried
 from x402_mask._ledger.waiting import WAIT_S
 from x402_mask._payer import buyer_of
 from x402_mask._system.turns import caller
-from x402_mask.httpx2 import _deadline
-from x402_mask.httpx2._sender import sending_function
-from x402_mask.httpx2._session import AsyncSession, SyncSession, taken_back
-from x402_mask.httpx2._streams import until_read
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -57,7 +57,7 @@ class PaymentTransport(httpx2.BaseTransport):
         check_sync(payer)
         self._layer = Layer(httpx2, buyer_of(payer), on_refusal, self._way)
         self.payer = payer
-        self._total = _deadline.checked(total_timeout)
+        self._total = deadline.checked(total_timeout)
         if inner is None:
             inner = httpx2.HTTPTransport()
         self.inner: httpx2.BaseTransport = _checked(payer, inner, "handle_request")
@@ -66,16 +66,16 @@ class PaymentTransport(httpx2.BaseTransport):
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send *request*; pay for it if it must be and may be."""
-        if not _deadline.is_bounded(self._total):
+        if not deadline.is_bounded(self._total):
             return self._handle(request)
-        with _deadline.transporting(self._total):
+        with deadline.transporting(httpx2, self._total):
             return self._handle(request)
 
     def _way(self, _: httpx2.URL) -> Any:
         return self.inner
 
     def _ask(self, request: httpx2.Request) -> httpx2.Response:
-        return _deadline.ask(self.inner.handle_request, request)
+        return deadline.ask(self.inner.handle_request, request)
 
     def _handle(self, request: httpx2.Request) -> httpx2.Response:
         response = None
@@ -95,15 +95,15 @@ class PaymentTransport(httpx2.BaseTransport):
         if not origin(request) or is_errand(request):
             return response or self._ask(request)
         here = caller(1)
-        by = None if sender() is not None else sending_function(here)
+        by = None if sender() is not None else sending_function(httpx2, here)
         session = SyncSession(self._layer, request, Carrier(lambda: here, by or sender()))
         try:
             with session.slot.carried():
                 sent = session.start()
                 while sent is not None:
-                    answer = response or self._ask(sent)
-                    sent, response = session.received(answer, session.asked(sent, request)), None
-            answer = session.answer()
+                    found = response or self._ask(sent)
+                    sent, response = session.received(found, session.asked(sent, request)), None
+            answer: httpx2.Response = session.answer()
             if by is not None:
                 until_read(answer, by)
             return (answer, here := None)[0]  # in one step: see Carrier
@@ -156,7 +156,7 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
         prepare()
         self._layer = Layer(httpx2, buyer_of(payer), on_refusal, self._way)
         self.payer = payer
-        self._total = _deadline.checked(total_timeout)
+        self._total = deadline.checked(total_timeout)
         if inner is None:
             inner = httpx2.AsyncHTTPTransport()
         self.inner: httpx2.AsyncBaseTransport = _checked(payer, inner, "handle_async_request")
@@ -164,16 +164,16 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send *request*; pay for it if it must be and may be."""
-        if not _deadline.is_bounded(self._total):
+        if not deadline.is_bounded(self._total):
             return await self._handle(request)
-        with _deadline.transporting(self._total):
+        with deadline.transporting(httpx2, self._total):
             return await self._handle(request)
 
     def _way(self, _: httpx2.URL) -> Any:
         return self.inner
 
     async def _ask(self, request: httpx2.Request) -> httpx2.Response:
-        return await _deadline.ask_async(self.inner.handle_async_request, request)
+        return await deadline.ask_async(self.inner.handle_async_request, request)
 
     async def _handle(self, request: httpx2.Request) -> httpx2.Response:
         response = None
@@ -201,10 +201,10 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
             with session.slot.carried():
                 sent = await session.start()
                 while sent is not None:
-                    answer = response or await self._ask(sent)
+                    found = response or await self._ask(sent)
                     asked = session.asked(sent, request)
-                    sent, response = await session.received(answer, asked), None
-            answer = session.answer()
+                    sent, response = await session.received(found, asked), None
+            answer: httpx2.Response = session.answer()
             return (answer, handed := True)[0]  # in one step: see Carrier
         except BaseException as exc:
             await session.failed(exc)
@@ -303,7 +303,7 @@ class Client(httpx2.Client):
         check_sync(payer)
         self.payer = payer
         self._on_refusal: OnRefusal | None = on_refusal
-        self._total = _deadline.checked(total_timeout)
+        self._total = deadline.checked(total_timeout)
         kwargs.setdefault("timeout", TIMEOUT)
         if kwargs.get("mounts"):
             mounts = kwargs["mounts"].items()
@@ -318,7 +318,7 @@ class Client(httpx2.Client):
         here = caller(1)
         carrier = Carrier(lambda: here)
         try:
-            with sending(carrier), _deadline.calling(self._total):
+            with sending(carrier), deadline.calling(httpx2, self._total):
                 response = super().send(request, **kwargs)
             return (response, here := None)[0]  # in one step: see Carrier
         except BaseException:  # after the transport was done: the answer is lost all the same
@@ -359,7 +359,7 @@ class AsyncClient(httpx2.AsyncClient):
         buyer_of(payer)
         self.payer = payer
         self._on_refusal: OnRefusal | None = on_refusal
-        self._total = _deadline.checked(total_timeout)
+        self._total = deadline.checked(total_timeout)
         kwargs.setdefault("timeout", TIMEOUT)
         if kwargs.get("mounts"):
             mounts = kwargs["mounts"].items()
@@ -375,7 +375,7 @@ class AsyncClient(httpx2.AsyncClient):
         handed = False
         carrier.handed = lambda: handed
         try:
-            with sending(carrier), _deadline.calling(self._total):
+            with sending(carrier), deadline.calling(httpx2, self._total):
                 response = await super().send(request, **kwargs)
             return (response, handed := True)[0]  # in one step: see Carrier
         except BaseException as exc:

@@ -1,4 +1,8 @@
-"""Made from ``x402_mask/httpx/_deadline.py`` by ``make twins``: edit that."""
+"""``total_timeout``: a bound on a call, from its first byte to the end of its answer's headers.
+
+httpx bounds each wait.  A seller that sends a header line a second, or one "102 Processing" after
+another, is never waited for too long, and never done.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import httpx2
-
+from x402_mask._drive.family import made
+from x402_mask._drive.streams import Around
 from x402_mask._flow.effects import Consult, Sleep
-from x402_mask.httpx2._streams import Around
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+    from x402_mask._drive.family import ByteStream, Family, Request
     from x402_mask._flow.effects import Effect
 
 T = TypeVar("T")
@@ -31,10 +35,10 @@ would leave its connection open."""
 class Limit:
     """When one call is over."""
 
-    __slots__ = ("at", "over", "seconds")
+    __slots__ = ("at", "family", "over", "seconds")
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, family: Family, seconds: float) -> None:
+        self.family, self.seconds = family, seconds
         self.at = time.monotonic() + seconds
         self.over = False
         """The call has returned: a task that it left behind is no part of it."""
@@ -48,9 +52,10 @@ class Limit:
         """What is said when it is past."""
         return f"no whole answer within total_timeout={self.seconds:g} s"
 
-    def error(self, request: httpx2.Request | None = None) -> httpx2.ReadTimeout:
+    def error(self, request: Request | None = None) -> Exception:
         """What is raised when it is past."""
-        return httpx2.ReadTimeout(self.words, request=request)
+        late: Exception = self.family.ReadTimeout(self.words, request=request)
+        return late
 
 
 _called: ContextVar[Limit | None] = ContextVar("x402_mask_called", default=None)
@@ -90,12 +95,12 @@ def is_bounded(seconds: float | None) -> bool:
 
 
 @contextmanager
-def calling(seconds: float | None) -> Iterator[None]:
+def calling(family: Family, seconds: float | None) -> Iterator[None]:
     """While a client is at a call."""
     if seconds is None:
         yield
         return
-    limit = Limit(seconds)
+    limit = Limit(family, seconds)
     token = _called.set(limit)
     try:
         yield
@@ -105,13 +110,13 @@ def calling(seconds: float | None) -> Iterator[None]:
 
 
 @contextmanager
-def transporting(seconds: float | None) -> Iterator[None]:
+def transporting(family: Family, seconds: float | None) -> Iterator[None]:
     """While a transport is at a call: what bounds it is its own limit, or the client's."""
     whole = _live(_called.get())
-    limit = None if seconds is None else Limit(seconds)
+    limit = None if seconds is None else Limit(family, seconds)
     if limit is None or (whole is not None and whole.at < limit.at):
         assert whole is not None
-        limit = Limit(whole.seconds)
+        limit = Limit(family, whole.seconds)
         limit.at = whole.at
     token = _running.set(limit)
     try:
@@ -125,7 +130,7 @@ def transporting(seconds: float | None) -> Iterator[None]:
 
 
 @contextmanager
-def _shortened(limit: Limit, request: httpx2.Request) -> Iterator[None]:
+def _shortened(limit: Limit, request: Request) -> Iterator[None]:
     """No single wait is longer than what is left of it all; the body has the caller's own again."""
     given = request.extensions.get("timeout")
     known = given if isinstance(given, dict) else {}
@@ -139,7 +144,7 @@ def _shortened(limit: Limit, request: httpx2.Request) -> Iterator[None]:
     }
     try:
         yield
-    except httpx2.TimeoutException as exc:
+    except limit.family.TimeoutException as exc:
         if limit.left() > 0:
             raise
         raise type(exc)(limit.words, request=request) from exc
@@ -150,11 +155,11 @@ def _shortened(limit: Limit, request: httpx2.Request) -> Iterator[None]:
             request.extensions["timeout"] = given
 
 
-def ask(send: Callable[[httpx2.Request], httpx2.Response], request: httpx2.Request) -> httpx2.Response:
+def ask(send: Callable[[Any], T], request: Request) -> T:
     """Send *request*, within the limit that there is.
 
     Raises:
-        httpx2.TimeoutException: it was not answered in time.
+        httpx.TimeoutException: it was not answered in time.
     """
     limit = running()
     if limit is None:
@@ -163,27 +168,25 @@ def ask(send: Callable[[httpx2.Request], httpx2.Response], request: httpx2.Reque
         return send(request)
 
 
-async def ask_async(
-    send: Callable[[httpx2.Request], Awaitable[httpx2.Response]], request: httpx2.Request
-) -> httpx2.Response:
+async def ask_async(send: Callable[[Any], Awaitable[T]], request: Request) -> T:
     """:func:`ask`, async."""
     limit = running()
     if limit is None:
         return await send(request)
     with _shortened(limit, request):
         response = await bounded(limit, lambda: send(request), request)
-    assert isinstance(response.stream, httpx2.AsyncByteStream)
-    response.stream = _BoundedStream(response.stream)
+    answered: Any = response
+    answered.stream = made(BoundedStream, limit.family, "AsyncByteStream")(answered.stream)
     return response
 
 
 async def bounded(
-    limit: Limit, wait: Callable[[], Awaitable[T]], request: httpx2.Request | None = None
+    limit: Limit, wait: Callable[[], Awaitable[T]], request: Request | None = None
 ) -> T:
     """Wait, and give up when the limit is past.
 
     Raises:
-        httpx2.ReadTimeout: it is past.
+        httpx.ReadTimeout: it is past.
     """
     from anyio import move_on_after  # noqa: PLC0415
 
@@ -192,10 +195,10 @@ async def bounded(
     raise limit.error(request)
 
 
-class _BoundedStream(Around, httpx2.AsyncByteStream):
+class BoundedStream(Around):
     """A body: what is read of it while its call is going on, as of a 402, counts for the limit."""
 
-    def __init__(self, source: httpx2.AsyncByteStream) -> None:
+    def __init__(self, source: ByteStream) -> None:
         self._source = source
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -223,7 +226,7 @@ def shortened(effect: Effect) -> Effect:
     """A wait of the conversation's own: no longer than what is left.
 
     Raises:
-        httpx2.ReadTimeout: nothing is.
+        httpx.ReadTimeout: nothing is.
     """
     limit = running()
     if limit is None or not isinstance(effect, Sleep):
@@ -237,7 +240,7 @@ def performed_blocking(perform: Callable[[Any], T], effect: Effect) -> T:
     """:func:`performed`, for who blocks: a question that has no end is left to a thread.
 
     Raises:
-        httpx2.ReadTimeout: the limit is past.
+        httpx.ReadTimeout: the limit is past.
     """
     limit = running()
     if limit is None or not isinstance(effect, Consult):
@@ -263,7 +266,7 @@ async def performed(perform: Callable[[Any], Awaitable[Any]], effect: Effect) ->
     """Perform *effect*; questions to people and chains end with the limit.
 
     Raises:
-        httpx2.ReadTimeout: it is past.
+        httpx.ReadTimeout: it is past.
     """
     limit = running()
     if limit is None or not isinstance(effect, (Consult, Sleep)):

@@ -1,4 +1,4 @@
-"""Bodies that are read once more, or watched while they are read."""
+"""Bodies that are read once more, or watched while they are read; to be made a library's own."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import sys
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
-import httpx
-
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-    from x402_mask.httpx._sender import Sending
+    from x402_mask._drive.family import ByteStream, Family, Response
+    from x402_mask._drive.sender import Sending
 
 
 class Around:
     """A stream in place of another, which still knows what the client asks it for."""
 
+    family: Family
     _source: Any
 
     @property
@@ -25,15 +25,13 @@ class Around:
         return getattr(self._source, "elapsed", None)
 
 
-class Watched(Around, httpx.SyncByteStream):
+class Watched(Around):
     """The body of a paid answer: one that breaks off was not delivered.
 
     A caller that stops reading has got what it wanted; that is not a failure.
     """
 
-    def __init__(
-        self, source: httpx.SyncByteStream, broken: Callable[[BaseException], None]
-    ) -> None:
+    def __init__(self, source: ByteStream, broken: Callable[[BaseException], None]) -> None:
         self._source, self._broken = source, broken
         self._told, self._before = False, sys.exc_info()[1]
         self.sending: Sending | None = None
@@ -56,7 +54,7 @@ class Watched(Around, httpx.SyncByteStream):
             failure = _since(self._before)
             self._before = None
             self._source.close()
-            ours, by = (Watched.__iter__, httpx.Response.read), self.sending
+            ours, by = (Watched.__iter__, self.family.Response.read), self.sending
             if failure is None:
                 if by is not None:
                     by.let_go()
@@ -67,7 +65,7 @@ class Watched(Around, httpx.SyncByteStream):
             raise
 
 
-def until_read(answer: httpx.Response, by: Sending) -> None:
+def until_read(answer: Response, by: Sending) -> None:
     """Let go of *by* with the last of the body; at once where nobody will say when that is."""
     if isinstance(answer.stream, Watched) and not hasattr(answer, "_content"):
         answer.stream.sending = by
@@ -75,11 +73,11 @@ def until_read(answer: httpx.Response, by: Sending) -> None:
         by.let_go()
 
 
-class AsyncWatched(Around, httpx.AsyncByteStream):
+class AsyncWatched(Around):
     """:class:`Watched`, async."""
 
     def __init__(
-        self, source: httpx.AsyncByteStream, broken: Callable[[BaseException], Awaitable[None]]
+        self, source: ByteStream, broken: Callable[[BaseException], Awaitable[None]]
     ) -> None:
         self._source, self._broken = source, broken
         self._told, self._before = False, sys.exc_info()[1]
@@ -106,7 +104,7 @@ class AsyncWatched(Around, httpx.AsyncByteStream):
             if (
                 not self._told
                 and failure is not None
-                and _came_from(failure, AsyncWatched.__aiter__, httpx.Response.aread)
+                and _came_from(failure, AsyncWatched.__aiter__, self.family.Response.aread)
             ):
                 await self._tell(failure)
         except BaseException as failure:
@@ -131,12 +129,10 @@ def _came_from(failure: BaseException, *functions: Any) -> bool:
     return any(frame.f_code in codes for frame, _ in walk_tb(failure.__traceback__))
 
 
-class Rewound(Around, httpx.SyncByteStream):
+class Rewound(Around):
     """A stream whose start was read: gives that again, then the rest."""
 
-    def __init__(
-        self, start: list[bytes], rest: Iterator[bytes], source: httpx.SyncByteStream
-    ) -> None:
+    def __init__(self, start: list[bytes], rest: Iterator[bytes], source: ByteStream) -> None:
         self._start, self._rest, self._source = start, rest, source
 
     def __iter__(self) -> Iterator[bytes]:
@@ -147,12 +143,10 @@ class Rewound(Around, httpx.SyncByteStream):
         self._source.close()
 
 
-class AsyncRewound(Around, httpx.AsyncByteStream):
+class AsyncRewound(Around):
     """:class:`Rewound`, async."""
 
-    def __init__(
-        self, start: list[bytes], rest: AsyncIterator[bytes], source: httpx.AsyncByteStream
-    ) -> None:
+    def __init__(self, start: list[bytes], rest: AsyncIterator[bytes], source: ByteStream) -> None:
         self._start, self._rest, self._source = start, rest, source
 
     async def __aiter__(self) -> AsyncIterator[bytes]:

@@ -1,18 +1,19 @@
-"""Made from ``x402_mask/httpx/_sender.py`` by ``make twins``: edit that."""
+"""The HTTP library's own function by which a caller sends: whether what it got is handed over."""
 
 from __future__ import annotations
 
 import sys
+from functools import cache
 from opcode import opmap
 from typing import TYPE_CHECKING, Final
-
-import httpx2
 
 from x402_mask._ledger.carrier import Carrier
 from x402_mask._system.turns import is_running
 
 if TYPE_CHECKING:
     from types import CodeType, FrameType
+
+    from x402_mask._drive.family import Family
 
 _DEPTH_MAX: Final = 40
 """How far out the client is looked for: transports may wrap transports."""
@@ -24,8 +25,13 @@ def _codes(owner: object, *names: str) -> set[CodeType | None]:
     return {getattr(getattr(owner, name, None), "__code__", None) for name in names}
 
 
-_SEND: Final = _codes(httpx2.Client, "send") - {None}
-_OUTWARD: Final = (_codes(httpx2.Client, *_VERBS) | _codes(httpx2, *_VERBS)) - {None}
+@cache
+def _known(family: Family) -> tuple[set[CodeType | None], set[CodeType | None]]:
+    """What sends, and what calls that."""
+    outward = _codes(family.Client, *_VERBS) | _codes(family, *_VERBS)
+    return _codes(family.Client, "send") - {None}, outward - {None}
+
+
 _RETURNS: Final = {opmap[name] for name in ("RETURN_VALUE", "RETURN_CONST") if name in opmap}
 
 
@@ -63,13 +69,14 @@ class Sending(Carrier):
         return self._returned
 
 
-def sending_function(frame: FrameType | None) -> Sending | None:
+def sending_function(family: Family, frame: FrameType | None) -> Sending | None:
     """The client's call that *frame* is a part of; ``None`` where there is none that can tell."""
+    sends, outward = _known(family)
     for _ in range(_DEPTH_MAX):
         if frame is None or not _TELLS:
             return None
-        if frame.f_code in _SEND:
-            while frame.f_back is not None and frame.f_back.f_code in _OUTWARD:
+        if frame.f_code in sends:
+            while frame.f_back is not None and frame.f_back.f_code in outward:
                 frame = frame.f_back
             return Sending(frame)
         frame = frame.f_back

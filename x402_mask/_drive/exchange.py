@@ -6,14 +6,23 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-import httpx
-
+from x402_mask._drive import deadline
 from x402_mask._drive.cookies import carry_cookies, take_cookies
+from x402_mask._drive.family import made
 from x402_mask._drive.gathered import DRAIN_S, Gathered, reading_s
+from x402_mask._drive.paid import named
 from x402_mask._drive.perform import AsyncPerformer, Patience, perform
 from x402_mask._drive.pump import AsyncPump, Pump
 from x402_mask._drive.refusals import REFUSAL, hand_back
 from x402_mask._drive.slot import Slot
+from x402_mask._drive.streams import (
+    AsyncRewound,
+    AsyncWatched,
+    Rewound,
+    Watched,
+    afailing,
+    failing,
+)
 from x402_mask._flow import conversation
 from x402_mask._flow.effects import (
     PAYLOAD_BYTES_MAX,
@@ -33,20 +42,11 @@ from x402_mask._wire.bodies import body_digest, is_replayable
 from x402_mask._wire.caching import clock_in, uncached
 from x402_mask._wire.x402 import PROOF_HEADERS, REQUIRED_HEADER, SETTLEMENT_HEADERS
 from x402_mask.errors import PaymentError
-from x402_mask.httpx import _deadline
-from x402_mask.httpx._paid import named
-from x402_mask.httpx._streams import (
-    AsyncRewound,
-    AsyncWatched,
-    Rewound,
-    Watched,
-    afailing,
-    failing,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
+    from x402_mask._drive.family import ByteStream, Cookies, Family, Request, Response
     from x402_mask._drive.layer import Layer
     from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Effect
@@ -64,10 +64,8 @@ _OURS = frozenset({"x402_mask", REFUSAL})
 class _Session:
     """What both colours of a call have in common: everything but waiting."""
 
-    def __init__(
-        self, layer: Layer, request: httpx.Request, carrier: Carrier | None = None
-    ) -> None:
-        self.layer, self.buyer = layer, layer.buyer
+    def __init__(self, layer: Layer, request: Request, carrier: Carrier | None = None) -> None:
+        self.layer, self.buyer, self.family = layer, layer.buyer, layer.family
         self.request = request
         self.slot = Slot.of(request)
         self.is_nested = self.slot.is_carried
@@ -76,10 +74,10 @@ class _Session:
         self.carrier = self.slot.carrier
         self.slot.shed(request)
         self.has_proven = False
-        self.response: httpx.Response | None = None
+        self.response: Response | None = None
         self.gathered: Gathered | None = None
-        self.errand: httpx.Request | None = None
-        self.cookies: httpx.Cookies | None = None
+        self.errand: Request | None = None
+        self.cookies: Cookies | None = None
         call = self._call()
         self.patience, self.read_s = Patience(call.wait_s), reading_s(call.wait_s)
         self.flow: Generator[Effect, Any, Verdict] = conversation.converse(self.buyer, call)
@@ -99,7 +97,7 @@ class _Session:
             returns_refusals=self.slot.returns,
         )
 
-    def reply(self, response: httpx.Response, request: httpx.Request) -> Reply:
+    def reply(self, response: Response, request: Request) -> Reply:
         """The response as the conversation sees it; a plain answer costs next to nothing."""
         self.response = response
         self.request = request
@@ -119,33 +117,33 @@ class _Session:
             length=_length(response) if status == 402 else None,
         )
 
-    def paid_request(self, proof: tuple[str, str]) -> httpx.Request:
+    def paid_request(self, proof: tuple[str, str]) -> Request:
         """A copy of the request that carries the proof: the caller's own request never does."""
         request = self.request
         headers = request.headers.copy()
         headers[proof[0]] = proof[1]
         headers["cache-control"] = uncached(headers.get_list("cache-control"))
-        retry = httpx.Request(
+        retry = self.family.Request(
             request.method,
             request.url,
             headers=headers,
             stream=request.stream,
             extensions=request.extensions,
         )
-        if _in_memory(request):
+        if _in_memory(self.family, request):
             retry.read()
         if self.response is not None and "set-cookie" in self.response.headers:
-            given = httpx.Cookies()
-            take_cookies(httpx, self.response, request, given)
-            carry_cookies(httpx, given, retry)
+            given = self.family.Cookies()
+            take_cookies(self.family, self.response, request, given)
+            carry_cookies(self.family, given, retry)
         if self.cookies is not None:
-            carry_cookies(httpx, self.cookies, retry)
+            carry_cookies(self.family, self.cookies, retry)
         self.slot.retry, self.slot.proof = weakref.ref(retry), proof
         self.has_proven = True
         self.slot.requests.append(self.slot.retry)
         return retry
 
-    def errand_request(self, wanted: Fetch) -> httpx.Request:
+    def errand_request(self, wanted: Fetch) -> Request:
         """Another request to the same origin: nothing of the caller's goes along but its name."""
         url = self.request.url.copy_with(
             username=None, password=None, raw_path=wanted.path.encode("ascii"), fragment=None
@@ -155,10 +153,10 @@ class _Session:
             headers["user-agent"] = self.request.headers["user-agent"]
         if wanted.content is not None:
             headers["content-type"] = "application/json"
-        named = httpx.Headers(headers)
+        named = self.family.Headers(headers)
         named.update(wanted.headers)
         named["cache-control"] = uncached(named.get_list("cache-control"))
-        errand = httpx.Request(
+        errand = self.family.Request(
             wanted.method,
             url,
             headers=named,
@@ -166,7 +164,7 @@ class _Session:
             extensions=self.request.extensions,
         )
         if self.cookies is not None:
-            carry_cookies(httpx, self.cookies, errand)
+            carry_cookies(self.family, self.cookies, errand)
         if wanted.proof is not None:
             errand.headers[wanted.proof[0]] = wanted.proof[1]
             self.slot.proof = wanted.proof
@@ -176,13 +174,11 @@ class _Session:
         self.errand = errand
         return errand
 
-    def asked(self, sent: httpx.Request, request: httpx.Request) -> httpx.Request:
+    def asked(self, sent: Request, request: Request) -> Request:
         """What an answer to *sent* answers: the errand, or the call."""
         return sent if sent is self.errand else request
 
-    def fetched(
-        self, response: httpx.Response, request: httpx.Request, gathered: Gathered
-    ) -> Fetched:
+    def fetched(self, response: Response, request: Request, gathered: Gathered) -> Fetched:
         """An errand's answer as the conversation sees it; one that was redirected says nothing."""
         errand, self.errand = self.errand, None
         assert errand is not None
@@ -199,22 +195,21 @@ class _Session:
             date=_clock_in(response),
         )
 
-    def _keep_cookies(self, response: httpx.Response, errand: httpx.Request) -> None:
+    def _keep_cookies(self, response: Response, errand: Request) -> None:
         """For the rest of this call: a marketplace may know by them whose payment it is."""
-        self.cookies = httpx.Cookies() if self.cookies is None else self.cookies
-        take_cookies(httpx, response, errand, self.cookies)
+        self.cookies = self.family.Cookies() if self.cookies is None else self.cookies
+        take_cookies(self.family, response, errand, self.cookies)
 
-    def park(self) -> httpx.ByteStream:
+    def park(self) -> ByteStream:
         """What is kept of a 402 while its connection is used for an errand."""
-        return httpx.ByteStream(b"".join(self.gathered.chunks) if self.gathered else b"")
+        return self.family.ByteStream(b"".join(self.gathered.chunks) if self.gathered else b"")
 
-    @staticmethod
-    def emptied(response: httpx.Response) -> None:
+    def emptied(self, response: Response) -> None:
         """Leave nothing to read in a 402 that is discarded: under an auth flow httpx reads it."""
         response.headers.pop("content-encoding", None)
-        response.stream = httpx.ByteStream(b"")
+        response.stream = self.family.ByteStream(b"")
 
-    def answer(self) -> httpx.Response:
+    def answer(self) -> Response:
         """The response that is handed back, when the conversation is over."""
         assert self.response is not None
         return self.response
@@ -222,7 +217,7 @@ class _Session:
     def fingerprint(self) -> str | None:
         """Digest of the request body, or ``None`` if it can be sent only once."""
         content_type = self.request.headers.get("content-type", "")
-        if _in_memory(self.request):
+        if _in_memory(self.family, self.request):
             return body_digest((self.request.content,), content_type)
         if not is_replayable(self.request.stream):
             return None
@@ -236,7 +231,7 @@ class _Session:
         if "content-encoding" in self.request.headers:
             return None
         kind = self.request.headers.get("content-type", "")
-        if not _in_memory(self.request):
+        if not _in_memory(self.family, self.request):
             is_form = kind.lower().startswith("multipart/")
             return Content(b"--", kind, is_upload=True) if is_form else None
         if len(self.request.content) > PAYLOAD_BYTES_MAX:
@@ -249,7 +244,7 @@ class _Session:
         assert self.response is not None
         return self.gathered.decoded(self.response.headers.get("content-encoding", ""))
 
-    def watch(self, response: httpx.Response, payment_id: str, *, delivered: bool) -> None:
+    def watch(self, response: Response, payment_id: str, *, delivered: bool) -> None:
         """If reading the paid answer fails, say which payment it was; it was not *delivered*."""
         raise NotImplementedError
 
@@ -263,29 +258,29 @@ class _Session:
         self.leave(self.response)
         if verdict.receipt is not None:
             self.response.extensions["x402_mask"] = verdict.receipt
-            named(self.response)
+            named(self.family, self.response)
             if self.response.status_code == 402:  # a cache outside would go on saying it
                 self.response.headers["cache-control"] = "no-store"
         if verdict.refusal is not None:
             hand_back(self.response, verdict.refusal)
 
-    def leave(self, response: httpx.Response) -> None:
+    def leave(self, response: Response) -> None:
         """The call ends with *response*, unless that leads on or an outer layer is at it."""
         if not self.is_nested:
             self.slot.lead(self.request, response)
 
-    def is_handled(self, response: httpx.Response) -> bool:
+    def is_handled(self, response: Response) -> bool:
         """Whether a layer below paid for this call, or refused to: then this one does not."""
         asked = self.errand is None and not self.has_proven
         return asked and not _OURS.isdisjoint(response.extensions.keys())
 
-    def step_aside(self, response: httpx.Response) -> None:
+    def step_aside(self, response: Response) -> None:
         """Hand back what a layer below has handled."""
         self.flow.close()
         self.response = response
         self.leave(response)
 
-    def detached(self) -> httpx.Response:
+    def detached(self) -> Response:
         """The 402 with as much of its body as was read, free of its connection.
 
         What could not be decoded within the limit is there as it came over the wire.
@@ -296,10 +291,10 @@ class _Session:
             headers.pop(name, None)  # of what was sent, not of what is here
         raw = b"".join(self.gathered.chunks) if self.gathered is not None else b""
         known = self.body() if self.gathered is not None else None
-        copy = httpx.Response(
+        copy = self.family.Response(
             self.response.status_code,
             headers=headers,
-            stream=httpx.ByteStream(raw if known is None else known),
+            stream=self.family.ByteStream(raw if known is None else known),
             request=self.request,
         )
         copy.read()
@@ -309,11 +304,11 @@ class _Session:
 class SyncSession(_Session, Pump[Verdict]):
     """One call, sync: give it responses, it gives the next request to send."""
 
-    def start(self) -> httpx.Request | None:
+    def start(self) -> Request | None:
         """The first request to send."""
         return self._pump(lambda: next(self.flow))
 
-    def received(self, response: httpx.Response, request: httpx.Request) -> httpx.Request | None:
+    def received(self, response: Response, request: Request) -> Request | None:
         """The next request to send, or ``None`` when ``self.response`` is the answer."""
         if self.is_handled(response):
             self.step_aside(response)
@@ -327,9 +322,8 @@ class SyncSession(_Session, Pump[Verdict]):
             return self._pump(lambda: self.throw(failure))
         return self._pump(lambda: self.flow.send(answer))
 
-    def _fetched(self, response: httpx.Response, request: httpx.Request) -> Fetched:
+    def _fetched(self, response: Response, request: Request) -> Fetched:
         gathered, source = Gathered(self.read_s), response.stream
-        assert isinstance(source, httpx.SyncByteStream)
         try:
             for chunk in source:
                 if not gathered.add(chunk):
@@ -355,7 +349,7 @@ class SyncSession(_Session, Pump[Verdict]):
         """Its caller does not get what was recorded as delivered."""
         self.buyer.take_back(self.carrier, WAIT_S)
 
-    def _pump(self, step: Callable[[], Effect]) -> httpx.Request | None:
+    def _pump(self, step: Callable[[], Effect]) -> Request | None:
         self.patience.renew(paid=self.slot.proof is not None)
         try:
             found = self.advance(step)
@@ -369,11 +363,10 @@ class SyncSession(_Session, Pump[Verdict]):
         self.conclude(found)
         return None
 
-    def _errand(self, wanted: Fetch) -> httpx.Request:
+    def _errand(self, wanted: Fetch) -> Request:
         try:
             errand = self.errand_request(wanted)
             if self.response is not None:
-                assert isinstance(self.response.stream, httpx.SyncByteStream)
                 self.response.stream.close()
                 self.response.stream = self.park()
         except BaseException as exc:
@@ -381,7 +374,7 @@ class SyncSession(_Session, Pump[Verdict]):
             raise
         return errand
 
-    def _paid(self, proof: tuple[str, str]) -> httpx.Request:
+    def _paid(self, proof: tuple[str, str]) -> Request:
         try:
             retry = self.paid_request(proof)
             self._discard()
@@ -398,7 +391,7 @@ class SyncSession(_Session, Pump[Verdict]):
         if isinstance(effect, Payload):
             return self.payload()
         assert not isinstance(effect, (Ask, Fetch))
-        return _deadline.performed_blocking(lambda e: perform(e, self.patience), effect)
+        return deadline.performed_blocking(lambda e: perform(e, self.patience), effect)
 
     def read(self, *, wanted: bool) -> bytes | None:
         """The 402's body, as far as the limit goes; the response can still be read in full.
@@ -409,7 +402,6 @@ class SyncSession(_Session, Pump[Verdict]):
         assert response is not None
         self.gathered = gathered = Gathered(self.read_s if wanted else DRAIN_S)
         source = response.stream
-        assert isinstance(source, httpx.SyncByteStream)
         chunks = iter(source)
         try:
             for chunk in chunks:
@@ -417,18 +409,18 @@ class SyncSession(_Session, Pump[Verdict]):
                     break
             else:
                 gathered.complete = True
-        except httpx.TransportError as failure:
+        except self.family.TransportError as failure:
             if wanted:
                 raise
             if self.has_proven:  # whoever reads what was paid for is told
                 chunks = failing(failure)
-        response.stream = Rewound(gathered.joined(), chunks, source)
+        rewound = made(Rewound, self.family, "SyncByteStream")
+        response.stream = rewound(gathered.joined(), chunks, source)
         return self.body()
 
     def _discard(self) -> None:
         """Let go of the 402 before the retry, so that a pool of one connection suffices."""
         if self.response is not None:
-            assert isinstance(self.response.stream, httpx.SyncByteStream)
             self.response.stream.close()
             self.emptied(self.response)
 
@@ -439,34 +431,29 @@ class SyncSession(_Session, Pump[Verdict]):
             exc.response = self.detached()
         self.response.close()
 
-    def watch(self, response: httpx.Response, payment_id: str, *, delivered: bool) -> None:
+    def watch(self, response: Response, payment_id: str, *, delivered: bool) -> None:
         source, buyer = response.stream, self.buyer  # the answer does not keep the session
-        assert isinstance(source, httpx.SyncByteStream)
 
         def broken(failure: BaseException) -> None:
             failure.add_note(broken_off(payment_id))
             if delivered:
                 buyer.reopen(payment_id, WAIT_S)
 
-        response.stream = Watched(source, broken)
+        response.stream = made(Watched, self.family, "SyncByteStream")(source, broken)
 
 
 class AsyncSession(_Session, AsyncPump[Verdict]):
     """:class:`SyncSession`, async."""
 
-    def __init__(
-        self, layer: Layer, request: httpx.Request, carrier: Carrier | None = None
-    ) -> None:
+    def __init__(self, layer: Layer, request: Request, carrier: Carrier | None = None) -> None:
         super().__init__(layer, request, carrier)
         self._performer = AsyncPerformer(self.buyer.ledger, self.patience)
 
-    async def start(self) -> httpx.Request | None:
+    async def start(self) -> Request | None:
         """The first request to send."""
         return await self._pump(lambda: next(self.flow))
 
-    async def received(
-        self, response: httpx.Response, request: httpx.Request
-    ) -> httpx.Request | None:
+    async def received(self, response: Response, request: Request) -> Request | None:
         """The next request to send, or ``None`` when ``self.response`` is the answer."""
         if self.is_handled(response):
             self.step_aside(response)
@@ -480,9 +467,8 @@ class AsyncSession(_Session, AsyncPump[Verdict]):
             return await self._pump(lambda: self.throw(failure))
         return await self._pump(lambda: self.flow.send(answer))
 
-    async def _fetched(self, response: httpx.Response, request: httpx.Request) -> Fetched:
+    async def _fetched(self, response: Response, request: Request) -> Fetched:
         gathered, source = Gathered(self.read_s), response.stream
-        assert isinstance(source, httpx.AsyncByteStream)
         try:
             async for chunk in source:
                 if not gathered.add(chunk):
@@ -509,7 +495,7 @@ class AsyncSession(_Session, AsyncPump[Verdict]):
         """Its caller does not get what was recorded as delivered."""
         await _taken_back(self.buyer, self.carrier, self._performer)
 
-    async def _pump(self, step: Callable[[], Effect]) -> httpx.Request | None:
+    async def _pump(self, step: Callable[[], Effect]) -> Request | None:
         self.patience.renew(paid=self.slot.proof is not None)
         try:
             found = await self.advance(step)
@@ -525,11 +511,10 @@ class AsyncSession(_Session, AsyncPump[Verdict]):
         self.conclude(found)
         return None
 
-    async def _errand(self, wanted: Fetch) -> httpx.Request:
+    async def _errand(self, wanted: Fetch) -> Request:
         try:
             errand = self.errand_request(wanted)
             if self.response is not None:
-                assert isinstance(self.response.stream, httpx.AsyncByteStream)
                 await self.response.stream.aclose()
                 self.response.stream = self.park()
         except BaseException as exc:
@@ -537,7 +522,7 @@ class AsyncSession(_Session, AsyncPump[Verdict]):
             raise
         return errand
 
-    async def _paid(self, proof: tuple[str, str]) -> httpx.Request:
+    async def _paid(self, proof: tuple[str, str]) -> Request:
         try:
             retry = self.paid_request(proof)
             await self._discard()
@@ -554,14 +539,14 @@ class AsyncSession(_Session, AsyncPump[Verdict]):
         if isinstance(effect, Payload):
             return self.payload()
         assert not isinstance(effect, (Ask, Fetch))
-        return await _deadline.performed(self._performer.perform, effect)
+        return await deadline.performed(self._performer.perform, effect)
 
     async def _fingerprint(self) -> str | None:
         """:meth:`fingerprint`; a body that is long, or in files, is read in a thread.
 
         It is read to the end even if the call is cancelled: it is the caller's, who may close it.
         """
-        if _in_memory(self.request) and len(self.request.content) <= _AT_ONCE:
+        if _in_memory(self.family, self.request) and len(self.request.content) <= _AT_ONCE:
             return self.fingerprint()
         from anyio import to_thread  # noqa: PLC0415
 
@@ -573,7 +558,6 @@ class AsyncSession(_Session, AsyncPump[Verdict]):
         assert response is not None
         self.gathered = gathered = Gathered(self.read_s if wanted else DRAIN_S)
         source = response.stream
-        assert isinstance(source, httpx.AsyncByteStream)
         chunks = source.__aiter__()
         try:
             async for chunk in chunks:
@@ -581,18 +565,18 @@ class AsyncSession(_Session, AsyncPump[Verdict]):
                     break
             else:
                 gathered.complete = True
-        except httpx.TransportError as failure:
+        except self.family.TransportError as failure:
             if wanted:
                 raise
             if self.has_proven:  # whoever reads what was paid for is told
                 chunks = afailing(failure)
-        response.stream = AsyncRewound(gathered.joined(), chunks, source)
+        rewound = made(AsyncRewound, self.family, "AsyncByteStream")
+        response.stream = rewound(gathered.joined(), chunks, source)
         return self.body()
 
     async def _discard(self) -> None:
         """Let go of the 402 before the retry, so that a pool of one connection suffices."""
         if self.response is not None:
-            assert isinstance(self.response.stream, httpx.AsyncByteStream)
             await self.response.stream.aclose()
             self.emptied(self.response)
 
@@ -606,9 +590,8 @@ class AsyncSession(_Session, AsyncPump[Verdict]):
         with CancelScope(shield=True):
             await self.response.aclose()
 
-    def watch(self, response: httpx.Response, payment_id: str, *, delivered: bool) -> None:
+    def watch(self, response: Response, payment_id: str, *, delivered: bool) -> None:
         source, buyer, performer = response.stream, self.buyer, self._performer
-        assert isinstance(source, httpx.AsyncByteStream)
         lost = Record(lambda wait_s: buyer.reopen(payment_id, wait_s))
 
         async def broken(failure: BaseException) -> None:
@@ -616,7 +599,7 @@ class AsyncSession(_Session, AsyncPump[Verdict]):
             if delivered:
                 await performer.perform(lost)
 
-        response.stream = AsyncWatched(source, broken)
+        response.stream = made(AsyncWatched, self.family, "AsyncByteStream")(source, broken)
 
 
 async def taken_back(buyer: Buyer, carrier: Carrier, failure: BaseException) -> None:
@@ -641,7 +624,7 @@ def broken_off(payment_id: str) -> str:
     return f"x402_mask: the answer to payment {payment_id} broke off"
 
 
-def _lists(response: httpx.Response, names: tuple[str, ...]) -> dict[str, list[str]]:
+def _lists(response: Response, names: tuple[str, ...]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name, value in response.headers.multi_items():  # in lower case
         if name in names:
@@ -649,25 +632,25 @@ def _lists(response: httpx.Response, names: tuple[str, ...]) -> dict[str, list[s
     return found
 
 
-def _clock_in(response: httpx.Response) -> float | None:
+def _clock_in(response: Response) -> float | None:
     return clock_in(response.headers.get("date"), response.headers.get("age"))
 
 
-def _length(response: httpx.Response) -> int | None:
+def _length(response: Response) -> int | None:
     """The length that the body is said to have, in bytes."""
     said = response.headers.get("content-length", "")
     return int(said) if said.isascii() and said.isdigit() and len(said) < 10 else None
 
 
-def _in_memory(request: httpx.Request) -> bool:
+def _in_memory(family: Family, request: Request) -> bool:
     """Whether the body is bytes; makes ``request.content`` work where it is."""
-    if isinstance(request.stream, httpx.ByteStream):
+    if isinstance(request.stream, family.ByteStream):
         request.read()  # on a redirect the body is there, and not yet "read"
         return True
     return False
 
 
-def _url(request: httpx.Request) -> str:
+def _url(request: Request) -> str:
     """The URL without user and password: it is shown to approvers and written down."""
     url = request.url
     return str(url.copy_with(username=None, password=None) if url.userinfo else url)
