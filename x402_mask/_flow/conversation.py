@@ -26,7 +26,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from x402_mask._flow import lapsed as _lapse
+from x402_mask._flow import lapsed
 from x402_mask._flow.cap_names import warn_once
 from x402_mask._flow.deciding import (
     check_input,
@@ -39,13 +39,7 @@ from x402_mask._flow.deciding import (
     why_none,
 )
 from x402_mask._flow.demand import challenge_of, demand_of, identified
-from x402_mask._flow.effects import (
-    Reply,
-    ask,
-    checkpoint,
-    record,
-    sleep,
-)
+from x402_mask._flow.effects import Reply, ask, checkpoint, record, sleep
 from x402_mask._flow.lapsed import Doubts
 from x402_mask._flow.preemption import Place
 from x402_mask._flow.records import Call, Demand, Plan, Verdict, quote_of, receipt_for, row_of
@@ -66,10 +60,7 @@ from x402_mask._policy.caps import applying
 from x402_mask._policy.catalog_cache import ServiceRequest
 from x402_mask._services import origin_of, path_of, tool_of
 from x402_mask._wallets.local import Wallet
-from x402_mask._wire.x402 import (
-    read_settlement,
-    shown,
-)
+from x402_mask._wire.x402 import read_settlement, shown
 from x402_mask.errors import (
     CapExceeded,
     InputRefused,
@@ -233,7 +224,7 @@ def _open(buyer: Buyer, call: Call, demand: Demand) -> Flow[Verdict]:
         view = yield from look(buyer, call, demand)
         if view.paused:
             raise paused()
-        if (yield from _lapse.ask(buyer, call, view, doubts)):
+        if (yield from lapsed.ask(buyer, call, view, doubts)):
             demand = doubts.clocks(demand, view)
             continue
         twin = doubts.twin(view)
@@ -252,7 +243,7 @@ def _open(buyer: Buyer, call: Call, demand: Demand) -> Flow[Verdict]:
             yield from _wait(call, waited, twin)
             waited += _POLL_S
             continue
-        demand = yield from _lapse.check(buyer, call, demand, view)
+        demand = yield from lapsed.check(buyer, call, demand, view)
         yield from check_input(buyer, demand.service_request)
         verdict = yield from _by_route(buyer, call, demand, view, tried)
         if verdict is not None:
@@ -423,7 +414,7 @@ def _represent(buyer: Buyer, call: Call, demand: Demand, twin: Twin) -> Flow[Ver
         from x402_mask._flow.tokens.buying import resume  # noqa: PLC0415
 
         return (yield from resume(buyer, call, demand, twin))
-    _lapse.check_twin(twin)
+    lapsed.check_twin(twin)
     row, now_us = twin.row, buyer.now_us()
     try:
         proof = yield from record(

@@ -6,12 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from x402_mask._flow.asking import ask_owner
-from x402_mask._flow.effects import (
-    Reply,
-    consult,
-    payload,
-    record,
-)
+from x402_mask._flow.effects import Reply, consult, payload, record
 from x402_mask._flow.inputs import is_light, judged
 from x402_mask._flow.records import Call, Demand, Plan, Verdict, quote_of
 from x402_mask._ledger.records import Reservation, new_payment_id
@@ -19,9 +14,7 @@ from x402_mask._money import usd
 from x402_mask._policy.caps import applying
 from x402_mask._policy.clocks import seller_clock
 from x402_mask._policy.offers import FOREIGN, choose
-from x402_mask._wire.x402 import (
-    shown,
-)
+from x402_mask._wire.x402 import shown
 from x402_mask.errors import (
     ApprovalDenied,
     InputRefused,

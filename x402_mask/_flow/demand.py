@@ -7,24 +7,12 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from x402_mask._flow.effects import (
-    Reply,
-    fingerprint,
-    read_body,
-)
+from x402_mask._flow.effects import Reply, fingerprint, read_body
 from x402_mask._flow.records import Call, Demand
 from x402_mask._money import SECOND
 from x402_mask._services import origin_of, path_of, tool_of
-from x402_mask._wire.x402 import (
-    REQUIRED_HEADER,
-    nested_in,
-    read_challenge,
-    shown,
-)
-from x402_mask.errors import (
-    BodyNotReplayable,
-    OriginRefused,
-)
+from x402_mask._wire.x402 import REQUIRED_HEADER, nested_in, read_challenge, shown
+from x402_mask.errors import BodyNotReplayable, OriginRefused
 
 if TYPE_CHECKING:
     from x402_mask._flow.buyer import Buyer
@@ -87,7 +75,7 @@ def demand_of(buyer: Buyer, call: Call, reply: Reply, challenge: Challenge) -> D
 
 
 def identified(call: Call, demand: Demand) -> Flow[Demand]:
-    """The purchase with its operation: the caller's key, or a digest of what is asked."""
+    """The demand with its operation: the caller's key, or a digest of what is asked."""
     body = yield from fingerprint()
     if body is None:
         raise BodyNotReplayable(

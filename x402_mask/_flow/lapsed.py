@@ -35,7 +35,7 @@ class Doubts:
     is_past: dict[str, bool | None] = field(default_factory=dict)
 
     def clocks(self, demand: Demand, view: View) -> Demand:
-        """The purchase without its seller's clock, once the chain has every proof dead."""
+        """The demand without its seller's clock, once the chain has every proof dead."""
         if view.lapsed and all(self.is_past.get(row.id) for row in view.lapsed):
             return replace(demand, seller_us=None)
         return demand
@@ -84,7 +84,7 @@ def _is_due(buyer: Buyer, row: Row, view: View) -> bool:
 
 
 def check(buyer: Buyer, call: Call, demand: Demand, view: View) -> Flow[Demand]:
-    """Whether a new proof may follow those that have expired; the purchase, which knows of them.
+    """Whether a new proof may follow those that have expired; the demand, which knows of them.
 
     Raises:
         PaymentRefused: it was paid before, or ``resign="never"``; or the seller's clock, which has

@@ -19,13 +19,7 @@ from x402_mask._policy.clocks import seller_clock
 from x402_mask._schemes.scheme import Moment, held_to, scheme_of
 from x402_mask._wallets.local import Wallet, checked_signature
 from x402_mask._wire.x402 import proof_header
-from x402_mask.errors import (
-    LedgerError,
-    OfferRefused,
-    PaymentError,
-    PaymentRefused,
-    SignerError,
-)
+from x402_mask.errors import LedgerError, OfferRefused, PaymentError, PaymentRefused, SignerError
 
 if TYPE_CHECKING:
     from x402_mask._flow.buyer import Buyer
