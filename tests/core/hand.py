@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +88,14 @@ def answered(status: int = 200, *, settled: bool = True, **changes: Any) -> Any:
     return reply
 
 
+def names_in(call: Any) -> Iterator[str]:
+    """The attributes that a lambda, or one that it calls, takes of anything."""
+    yield from call.__code__.co_names
+    for cell in call.__closure__ or ():
+        if hasattr(cell.cell_contents, "__code__"):
+            yield from names_in(cell.cell_contents)
+
+
 def name_of(effect: Effect) -> str:
     """What an effect is called in a transcript."""
     match effect:
@@ -98,8 +106,7 @@ def name_of(effect: Effect) -> str:
         case Fingerprint():
             return "fingerprint"
         case Record(call):
-            names: tuple[str, ...] = call.__code__.co_names  # type: ignore[attr-defined]
-            return next(name for name in names if name in LEDGER_CALLS)
+            return next(name for name in names_in(call) if name in LEDGER_CALLS)
         case Consult(function, _):
             named = getattr(function, "__name__", "approve")
             return {"sign_typed_data": "sign", "seen_on_chain": "chain", "resolve": "resolve"}.get(

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from x402_mask._flow.effects import AsyncNeeded, consult, record
+from x402_mask._flow.effects import AsyncNeeded, consult
+from x402_mask._flow.steps import booked
 from x402_mask._money import SECOND
 from x402_mask.errors import ApprovalDenied, LedgerError, PaymentError
 
@@ -55,10 +56,7 @@ def ask_owner(buyer: Buyer, operation: str, quote: Quote) -> Flow[None]:
 
 def denied_before(buyer: Buyer, operation: str, quote: Quote) -> Flow[ApprovalDenied | None]:
     """The refusal of what the owner said no to less than a minute ago, if it is such a call."""
-    now_us = buyer.now_us()
-    left = yield from record(
-        lambda wait_s: buyer.ledger.denied_for(operation, now_us=now_us, wait_s=wait_s)
-    )
+    left = yield from booked(buyer, lambda at: buyer.ledger.denied_for(operation, **at))
     if not left:
         return None
     return ApprovalDenied(
@@ -69,8 +67,7 @@ def denied_before(buyer: Buyer, operation: str, quote: Quote) -> Flow[ApprovalDe
 
 def _remember(buyer: Buyer, operation: str) -> Flow[None]:
     """Write a no down; where that fails it holds for this call, and the next one asks."""
-    now_us = buyer.now_us()
     try:
-        yield from record(lambda wait_s: buyer.ledger.deny(operation, now_us=now_us, wait_s=wait_s))
+        yield from booked(buyer, lambda at: buyer.ledger.deny(operation, **at))
     except LedgerError as exc:
         log.warning("that a payment was denied could not be recorded: %s", exc)

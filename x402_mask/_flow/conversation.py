@@ -44,6 +44,7 @@ from x402_mask._flow.lapsed import Doubts
 from x402_mask._flow.preemption import Place
 from x402_mask._flow.records import Call, Demand, Plan, Verdict, quote_of, receipt_for, row_of
 from x402_mask._flow.steps import (
+    booked,
     conclude,
     finish,
     prove,
@@ -172,11 +173,8 @@ def _held_first(buyer: Buyer, call: Call) -> Flow[Verdict | Reply | None]:
         return None
     known = buyer.tokens.known
     if known is None:
-        now_us = buyer.now_us()
         try:
-            found = yield from record(
-                lambda wait_s: buyer.ledger.held_tokens(now_us=now_us, wait_s=wait_s)
-            )
+            found = yield from booked(buyer, lambda at: buyer.ledger.held_tokens(**at))
         except LedgerError as exc:  # said again, and louder, if the seller asks for money
             log.warning("held tokens cannot be read: %s", exc)
             return None
@@ -252,20 +250,20 @@ def _open(buyer: Buyer, call: Call, demand: Demand) -> Flow[Verdict]:
 
 def look(buyer: Buyer, call: Call, demand: Demand) -> Flow[View]:
     """What the ledger knows of the operation, and of what is on the way to paying for it."""
-    now_us, shop = buyer.now_us(), demand.origin if demand.is_tool else None
+    shop = demand.origin if demand.is_tool else None
     return (
-        yield from record(
-            lambda wait_s: buyer.ledger.look(
+        yield from booked(
+            buyer,
+            lambda at: buyer.ledger.look(
                 demand.operation,
                 demand.service,
                 shop,
                 origin=demand.origin if buyer.settings.policy.pin else None,
                 also=demand.also,
                 keyed=call.key is not None,
-                now_us=now_us,
                 seller_us=demand.seller_us,
-                wait_s=wait_s,
-            )
+                **at,
+            ),
         )
     )
 
@@ -389,10 +387,7 @@ def _sign_and_hold(buyer: Buyer, demand: Demand, choice: Choice, row: Row) -> Fl
     """Have it signed, and store the proof; until then every failure gives the money back."""
     try:
         proof = yield from prove(buyer, demand, choice, row.id)
-        now_us = buyer.now_us()
-        yield from record(
-            lambda wait_s: buyer.ledger.hold(row.id, proof, now_us=now_us, wait_s=wait_s)
-        )
+        yield from booked(buyer, lambda at: buyer.ledger.hold(row.id, proof, **at))
     except BaseException as failure:
         yield from release(buyer, row.id, failure)
         raise
@@ -496,13 +491,11 @@ def _note_refusal(buyer: Buyer, call: Call, reply: Reply, refusal: PaymentRefuse
         usd=_asked_usd(refusal),
         detail=detail,
     )
-    now_us, payee = buyer.now_us(), None
+    payee = None
     if isinstance(refusal, OfferRefused) and refusal.pay_to is not None:
         payee = (call.state.origin, service, refusal.pay_to)
     try:
-        yield from record(
-            lambda wait_s: buyer.ledger.note_refusal(detail, payee, now_us=now_us, wait_s=wait_s)
-        )
+        yield from booked(buyer, lambda at: buyer.ledger.note_refusal(detail, payee, **at))
     except LedgerError as exc:
         log.warning("a refusal could not be recorded: %s", exc)
 

@@ -9,6 +9,7 @@ from x402_mask._flow.asking import ask_owner
 from x402_mask._flow.effects import Reply, consult, payload, record
 from x402_mask._flow.inputs import is_light, judged
 from x402_mask._flow.records import Call, Demand, Plan, Verdict, quote_of
+from x402_mask._flow.steps import booked
 from x402_mask._ledger.records import Reservation, new_payment_id
 from x402_mask._money import usd
 from x402_mask._policy.caps import applying
@@ -156,8 +157,7 @@ def full_quote(buyer: Buyer, call: Call, demand: Demand, plan: Plan) -> Flow[Quo
 
 def room(buyer: Buyer, limits: Sequence[Limit]) -> Flow[tuple[Spend, ...]]:
     """How far these limits are used."""
-    now_us = buyer.now_us()
-    caps = yield from record(lambda wait_s: buyer.ledger.room(limits, now_us=now_us, wait_s=wait_s))
+    caps = yield from booked(buyer, lambda at: buyer.ledger.room(limits, **at))
     return tuple(caps)
 
 

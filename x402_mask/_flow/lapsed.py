@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from x402_mask._flow.effects import consult, record
-from x402_mask._flow.steps import check_resign
+from x402_mask._flow.effects import consult
+from x402_mask._flow.steps import booked, check_resign
 from x402_mask._ledger.records import Twin, paid_before
 from x402_mask.errors import PaymentRefused
 
@@ -122,12 +122,7 @@ def refuse(buyer: Buyer, call: Call, rows: Sequence[Row]) -> Flow[None]:
 
 def _note_repeat(buyer: Buyer, rows: Sequence[Row]) -> Flow[None]:
     """When a repeat was first refused: without a key that ends a day later."""
-    now_us = buyer.now_us()
-    yield from record(
-        lambda wait_s: buyer.ledger.refuse_again(
-            [row.id for row in rows], now_us=now_us, wait_s=wait_s
-        )
-    )
+    yield from booked(buyer, lambda at: buyer.ledger.refuse_again([row.id for row in rows], **at))
 
 
 _NAMES: dict[Clock, str] = {

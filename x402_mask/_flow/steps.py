@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypedDict, TypeVar
 
 from x402_mask._flow import reasons
 from x402_mask._flow.effects import checkpoint, consult, read_body, record
@@ -22,6 +22,8 @@ from x402_mask._wire.x402 import proof_header
 from x402_mask.errors import LedgerError, OfferRefused, PaymentError, PaymentRefused, SignerError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Flow, Reply
     from x402_mask._flow.records import Call, Demand
@@ -30,9 +32,23 @@ if TYPE_CHECKING:
     from x402_mask._wire.x402 import Settlement
 
 log = logging.getLogger("x402_mask")
+T = TypeVar("T")
 
 _LEFT_MIN_S: Final = 6
 """Seconds that must be left when a proof leaves: what facilitators want when they verify."""
+
+
+class At(TypedDict):
+    """When the ledger is called, by our clock, and how long it may wait."""
+
+    now_us: int
+    wait_s: float
+
+
+def booked(buyer: Buyer, call: Callable[[At], T]) -> Flow[T]:
+    """Call the ledger with both clocks; a lambda, so that its own arguments stay checked."""
+    now_us = buyer.now_us()
+    return (yield from record(lambda wait_s: call({"now_us": now_us, "wait_s": wait_s})))
 
 
 # --- before the point of no return ----------------------------------------------------------------
@@ -108,12 +124,9 @@ def release(
     note = f"never sent: {type(failure).__name__}"
     if isinstance(failure, PaymentError):
         failure.payment_id = payment_id
-    now_us = buyer.now_us()
     try:
-        yield from record(
-            lambda wait_s: buyer.ledger.release(
-                payment_id, note, unsent=unsent, now_us=now_us, wait_s=wait_s
-            )
+        yield from booked(
+            buyer, lambda at: buyer.ledger.release(payment_id, note, unsent=unsent, **at)
         )
     except LedgerError as exc:
         log.exception("payment %s could not be released and stays reserved", payment_id)
@@ -214,17 +227,12 @@ def finish(
     buyer: Buyer, row: Row, result: Result, *, told: bool = False, carrier: object = None
 ) -> Flow[None]:
     """Write down the end.  A ledger that fails now costs nobody the answer: money stays held."""
-    now_us = buyer.now_us()
     try:
-        opened = yield from record(
-            lambda wait_s: buyer.ledger.finish(
-                row.id,
-                result,
-                buyer.settings.breaker,
-                carrier=carrier,
-                now_us=now_us,
-                wait_s=wait_s,
-            )
+        opened = yield from booked(
+            buyer,
+            lambda at: buyer.ledger.finish(
+                row.id, result, buyer.settings.breaker, carrier=carrier, **at
+            ),
         )
     except LedgerError as exc:
         log.exception("the end of payment %s is not recorded, it stays held", row.id)

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 from x402_mask._flow.effects import checkpoint, fetch, record
 from x402_mask._flow.records import Plan
-from x402_mask._flow.steps import check_resign, release
+from x402_mask._flow.steps import booked, check_resign, release
 from x402_mask._flow.tokens import paying, purchase, using
 from x402_mask._flow.tokens.purchase import TokenPurchase
 from x402_mask._money import usd
@@ -152,11 +152,9 @@ def _may_have_left(failure: BaseException) -> bool:
 
 def _begin(deal: TokenPurchase) -> Flow[Verdict | None]:
     """Ask for a payment, or go on with one that an earlier call left unpaid."""
-    buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
-    asked = yield from record(
-        lambda wait_s: buyer.ledger.ask_payment(
-            row.id, purse=_purse(deal), now_us=now_us, wait_s=wait_s
-        )
+    buyer, row = deal.buyer, deal.row
+    asked = yield from booked(
+        buyer, lambda at: buyer.ledger.ask_payment(row.id, purse=_purse(deal), **at)
     )
     deal.remote, deal.purse = asked.remote, asked.purse
     if deal.remote is None:
@@ -227,12 +225,10 @@ def _is_refusal(status: int) -> bool:
 
 def _create_anew(deal: TokenPurchase) -> Flow[Verdict]:
     """Ask for another payment: nothing can come of the last one."""
-    buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
+    buyer, row = deal.buyer, deal.row
     deal.remote, deal.until, deal.stage = None, None, "unsent"
-    asked = yield from record(
-        lambda wait_s: buyer.ledger.ask_anew(
-            row.id, purse=_purse(deal), now_us=now_us, wait_s=wait_s
-        )
+    asked = yield from booked(
+        buyer, lambda at: buyer.ledger.ask_anew(row.id, purse=_purse(deal), **at)
     )
     deal.purse = asked.purse
     return (yield from _create(deal))
@@ -312,10 +308,8 @@ def _begun(buyer: Buyer, call: Call, demand: Demand, begun: Begun) -> TokenPurch
 
 def _let_go(buyer: Buyer, row: Row) -> Flow[None]:
     """Nothing was paid for this reservation, and the seller now asks for something else."""
-    note, now_us = "the live offer is not the one that was reserved", buyer.now_us()
-    yield from record(
-        lambda wait_s: buyer.ledger.release(row.id, note, now_us=now_us, wait_s=wait_s)
-    )
+    note = "the live offer is not the one that was reserved"
+    yield from booked(buyer, lambda at: buyer.ledger.release(row.id, note, **at))
     buyer.emit("released", row, payment_id=row.id, detail={"note": note})
 
 

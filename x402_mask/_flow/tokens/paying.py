@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final
 
 from x402_mask._flow import reasons
 from x402_mask._flow.asking import ask_owner
-from x402_mask._flow.effects import Reply, consult, fetch, record
+from x402_mask._flow.effects import Reply, consult, fetch
 from x402_mask._flow.records import Plan, quote_of
-from x402_mask._flow.steps import prove, seen, settlement_fault
+from x402_mask._flow.steps import booked, prove, seen, settlement_fault
 from x402_mask._flow.tokens import purchase
 from x402_mask._flow.tokens.using import take
 from x402_mask._ledger.transfers import Terms as Transfer
@@ -229,17 +229,13 @@ def _check_pinned(deal: TokenPurchase, choice: Choice) -> Flow[None]:
     buyer, asked, payee = deal.buyer, deal.demand, choice.offer.pay_to
     if not buyer.settings.policy.pin:
         return
-    now_us = buyer.now_us()
-    view = yield from record(
-        lambda wait_s: buyer.ledger.look(
-            "", asked.service, origin=asked.origin, also=asked.also, now_us=now_us, wait_s=wait_s
-        )
+    view = yield from booked(
+        buyer,
+        lambda at: buyer.ledger.look("", asked.service, origin=asked.origin, also=asked.also, **at),
     )
     if not view.payees and deal.live_payee is not None:  # the first, and both name it
-        yield from record(
-            lambda wait_s: buyer.ledger.accept_payee(
-                asked.service, payee, asked.origin, now_us=now_us, wait_s=wait_s
-            )
+        yield from booked(
+            buyer, lambda at: buyer.ledger.accept_payee(asked.service, payee, asked.origin, **at)
         )
     elif not view.payees.get(payee.lower()):
         refusal = TermsRefused(
@@ -340,14 +336,8 @@ def _hold_transfer(deal: TokenPurchase) -> Flow[None]:
 
 
 def _store_transfer(deal: TokenPurchase, prepared: SignedTransfer) -> Flow[bool]:
-    buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
-    return (
-        yield from record(
-            lambda wait_s: buyer.ledger.hold_transfer(
-                row.id, prepared, now_us=now_us, wait_s=wait_s
-            )
-        )
-    )
+    buyer, row = deal.buyer, deal.row
+    return (yield from booked(buyer, lambda at: buyer.ledger.hold_transfer(row.id, prepared, **at)))
 
 
 def carry(deal: TokenPurchase, payment: MarketPayment | None) -> Flow[Verdict]:

@@ -32,9 +32,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from x402_mask._flow.effects import Fetch, consult, fetch, record, sleep
+from x402_mask._flow.effects import Fetch, consult, fetch, sleep
 from x402_mask._flow.lapsed import refuse
-from x402_mask._flow.steps import finish
+from x402_mask._flow.steps import booked, finish
 from x402_mask._ledger.purchases import TERMS
 from x402_mask._ledger.records import Proof, Result, Row
 from x402_mask._money import SECOND, usd
@@ -148,14 +148,13 @@ class TokenPurchase:
 
 def note_id(deal: TokenPurchase, payment: MarketPayment, way: Way | None = None) -> Flow[None]:
     """Write down what the marketplace calls the payment; *way* is how it wants to be paid."""
-    buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
+    buyer, row = deal.buyer, deal.row
     if way is None and (deal.remote, deal.until) == (payment.id, payment.until):
         return
     deal.remote, deal.until = payment.id, payment.until
-    yield from record(
-        lambda wait_s: buyer.ledger.note_created(
-            row.id, payment.id, payment.until, way=way, now_us=now_us, wait_s=wait_s
-        )
+    yield from booked(
+        buyer,
+        lambda at: buyer.ledger.note_created(row.id, payment.id, payment.until, way=way, **at),
     )
 
 
@@ -163,7 +162,7 @@ def hold(
     deal: TokenPurchase, way: Way, proof: Proof | None, choice: Choice | None = None
 ) -> Flow[None]:
     """Write down, durably, that money may move from here on, and on which terms."""
-    buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
+    buyer, row = deal.buyer, deal.row
     if choice is not None:
         row = row._replace(
             network=choice.offer.network,
@@ -172,11 +171,7 @@ def hold(
             pay_to=choice.offer.pay_to,
         )
     terms = {} if choice is None else {name: getattr(row, name) for name in TERMS}
-    yield from record(
-        lambda wait_s: buyer.ledger.hold_purchase(
-            row.id, way, proof, terms, now_us=now_us, wait_s=wait_s
-        )
-    )
+    yield from booked(buyer, lambda at: buyer.ledger.hold_purchase(row.id, way, proof, terms, **at))
     deal.row = row
     mark_held(deal, way)
 
@@ -225,9 +220,7 @@ def give_up(deal: TokenPurchase, note: str) -> Flow[None]:
     clocks = Clocks(now_us, None, lambda: now_us - deal.behind_us)
     if row.refuses_again(clocks, keyed=deal.call.key is not None):
         yield from refuse(buyer, deal.call, [row])
-    yield from record(
-        lambda wait_s: buyer.ledger.give_up(row.id, note, now_us=now_us, wait_s=wait_s)
-    )
+    yield from booked(buyer, lambda at: buyer.ledger.give_up(row.id, note, **at))
 
 
 def write_off(deal: TokenPurchase, payment: MarketPayment) -> Flow[None]:

@@ -9,9 +9,9 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from x402_mask._flow.effects import Reply, ask, record
+from x402_mask._flow.effects import Reply, ask
 from x402_mask._flow.records import Verdict, receipt_for
-from x402_mask._flow.steps import conclude, warn_of_error, why_refused
+from x402_mask._flow.steps import booked, conclude, warn_of_error, why_refused
 from x402_mask._flow.tokens import purchase
 from x402_mask._ledger.purchases import Bought
 from x402_mask._ledger.records import Result, Row
@@ -38,11 +38,8 @@ def spend_held(
     ``None`` if there is none; the 402 if the seller does not take it, which drops it.  *url* is
     where it is sent: a 402 of another place, to which httpx followed a redirect, is about no token.
     """
-    now_us = buyer.now_us()
     try:
-        taken = yield from record(
-            lambda wait_s: buyer.ledger.take_token(origin, service, now_us=now_us, wait_s=wait_s)
-        )
+        taken = yield from booked(buyer, lambda at: buyer.ledger.take_token(origin, service, **at))
     except LedgerError as exc:  # said again, and louder, if the seller asks for money
         log.warning("held tokens cannot be read: %s", exc)
         return None
@@ -83,27 +80,21 @@ def _give_back(buyer: Buyer, row: Row) -> Flow[None]:
 
     If the seller has counted it, it says so with a 402, and that costs nothing.
     """
-    now_us = buyer.now_us()
     try:
-        yield from record(
-            lambda wait_s: buyer.ledger.return_call(row.id, now_us=now_us, wait_s=wait_s)
-        )
+        yield from booked(buyer, lambda at: buyer.ledger.return_call(row.id, **at))
     except LedgerError as exc:
         log.warning("a call of the token of payment %s is lost: %s", row.id, exc)
 
 
 def drop(buyer: Buyer, row: Row, note: str) -> Flow[None]:
     """Forget a token that is of no use any more."""
-    now_us = buyer.now_us()
-    yield from record(
-        lambda wait_s: buyer.ledger.drop_token(row.id, note, now_us=now_us, wait_s=wait_s)
-    )
+    yield from booked(buyer, lambda at: buyer.ledger.drop_token(row.id, note, **at))
     buyer.emit("token_dropped", row, payment_id=row.id, detail={"note": note})
 
 
 def take(deal: TokenPurchase, payment: MarketPayment) -> Flow[Verdict]:
     """Store the token, then call with it."""
-    buyer, row, now_us = deal.buyer, deal.row, deal.buyer.now_us()
+    buyer, row = deal.buyer, deal.row
     if payment.token is None:
         found = yield from purchase.poll(
             deal, payment, buyer.settings.poll_unpaid_s, want_token=True
@@ -123,9 +114,7 @@ def take(deal: TokenPurchase, payment: MarketPayment) -> Flow[Verdict]:
         note=deal.note,
     )
     try:
-        yield from record(
-            lambda wait_s: buyer.ledger.store_token(row.id, bought, now_us=now_us, wait_s=wait_s)
-        )
+        yield from booked(buyer, lambda at: buyer.ledger.store_token(row.id, bought, **at))
     except LedgerError as exc:
         if not deal.held:  # a balance paid, and nothing says so: an identical call reads it again
             exc.at_risk = True
