@@ -10,7 +10,7 @@ that came to nothing.  ``created``: its id is known and nothing was paid by us. 
 may have moved; never paid again.  ``bought``: the token is here.  ``closed``: nothing more can come
 of it.
 
-Where asking may be paying, the way is a purse from the start: see :data:`Purse`.
+Where asking may be paying, the way is a purse from the start: see :data:`BalanceSource`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from x402_mask._models import State
 
 Stage = Literal["asked", "created", "paying", "bought", "closed"]
-Purse = Literal["account", "balance"]
+BalanceSource = Literal["account", "balance"]
 """Whose balance may pay a payment because it is asked for: ``account``, that of an account which
 the request or the owner names, or which has paid at the origin before; ``balance``, whoever's it
 is, since nothing here can pay in any other way."""
-Way = Purse | Literal["x402", "transfer", "settle"]
+Way = BalanceSource | Literal["x402", "transfer", "settle"]
 
 
 TERMS: Final = ("network", "asset", "amount", "pay_to")
@@ -53,7 +53,7 @@ class Asked:
 
     remote: str | None
     at: int
-    purse: Purse | None
+    purse: BalanceSource | None
     took: str | None = field(default=None, compare=False)
 
 
@@ -70,7 +70,7 @@ class Begun:
     row: Row
     stage: Stage
     at: int
-    purse: Purse | None
+    purse: BalanceSource | None
     way: Way | None
     remote: str | None
     until: int | None
@@ -103,7 +103,12 @@ class TokenBook(Endings):
     """The part of a ledger that keeps purchases and tokens."""
 
     def ask_payment(
-        self, payment_id: str, *, purse: Purse | None = None, now_us: int, wait_s: float = WAIT_S
+        self,
+        payment_id: str,
+        *,
+        purse: BalanceSource | None = None,
+        now_us: int,
+        wait_s: float = WAIT_S,
     ) -> Asked:
         """The marketplace is about to be asked for a payment, which *purse* may pay at once.
 
@@ -112,19 +117,24 @@ class TokenBook(Endings):
         """
         with self._transaction(wait_s, durable=True) as db:
             row = self._reserved(db, payment_id)
-            purse = _purse(db, row.origin, purse)
+            purse = _balance_source(db, row.origin, purse)
             asked = _taken_over(db, row, purse) or Asked(None, now_us, purse)
             self._ask(db, row, asked, now_us)
         return asked
 
     def ask_anew(
-        self, payment_id: str, *, purse: Purse | None = None, now_us: int, wait_s: float = WAIT_S
+        self,
+        payment_id: str,
+        *,
+        purse: BalanceSource | None = None,
+        now_us: int,
+        wait_s: float = WAIT_S,
     ) -> Asked:
         """Nothing can come of the payment that was asked for; another is about to be."""
         with self._transaction(wait_s, durable=True) as db:
             row = self._reserved(db, payment_id)
             _note_lost(db, payment_id)
-            asked = Asked(None, now_us, _purse(db, row.origin, purse))
+            asked = Asked(None, now_us, _balance_source(db, row.origin, purse))
             self._ask(db, row, asked, now_us)
         return asked
 
@@ -290,7 +300,7 @@ class TokenBook(Endings):
             stage=stage,
             at=at,
             way=way,
-            purse=_purse(db, row.origin, way if way in get_args(Purse) else None),
+            purse=_balance_source(db, row.origin, way if way in get_args(BalanceSource) else None),
             remote=remote,
             until=until,
             behind_us=behind_us,
@@ -347,7 +357,7 @@ class TokenBook(Endings):
             self._write(db, now_us, payment_id, "token_dropped", {"note": note})
 
 
-def _purse(db: Db, origin: str, purse: Purse | None) -> Purse | None:
+def _balance_source(db: Db, origin: str, purse: BalanceSource | None) -> BalanceSource | None:
     """*purse*, unless a balance that is not this wallet's has ever paid a payment of *origin*."""
     known = db.one("SELECT 1 FROM meta WHERE name=?", _balance_of(origin))
     return purse if known is None else "account"
@@ -386,7 +396,7 @@ def _balance_of(origin: str) -> str:
     return f"balance {origin}"
 
 
-def _taken_over(db: Db, row: Row, purse: Purse | None) -> Asked | None:
+def _taken_over(db: Db, row: Row, purse: BalanceSource | None) -> Asked | None:
     """What an identical call left created and unpaid; from now on this purchase alone follows it.
 
     One that asked for a signature is left alone: only creating it anew does so again.

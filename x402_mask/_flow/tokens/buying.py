@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from x402_mask._flow.effects import Fetched, Flow
     from x402_mask._flow.records import Call, Demand, Verdict
     from x402_mask._flow.tokens.purchase import Stage
-    from x402_mask._ledger.purchases import Begun, Purse, Way
+    from x402_mask._ledger.purchases import BalanceSource, Begun, Way
     from x402_mask._ledger.records import Proof, Row, Twin, View
 
 log = logging.getLogger("x402_mask")
@@ -154,7 +154,7 @@ def _begin(deal: TokenPurchase) -> Flow[Verdict | None]:
     """Ask for a payment, or go on with one that an earlier call left unpaid."""
     buyer, row = deal.buyer, deal.row
     asked = yield from booked(
-        buyer, lambda at: buyer.ledger.ask_payment(row.id, purse=_purse(deal), **at)
+        buyer, lambda at: buyer.ledger.ask_payment(row.id, purse=_balance_source(deal), **at)
     )
     deal.remote, deal.purse = asked.remote, asked.purse
     if deal.remote is None:
@@ -163,7 +163,7 @@ def _begin(deal: TokenPurchase) -> Flow[Verdict | None]:
     return (yield from _go_on_unpaid(deal, asked.at))
 
 
-def _purse(deal: TokenPurchase) -> Purse | None:
+def _balance_source(deal: TokenPurchase) -> BalanceSource | None:
     """Whose balance may pay what is asked for, as far as can be told from here."""
     buyer = deal.buyer
     if buyer.settings.marketplace_headers or deal.demand.origin in buyer.settings.balance_origins:
@@ -228,7 +228,7 @@ def _create_anew(deal: TokenPurchase) -> Flow[Verdict]:
     buyer, row = deal.buyer, deal.row
     deal.remote, deal.until, deal.stage = None, None, "unsent"
     asked = yield from booked(
-        buyer, lambda at: buyer.ledger.ask_anew(row.id, purse=_purse(deal), **at)
+        buyer, lambda at: buyer.ledger.ask_anew(row.id, purse=_balance_source(deal), **at)
     )
     deal.purse = asked.purse
     return (yield from _create(deal))

@@ -5,13 +5,13 @@ At each stage, what may have happened, and what an identical call does if this o
     stage    what may have happened              what an identical call does
     unsent   nothing has left                    is a new purchase: the reservation is given back,
                                                  as it is where the seller cannot be reached
-    asking   the seller may have made a          asks for another; where a purse may pay what is
-             payment, and a purse may have       asked for, it only says so, until a proof of that
+    asking   the seller may have made a          asks for another; where a balance may pay what is
+             payment, and a balance may have       asked for, it only says so, until a proof of that
              paid it; its id is not known        time would be dead: then the price counts
     asked    as above, and the answer came;      reads it: paid, it takes the token; unpaid, it pays
              nothing of ours has moved           it; over, it asks for another; where the seller's
                                                  offer has changed, it gives back and decides anew;
-                                                 unreadable, where a purse may pay: as above
+                                                 unreadable, where a balance may pay: as above
     paying   ours may have moved: a proof, a     never pays again: reads it, and takes the token, or
              transfer, what the owner did; or    shows the same proof, carries the same transfer,
              a balance has paid                  waits; with the proof dead the price stays counted,
@@ -20,7 +20,7 @@ At each stage, what may have happened, and what an identical call does if this o
              may have been made with it          and the proof dead, it is dropped, and bought anew
 
 Up to ``asked`` an end by decision (a refusal, other terms) gives the reservation back, unless a
-purse may have paid, and so does an interruption at ``unsent``; any other leaves it.  From
+balance may have paid, and so does an interruption at ``unsent``; any other leaves it.  From
 ``paying`` on nothing gives it back.  The ledger writes a stage before the step that it names
 (``_ledger.purchases``), so that after a crash what was ``unsent`` is taken for ``asking``.
 
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Fetched, Flow
     from x402_mask._flow.records import Call, Demand, Plan
-    from x402_mask._ledger.purchases import Purse, Way
+    from x402_mask._ledger.purchases import BalanceSource, Way
     from x402_mask._models import Outcome
     from x402_mask._policy.offers import Choice
 
@@ -79,7 +79,7 @@ class TokenPurchase:
     remote: str | None = None
     until: int | None = None
     stage: Stage = "unsent"
-    purse: Purse | None = None
+    purse: BalanceSource | None = None
     """Whose balance may pay it because it is asked for."""
     heard: bool = True
     """Whether the last answer about it could be read."""
