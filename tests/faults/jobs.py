@@ -261,7 +261,7 @@ class Lines:
         self.struck = ""
         self._at, self._strike = at, strike
         folder = Path(x402_mask.__file__).parent
-        wanted = [folder / f"{name}.py" for name in modules] if modules else folder.glob("*.py")
+        wanted = [folder / f"{name}.py" for name in modules] if modules else folder.rglob("*.py")
         self._files = {str(file) for file in wanted}
         # Kept: a strike within a finalizer ends the tracing while CPython, which has only borrowed
         # the tracer, is about to call it.
@@ -295,7 +295,7 @@ def first_call(tell: Tell, path: Path, url: str, origin: str, limit: str, at: in
     tell(lines.count)
 
 
-STORAGE = ("_sqlite", "_vault", "_head")
+STORAGE = ("_ledger/sqlite", "_ledger/key", "_ledger/head")
 
 
 def cramped_call(tell: Tell, path: Path, url: str, origin: str, limit: str, room: int) -> None:

@@ -295,8 +295,10 @@ def test_a_killed_server_loses_nothing_that_was_acknowledged(own_postgres: Postg
                 time.sleep(0.05)
 
     def disturb() -> None:
-        for _ in range(2):
-            time.sleep(0.6)
+        for wanted in (12, 24):
+            until = time.monotonic() + 30  # a busy machine takes its time
+            while len(known) < wanted and time.monotonic() < until:
+                time.sleep(0.05)
             own_postgres.kill()
             own_postgres.start()
         time.sleep(0.5)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.deciding import decide
 from tests.support.seller import (
     PROOF_HEADERS,
     Reply,
@@ -17,7 +18,6 @@ from tests.support.seller import (
     v2_header,
 )
 from tests.transport.kit import SHOP, URL, Leg, Rig, kinds
-from x402_mask._payer import buyer_of
 
 
 def without_proof(leg: Leg) -> list[tuple[str, str]]:
@@ -103,7 +103,7 @@ async def test_cookies_of_a_marketplace_stay_with_its_payment(rig: Rig) -> None:
     rig.on(tool, lambda hit: Reply() if hit.header("x-payment-token") else asked)
     rig.on(till, Reply(body=b'{"paymentId": "p1", "status": "pending"}', headers=given))
     rig.on(till + "/p1", Reply(body=b'{"paymentId": "p1", "status": "paid", "token": "t1"}'))
-    buyer_of(rig.payer).settings.prefer = ("token",)
+    decide(rig.payer, prefer=("token",))
     rig.client = rig.make_client(cookies={"mine": "1", "client": "old"})
     assert (await rig.get(tool)).status_code == 200
     sent = [set((leg.header("cookie") or "").split("; ")) for leg in rig.legs]
