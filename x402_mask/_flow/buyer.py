@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from x402_mask._chain.sender import TransferSender
     from x402_mask._flow.effects import Content
     from x402_mask._flow.reconciling import Said
-    from x402_mask._flow.records import Demand
     from x402_mask._ledger.ledger import Ledger
     from x402_mask._ledger.records import Proof, Row
     from x402_mask._policy.catalog_cache import CatalogEntry, ServiceRequest
@@ -94,11 +93,11 @@ class Buyer:
             if origin in self.settings.origins and self.catalog.keep(origin, entry):
                 self.limits = akin(self.limits, self.catalog.groups)
 
-    def listed_price(self, demand: Demand) -> int | None:
+    def listed_price(self, request: ServiceRequest) -> int | None:
         """The catalog's price, in micro-USD, if there is one that must not be passed."""
         if self.settings.allow_above_catalog:
             return None
-        known = self.catalog.every(demand.service_request, self.now())
+        known = self.catalog.every(request, self.now())
         return min((entry.micro for entry in known if entry.micro is not None), default=None)
 
     def input_schemas(self, request: ServiceRequest) -> list[str] | None:

@@ -63,7 +63,7 @@ def check_input(buyer: Buyer, request: ServiceRequest) -> Flow[None]:
 
 def check_price(buyer: Buyer, demand: Demand, plan: Plan) -> None:
     """Refuse an offer that is dearer than the price that the seller's own catalog names."""
-    listed = buyer.listed_price(demand)
+    listed = buyer.listed_price(demand.service_request)
     if listed is not None and plan.micro > listed:
         raise OfferRefused(
             f"${usd(plan.micro)} is asked, the catalog's price is ${usd(listed)};"
