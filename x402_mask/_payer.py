@@ -210,13 +210,13 @@ class Payer:
         """
         from x402_mask._drive.quoting import quote  # noqa: PLC0415  # needs an HTTP library
 
-        return quote(self, asked)
+        return quote(self._buyer, asked)
 
     async def aquote(self, asked: Any) -> Quote | None:
         """:meth:`quote`, async."""
         from x402_mask._drive.quoting import aquote  # noqa: PLC0415
 
-        return await aquote(self, asked)
+        return await aquote(self._buyer, asked)
 
     def reconcile(self) -> list[Resolved]:
         """Ask the chain about every payment whose end is not proven; needs ``rpc``.

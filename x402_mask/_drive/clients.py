@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable
     from types import ModuleType
 
-_FAMILIES = ("httpx", "httpx2")
+FAMILIES = ("httpx", "httpx2")
 """The HTTP libraries that are served; their objects do not mix."""
 
 
@@ -45,7 +45,7 @@ def is_foreign(transport: object, own: ModuleType) -> bool:
     SDKs write their own name into ``__module__`` of classes that they re-export, and
     ``httpx2.alias_httpx()`` makes one family of two.
     """
-    others = [found for name in _FAMILIES if (found := sys.modules.get(name)) not in (None, own)]
+    others = [found for name in FAMILIES if (found := sys.modules.get(name)) not in (None, own)]
     return any(_is_transport(transport, other) for other in others) and not _is_transport(
         transport, own
     )
