@@ -53,9 +53,9 @@ async def aquote(buyer: Buyer, asked: Request | Response) -> Quote | None:
     Raises:
         TypeError: it is neither a request nor a response of a library that is known.
     """
-    family = _family(asked)
     from anyio import to_thread  # noqa: PLC0415
 
+    family = _family(asked)
     if isinstance(asked, family.Response):
         return await to_thread.run_sync(_judged, family, buyer, asked, _content(family, asked))
     async with family.AsyncClient(**_options(family, buyer)) as client:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import httpx2
 
 from x402_mask._drive.exchange import AsyncSession, SyncSession
+from x402_mask._drive.hooks import AsyncDeferred, Deferred, bare, scrub, strip, wrap_hooks
 from x402_mask._drive.layer import Layer
 from x402_mask._drive.perform import prepare
 from x402_mask._drive.refusals import returns
-from x402_mask._drive.slot import SLOT, Slot, origin, sender
+from x402_mask._drive.slot import origin, sender
 from x402_mask._ledger.carrier import Carrier, yes
 from x402_mask._ledger.waiting import WAIT_S
 from x402_mask._payer import buyer_of, payer_of
-from x402_mask._wire.x402 import PROOF_HEADERS
 from x402_mask.httpx2._transport import AsyncClient, Client, answer_so, check_sync
 
 if TYPE_CHECKING:
@@ -104,11 +104,11 @@ class PaymentAuth(httpx2.Auth):
                 sent, response = session.start(), None
                 while sent is not None:
                     response = yield sent
-                    asked = _scrub(response, sent, request, session.errand)
+                    asked = scrub(response, sent, request, session.errand)
                     sent = session.received(response, asked)
         except BaseException as exc:
             if sent is not None and sent is not request:
-                _bare(sent)
+                bare(sent)
             # httpx2 closes the flow: the real exception is the context of the GeneratorExit
             session.failed(exc.__context__ or exc)
             raise
@@ -149,7 +149,7 @@ class PaymentAuth(httpx2.Auth):
                         sent, response = await session.start(), None
                         while sent is not None:
                             response = yield sent
-                            asked = _scrub(response, sent, wanted, session.errand)
+                            asked = scrub(response, sent, wanted, session.errand)
                             sent = await session.received(response, asked)
                     assert response is not None
                     answer: httpx2.Response = session.answer()
@@ -163,7 +163,7 @@ class PaymentAuth(httpx2.Auth):
             carrier.handed = yes  # last, as what follows is not ours to see
         except BaseException as exc:
             if sent is not None and sent is not wanted:
-                _bare(sent)
+                bare(sent)
             try:
                 if session is not None:
                     await session.failed(exc)
@@ -206,26 +206,6 @@ class _Closable(AsyncGenerator[httpx2.Request, httpx2.Response]):
         await self.flow.aclose()
 
 
-def _scrub(
-    response: httpx2.Response,
-    sent: httpx2.Request,
-    request: httpx2.Request,
-    errand: httpx2.Request | None,
-) -> httpx2.Request:
-    """Keep the proof out of what the caller can look at afterwards; what was asked is returned."""
-    if sent is request:
-        return response.request
-    _bare(sent)
-    if response.next_request is not None:
-        _bare(response.next_request)
-    if sent is errand:
-        return response.request
-    if response.request is not sent:
-        return response.request  # where a redirect led, without the proof
-    response.request = request
-    return request
-
-
 def _become(last: httpx2.Response, wanted: httpx2.Response) -> None:
     """Make the last answer of an auth flow, which httpx2 hands back, the one that is *wanted*.
 
@@ -238,12 +218,6 @@ def _become(last: httpx2.Response, wanted: httpx2.Response) -> None:
     last.headers.pop("content-encoding", None)
     last.extensions, last.history = wanted.extensions, wanted.history
     last.next_request = None
-
-
-def _bare(request: httpx2.Request) -> None:
-    """Take the proof off a request that was sent: errors and histories go on showing it."""
-    for name in PROOF_HEADERS:
-        request.headers.pop(name, None)
 
 
 # --- attach ---------------------------------------------------------------------------------------
@@ -323,10 +297,10 @@ def _guard(client: httpx2.Client) -> Callable[[httpx2.Request], None]:
     held = weakref.ref(client)
 
     def guard(request: httpx2.Request) -> None:
-        _strip(request)
+        strip(request)
         owner = held()
         if owner is not None:
-            _wrap_hooks(owner.event_hooks["response"], _Deferred)
+            wrap_hooks(owner.event_hooks["response"], Deferred)
 
     return guard
 
@@ -335,62 +309,9 @@ def _async_guard(client: httpx2.AsyncClient) -> Callable[[httpx2.Request], Any]:
     held = weakref.ref(client)
 
     async def guard(request: httpx2.Request) -> None:
-        _strip(request)
+        strip(request)
         owner = held()
         if owner is not None:
-            _wrap_hooks(owner.event_hooks["response"], _AsyncDeferred)
+            wrap_hooks(owner.event_hooks["response"], AsyncDeferred)
 
     return guard
-
-
-def _strip(request: httpx2.Request) -> None:
-    """Take proofs off a request that must not carry them, before each hop."""
-    slot = request.extensions.get(SLOT)
-    if not isinstance(slot, Slot):
-        slot = request.extensions[SLOT] = Slot(request)
-    slot.shed(request)
-
-
-def _wrap_hooks(hooks: list[Any], wrapper: Callable[[Any], Any]) -> None:
-    """Wrap the client's response hooks, those added since the last call as well."""
-    hooks[:] = [hook if isinstance(hook, _Deferred) else wrapper(hook) for hook in hooks]
-
-
-class _Deferred:
-    """A response hook that waits with a 402 until it is known to be handed back."""
-
-    __slots__ = ("hook",)
-
-    def __init__(self, hook: Callable[[httpx2.Response], Any]) -> None:
-        self.hook = hook
-
-    def __call__(self, response: httpx2.Response) -> Any:
-        if not self.waits(response):
-            self.hook(response)
-
-    def waits(self, response: httpx2.Response) -> bool:
-        """Whether the hook is put off."""
-        slot = response.request.extensions.get(SLOT)
-        if isinstance(slot, Slot) and slot.on_errand:
-            return True  # an errand of ours is no answer of the caller's
-        if response.status_code != 402 or not isinstance(slot, Slot) or slot.deferred is None:
-            return False
-        slot.deferred.append((self.hook, response))
-        return True
-
-    def __eq__(self, other: object) -> bool:
-        """So that the hook can be found, and taken off, by its own name."""
-        return other is self or other == self.hook
-
-    def __hash__(self) -> int:
-        return hash(self.hook)
-
-
-class _AsyncDeferred(_Deferred):
-    """:class:`_Deferred`, async."""
-
-    __slots__ = ()
-
-    async def __call__(self, response: httpx2.Response) -> None:
-        if not self.waits(response):
-            await self.hook(response)
