@@ -6,7 +6,7 @@ At each stage, what may have happened, and what an identical call does if this o
     unsent   nothing has left                    is a new purchase: the reservation is given back,
                                                  as it is where the seller cannot be reached
     asking   the seller may have made a          asks for another; where a balance may pay what is
-             payment, and a balance may have       asked for, it only says so, until a proof of that
+             payment, and a balance may have     asked for, it only says so, until a proof of that
              paid it; its id is not known        time would be dead: then the price counts
     asked    as above, and the answer came;      reads it: paid, it takes the token; unpaid, it pays
              nothing of ours has moved           it; over, it asks for another; where the seller's
