@@ -209,9 +209,9 @@ def test_whoever_has_no_key_cannot_chain_a_row(tmp_path: Path) -> None:
     """Even with this code at hand: a change chained with another key is as visible as any."""
     store = sqlite_store(tmp_path / "ledger.db")
     payment = lived(store.ledger)
-    from x402_mask._ledger.key import Vault
+    from x402_mask._ledger.key import LedgerKey
 
-    forger = Vault(b"f" * 32)
+    forger = LedgerKey(b"f" * 32)
     (before,), (data,) = (
         store.sql("SELECT mac FROM history WHERE seq=4")[0],
         store.sql("SELECT data FROM history WHERE seq=5")[0],

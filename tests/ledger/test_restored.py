@@ -9,7 +9,7 @@ import pytest
 from tests.ledger.kit import NOW, Store, held, limits, refusal, reserved, used, want
 from x402_mask import Cap, CapExceeded, LedgerError
 from x402_mask._ledger.audit import verify
-from x402_mask._ledger.key import Vault
+from x402_mask._ledger.key import LedgerKey
 from x402_mask._ledger.past import accepted_losses
 from x402_mask._ledger.restore import accept, standing
 from x402_mask._ledger.sums import restores
@@ -117,11 +117,11 @@ def test_several_acceptances_are_in_the_sum(shared: Store) -> None:
     held(shared.again(), CAP)
     with ledger._transaction(5, write=False) as db:
         (seq,) = db.one("SELECT MAX(seq) FROM history WHERE kind='accepted'") or (0,)
-        assert accepted_losses(db, seq, Vault(b"\1" * 32)) == []
+        assert accepted_losses(db, seq, LedgerKey(b"\1" * 32)) == []
 
 
 @pytest.mark.parametrize("sealed", [12, 10**9, "text", 1.5])
 def test_a_number_in_place_of_a_proof_is_no_proof(sealed: object) -> None:
     """Bytes of a number are as many zeros, which may be more than there is memory for."""
     with pytest.raises(LedgerError):
-        Vault(b"\1" * 32).open(sealed, "x")  # type: ignore[arg-type]
+        LedgerKey(b"\1" * 32).open(sealed, "x")  # type: ignore[arg-type]

@@ -69,7 +69,7 @@ def as_before(store: Store, version: int) -> None:
 
 def tell_no_origins(ledger: Ledger) -> None:
     """Write the history as an older program did, which knew payees by their service only."""
-    vault, before, seq = ledger._vault(), b"", 0
+    ledger_key, before, seq = ledger._ledger_key(), b"", 0
     past = ledger._past
     assert past is not None
     with past.leniently(), ledger._transaction(5) as db:
@@ -79,7 +79,7 @@ def tell_no_origins(ledger: Ledger) -> None:
             for name in {"reserved": ["payee"], "payee": ["origin"]}.get(kind, []):
                 del data[name]
             told = strict_json.dumps(data)
-            before = vault.link(before, _sums.record(seq, at, payment, kind, told, None))
+            before = ledger_key.link(before, _sums.record(seq, at, payment, kind, told, None))
             db.run("UPDATE history SET data=?, mac=?, sums=NULL WHERE seq=?", told, before, seq)
             ledger._moved_head(seq, before)
     if seq:  # the head as those programs wrote it

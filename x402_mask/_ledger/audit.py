@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from x402_mask._ledger.head import Head
-    from x402_mask._ledger.key import Vault
+    from x402_mask._ledger.key import LedgerKey
     from x402_mask._ledger.ledger import Ledger
     from x402_mask._ledger.records import Db
 
@@ -109,23 +109,23 @@ def _snapshot(ledger: Ledger) -> Iterator[tuple[Db, Head | None]]:
     """One state of the database, and the head as it was known just before."""
     past = ledger.past
     with nullcontext() if past is None else past.leniently():  # what is lost is for the report
-        ledger._vault()  # noqa: SLF001  # opens the ledger, so that its own complaints come first
+        ledger._ledger_key()  # noqa: SLF001  # opens the ledger, so that its own complaints come first
         head = None if ledger.head_file is None else ledger.head_file.read()
         with ledger._transaction(_WAIT_S, write=False) as db:  # noqa: SLF001
             yield db, head
 
 
 def _audit(ledger: Ledger, db: Db, head: Head | None) -> AuditReport:
-    vault, replay = ledger._vault(), Replay()  # noqa: SLF001
-    _check_chain(db, vault, replay, head)
+    ledger_key, replay = ledger._ledger_key(), Replay()  # noqa: SLF001
+    _check_chain(db, ledger_key, replay, head)
     if head is None and ledger.head_is_whole and replay.rows:
         replay.problem("the head file is missing: lost last rows would not be noticed")
-    _check_payments(db, vault, replay)
+    _check_payments(db, ledger_key, replay)
     _check_counters(db, replay)
     _check_payees(db, replay)
     _check_purchases(db, replay)
-    _check_tokens(db, vault, replay)
-    _check_transfers(db, vault, replay)
+    _check_tokens(db, ledger_key, replay)
+    _check_transfers(db, ledger_key, replay)
     _check_pause(db, replay)
     _check_restores(db, replay)
     return AuditReport(
@@ -139,7 +139,7 @@ def _audit(ledger: Ledger, db: Db, head: Head | None) -> AuditReport:
 # --- comparing ------------------------------------------------------------------------------------
 
 
-def _check_chain(db: Db, vault: Vault, replay: Replay, head: Head | None) -> None:
+def _check_chain(db: Db, ledger_key: LedgerKey, replay: Replay, head: Head | None) -> None:
     """Walk the history: nothing missing, nothing changed, nothing after the fact."""
     expected, before = 1, b""
     marks = {} if head is None else {x.seq: x.mac for x in (head.durable, head.last) if x}
@@ -151,7 +151,7 @@ def _check_chain(db: Db, vault: Vault, replay: Replay, head: Head | None) -> Non
             continue
         if seq > expected:
             replay.problem(f"{_rows(expected, seq - 1)} missing from the history")
-        if _linked(vault, before, seq, at, payment, kind, text, sums) != mac:
+        if _linked(ledger_key, before, seq, at, payment, kind, text, sums) != mac:
             replay.problem(f"history row {seq} ({kind}) is not as it was written")
         if marks.get(seq, mac) != mac:
             replay.problem(f"history row {seq} is not the one that the head file knows")
@@ -171,15 +171,15 @@ def _rows(first: int, last: int) -> str:
     return f"row {first} is" if first == last else f"rows {first} to {last} are"
 
 
-def _linked(vault: Vault, before: bytes, *row: Any) -> bytes | None:
+def _linked(ledger_key: LedgerKey, before: bytes, *row: Any) -> bytes | None:
     """The chain's next value; ``None`` for what no ledger writes."""
     try:
-        return vault.link(before, _sums.record(*row))
+        return ledger_key.link(before, _sums.record(*row))
     except (TypeError, ValueError):
         return None
 
 
-def _check_payments(db: Db, vault: Vault, replay: Replay) -> None:
+def _check_payments(db: Db, ledger_key: LedgerKey, replay: Replay) -> None:
     """Compare the payments with what their history makes of them."""
     found = set()
     for row in _stream(db, f"seq, id, proof, {', '.join(COMPARED)}", "payments"):
@@ -194,18 +194,18 @@ def _check_payments(db: Db, vault: Vault, replay: Replay) -> None:
                 replay.problem(
                     f"payment {payment} has {name} {value!r}, its history says {known[name]!r}"
                 )
-        if not _is_sealed(vault, payment, proof, known["proof_digest"]):
+        if not _is_sealed(ledger_key, payment, proof, known["proof_digest"]):
             replay.problem(f"payment {payment} does not hold the proof that was stored for it")
     for payment in replay.payments.keys() - found:
         replay.problem(f"payment {payment} is in the history but not among the payments")
 
 
-def _is_sealed(vault: Vault, label: str, sealed: Any, named: str | None) -> bool:
+def _is_sealed(ledger_key: LedgerKey, label: str, sealed: Any, named: str | None) -> bool:
     """Whether *sealed* opens to what has the digest *named*; nothing, where nothing is named."""
     if sealed is None or named is None:
         return sealed is None and named is None
     try:
-        return digest(vault.open(sealed, label)) == named
+        return digest(ledger_key.open(sealed, label)) == named
     except (LedgerError, TypeError, AttributeError):
         return False
 
@@ -294,7 +294,7 @@ def _check_purchases(db: Db, replay: Replay) -> None:
             replay.problem(f"the purchase of payment {payment} is {had}, by the history {should}")
 
 
-def _check_tokens(db: Db, vault: Vault, replay: Replay) -> None:
+def _check_tokens(db: Db, ledger_key: LedgerKey, replay: Replay) -> None:
     """Every token is the one that was bought, where it was bought, until it was dropped."""
     found = set()
     for payment, origin, service, sealed, named in db.all(
@@ -304,30 +304,30 @@ def _check_tokens(db: Db, vault: Vault, replay: Replay) -> None:
         row, should = replay.payments.get(payment, {}), replay.tokens.get(payment)
         held = None if payment in replay.dropped else should
         if (named, origin, service) != (should, row.get("origin"), row.get("service")) or (
-            not _is_sealed(vault, token_label(payment), sealed, held)
+            not _is_sealed(ledger_key, token_label(payment), sealed, held)
         ):
             replay.problem(f"the token of payment {payment} is not as it was stored")
     for payment in sorted(replay.tokens.keys() - found):
         replay.problem(f"the token of payment {payment} is in the history but not stored")
 
 
-def _check_transfers(db: Db, vault: Vault, replay: Replay) -> None:
+def _check_transfers(db: Db, ledger_key: LedgerKey, replay: Replay) -> None:
     """Every signed transaction that was stored is there, and opens to what its hash says."""
     sql = "SELECT payment, attempt, hash, raw FROM transfers ORDER BY payment, attempt"
     found = set()
     for payment, attempt, name, raw in db.all(sql):
         found.add((payment, attempt))
         if replay.transfers.get((payment, attempt)) != name or not _is_transaction(
-            vault, transfer_label(payment, attempt), raw, name
+            ledger_key, transfer_label(payment, attempt), raw, name
         ):
             replay.problem(f"transfer {attempt} of payment {payment} is not as it was stored")
     for payment, attempt in sorted(replay.transfers.keys() - found):
         replay.problem(f"transfer {attempt} of payment {payment} is in the history but not stored")
 
 
-def _is_transaction(vault: Vault, label: str, raw: Any, name: str) -> bool:
+def _is_transaction(ledger_key: LedgerKey, label: str, raw: Any, name: str) -> bool:
     try:
-        plain = bytes.fromhex(vault.open(raw, label)[2:])
+        plain = bytes.fromhex(ledger_key.open(raw, label)[2:])
     except (LedgerError, TypeError, ValueError):
         return False
     return "0x" + keccak(plain).hex() == name

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from x402_mask._ledger.head import HeadFile
-    from x402_mask._ledger.key import Vault
+    from x402_mask._ledger.key import LedgerKey
     from x402_mask._ledger.past import Past
     from x402_mask._ledger.records import Db, Proof, Result
     from x402_mask._models import State
@@ -76,7 +76,7 @@ class Book(ABC):
         """A transaction; *durable*: on return it survives a power cut."""
 
     @abstractmethod
-    def _vault(self) -> Vault:
+    def _ledger_key(self) -> LedgerKey:
         """The key of this ledger."""
 
     @abstractmethod
@@ -271,7 +271,7 @@ class Book(ABC):
             "header": proof.header,
             "nonce": proof.nonce,
             "valid_before": proof.valid_before,
-            "proof": self._vault().seal(proof.value, payment_id),
+            "proof": self._ledger_key().seal(proof.value, payment_id),
             "proof_digest": digest(proof.value),
         }
 
@@ -312,12 +312,12 @@ class Book(ABC):
         self, db: Db, now_us: int, payment_id: str | None, kind: str, data: Mapping[str, Any]
     ) -> None:
         """Append to the history, chained to the row before."""
-        before, vault = _sums.last(db), self._vault()
-        sums = _sums.after(db, vault, before, now_us)
+        before, ledger_key = _sums.last(db), self._ledger_key()
+        sums = _sums.after(db, ledger_key, before, now_us)
         seq, mac, _ = before or (0, b"", None)
         self._goes_on(db, seq, mac)
         seq, text = seq + 1, strict_json.dumps(data)
-        mac = vault.link(mac, _sums.record(seq, now_us, payment_id, kind, text, sums))
+        mac = ledger_key.link(mac, _sums.record(seq, now_us, payment_id, kind, text, sums))
         db.run(
             "INSERT INTO history (seq, at, payment, kind, data, mac, sums)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -326,14 +326,14 @@ class Book(ABC):
         db.last = (seq, mac, sums)
         self._moved_head(seq, mac)
 
-    def _sum_newer(self, db: Db, vault: Vault) -> None:
+    def _sum_newer(self, db: Db, ledger_key: LedgerKey) -> None:
         """Let the sum over the counters begin with those that are open now; in a transaction."""
-        _sums.check(db, vault)  # again: nothing is written over what somebody changed
+        _sums.check(db, ledger_key)  # again: nothing is written over what somebody changed
         last = _sums.last(db)
         found = db.one("SELECT at FROM history ORDER BY seq DESC LIMIT 1")
         if last is None or found is None:
             return
-        db.last = (*last[:2], str(_sums.added_up(db, vault, found[0])))
+        db.last = (*last[:2], str(_sums.added_up(db, ledger_key, found[0])))
         self._write(db, found[0], None, "summed", {})
 
 

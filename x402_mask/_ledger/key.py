@@ -26,7 +26,7 @@ _NONCE_BYTES: Final = 12
 _NUMBERS_MAX: Final = 256
 
 
-class Vault:
+class LedgerKey:
     """Encrypts, decrypts and chains with keys derived from one secret (HKDF-like, by HMAC)."""
 
     __slots__ = (
@@ -53,7 +53,7 @@ class Vault:
         self._cipher: AESGCM | None = None  # made when needed: OpenSSL is slow to load
 
     def __repr__(self) -> str:
-        return f"Vault({self.key_id})"
+        return f"LedgerKey({self.key_id})"
 
     def seal(self, text: str, label: str) -> bytes:
         """Encrypt *text* (AES-256-GCM), bound to *label*."""

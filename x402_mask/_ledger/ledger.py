@@ -75,7 +75,7 @@ class Ledger(Questions, TokenBook, TransferBook, DenialBook):
             alive = row.is_live and (by_chain or clocks.alive_by(row.valid_before) is not None)
             if not alive or self._in_flight(db, row):
                 return None
-            value = self._vault().open(row.proof or b"", row.id)
+            value = self._ledger_key().open(row.proof or b"", row.id)
             db.run("UPDATE payments SET flight=? WHERE id=?", self._me(), row.id)
             self._write(db, now_us, row.id, "represented", {"proof": row.proof_digest})
             self._flying[payment_id] = carrier  # if the commit fails the row names nobody

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from x402_mask._ledger.head import Head
-    from x402_mask._ledger.key import Vault
+    from x402_mask._ledger.key import LedgerKey
     from x402_mask._ledger.records import Db
 
 log = logging.getLogger("x402_mask")
@@ -106,7 +106,7 @@ class Past:
         self.loss: Loss | None = None
         self.wrong: str | None = None
         """What is wrong with the counters, found when the ledger was opened."""
-        self.key: Vault | None = None
+        self.key: LedgerKey | None = None
         """The key of what is open: whoever opens it says so before it is judged."""
         self._known: Mark | None = None
         self._synced: Mark | None = None
@@ -212,7 +212,7 @@ class Past:
         )
         self.head.lose(here.seq)
 
-    def audited(self, db: Db, key: Vault) -> bool:
+    def audited(self, db: Db, key: LedgerKey) -> bool:
         """Whether the counters are as they were written, and so many that newer ones will do.
 
         Raises:
@@ -288,7 +288,7 @@ class _Lenience(threading.local):
     depth = 0
 
 
-def accepted_losses(db: Db, era: int, key: Vault) -> list[dict[str, Any]]:
+def accepted_losses(db: Db, era: int, key: LedgerKey) -> list[dict[str, Any]]:
     """What the owner has accepted up to the row *era*: the last row that was lost each time.
 
     ``before`` is the row of the acceptance: what was written after it is no part of the loss.  Only

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from x402_mask._ledger import sums
 from x402_mask._ledger.damage import damage_said
 from x402_mask._ledger.head import HeadFile
-from x402_mask._ledger.key import Vault, data_path, load_key
+from x402_mask._ledger.key import LedgerKey, data_path, load_key
 from x402_mask._ledger.ledger import Ledger
 from x402_mask._ledger.owners import boot_id, is_alive, new_owner
 from x402_mask._ledger.past import Past
@@ -111,7 +111,7 @@ class PostgresLedger(Ledger):
         if postgres_pool is None:
             raise ImportError("a PostgresLedger needs psycopg: pip install 'x402-mask[postgres]'")
         self._given_key = None if key is None else _read_key(key)
-        self._key: Vault | None = None
+        self._key: LedgerKey | None = None
         self._pool = postgres_pool.Pool(dsn, self._prepare)
         self._folder = data_path()
         self._past = Past(HeadFile(self._folder / f"postgres-{self._pool.identity}.head"))
@@ -313,7 +313,7 @@ class PostgresLedger(Ledger):
             if not mine and not self._writing.take(turn, 0):
                 return
             raw.begin(_begin_writing(time.monotonic()))
-            self._sum_newer(postgres_pool.Db(raw), self._vault())
+            self._sum_newer(postgres_pool.Db(raw), self._ledger_key())
             raw.ask(b"COMMIT")
             self._past.committed(durable=True)
         except postgres_pool.Error as exc:
@@ -344,13 +344,13 @@ class PostgresLedger(Ledger):
         except ValueError:
             raise LedgerError(f"{_KEY_VARIABLE} is not 64 hex digits") from None
 
-    def _new_key(self) -> Vault:
+    def _new_key(self) -> LedgerKey:
         key = self._configured_key()
         if key is None:
             self._make_folder()
             key = load_key(self.key_path, create=True)
         assert key is not None
-        return Vault(key)
+        return LedgerKey(key)
 
     def _make_folder(self) -> None:
         try:
@@ -358,19 +358,19 @@ class PostgresLedger(Ledger):
         except OSError as exc:
             raise LedgerError(f"cannot make the data directory: {exc.strerror}") from exc
 
-    def _checked_key(self, made_with: str | None) -> Vault:
+    def _checked_key(self, made_with: str | None) -> LedgerKey:
         key = self._configured_key() or load_key(self.key_path, create=False)
         if made_with is None:
             raise LedgerError("the schema x402_mask of this database is not a ledger of x402_mask")
-        if key is None or Vault(key).key_id != made_with:
+        if key is None or LedgerKey(key).key_id != made_with:
             which = "no key for this ledger is known here" if key is None else "this is another key"
             raise LedgerError(
                 f"{which}: every host needs the key the ledger was made with, by key=,"
                 f" {_KEY_VARIABLE} or {self.key_path.name} in the data directory"
             )
-        return Vault(key)
+        return LedgerKey(key)
 
-    def _vault(self) -> Vault:
+    def _ledger_key(self) -> LedgerKey:
         if self._key is None:
             with self._transaction(WAIT_S, write=False):
                 pass  # connecting checks the key

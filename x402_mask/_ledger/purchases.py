@@ -211,7 +211,7 @@ class TokenBook(Endings):
         self, payment_id: str, bought: Bought, *, now_us: int, wait_s: float = WAIT_S
     ) -> None:
         """The marketplace says *paid* and gave a token; one of its calls is this operation's."""
-        sealed = self._vault().seal(bought.token, token_label(payment_id))
+        sealed = self._ledger_key().seal(bought.token, token_label(payment_id))
         with self._transaction(wait_s, durable=True) as db:
             row = self._row(db, payment_id)
             if row.state == "reserved":  # a balance paid: nothing was signed, the money is gone
@@ -287,7 +287,7 @@ class TokenBook(Endings):
         token = db.one("SELECT sealed FROM tokens WHERE payment=? AND sealed IS NOT NULL", row.id)
         proof = None
         if row.proof is not None:
-            value = self._vault().open(row.proof, row.id)
+            value = self._ledger_key().open(row.proof, row.id)
             proof = Proof(
                 header=row.header or "",
                 value=value,
@@ -305,7 +305,7 @@ class TokenBook(Endings):
             until=until,
             behind_us=behind_us,
             proof=proof,
-            token=None if token is None else self._vault().open(token[0], label),
+            token=None if token is None else self._ledger_key().open(token[0], label),
         )
 
     # --- tokens with calls left
@@ -322,7 +322,7 @@ class TokenBook(Endings):
             if found is None or self._is_paused(db):
                 return None
             payment_id, sealed = found
-            token = self._vault().open(sealed, token_label(payment_id))
+            token = self._ledger_key().open(sealed, token_label(payment_id))
             db.run("UPDATE tokens SET calls=calls-1 WHERE payment=? AND calls>0", payment_id)
             self._write(db, now_us, payment_id, "token_used", {})
             return Held(row=self._row(db, payment_id), token=token)

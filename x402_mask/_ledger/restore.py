@@ -82,7 +82,7 @@ def _accept(ledger: Ledger, db: Db, loss: Loss | None, micro: int | None, now_us
     before = sums.restores(db)
     sums.set_restores(db, before, counted(before, now_us, micro))
     here = last_row(db)
-    lost = accepted_losses(db, here.era, ledger._vault())  # noqa: SLF001
+    lost = accepted_losses(db, here.era, ledger._ledger_key())  # noqa: SLF001
     if loss is not None:
         known = loss.known
         lost.append({"ledger": known.ledger, "seq": known.seq, "before": here.seq + 1})

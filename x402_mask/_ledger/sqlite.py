@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from x402_mask._ledger import sqlite_wal, sums
 from x402_mask._ledger.damage import damage_said
 from x402_mask._ledger.head import HeadFile
-from x402_mask._ledger.key import Vault, data_path, load_key, sync_directory
+from x402_mask._ledger.key import LedgerKey, data_path, load_key, sync_directory
 from x402_mask._ledger.ledger import Ledger
 from x402_mask._ledger.owners import is_alive, new_owner
 from x402_mask._ledger.past import Past
@@ -229,7 +229,7 @@ class SQLiteLedger(_SQL):
         super().__init__()
         self.path = file_of_ledger(path) if path is not None else default_path()
         self._spelled = str(self.path)
-        self._key: Vault | None = None
+        self._key: LedgerKey | None = None
         self._real: str | None = None
         self._past = Past(HeadFile(self.path.with_name(self.path.name + ".head")))
         self._place: Files | None = None
@@ -261,7 +261,7 @@ class SQLiteLedger(_SQL):
         """What is known of the ledger besides what it says itself."""
         return self._past
 
-    def _vault(self) -> Vault:
+    def _ledger_key(self) -> LedgerKey:
         if self._key is None:
             with self._transaction(WAIT_S, write=False):
                 pass  # opening the database finds its key, or makes it
@@ -348,7 +348,7 @@ class SQLiteLedger(_SQL):
         self._begin(db, deadline, WAIT_S, write=False, durable=False)
         try:
             self._past.judge(db, memory, self.path.name)
-            many = self._past.audited(db, self._vault())
+            many = self._past.audited(db, self._ledger_key())
         finally:
             if db.raw.in_transaction:  # SQLite ends it by itself where it cannot read
                 db.raw.execute("ROLLBACK")
@@ -360,7 +360,7 @@ class SQLiteLedger(_SQL):
             self._make_head(db, deadline)
         if many and begun(db.raw, write=True):  # else whoever writes now may do it
             try:
-                self._sum_newer(db, self._vault())
+                self._sum_newer(db, self._ledger_key())
                 db.raw.execute("COMMIT")
                 self._past.committed(durable=False)
             finally:
@@ -414,19 +414,19 @@ class SQLiteLedger(_SQL):
         if meta(db, "key") is None:
             key = load_key(self.key_path, create=True)
             assert key is not None
-            set_meta(db, "key", Vault(key).key_id)
+            set_meta(db, "key", LedgerKey(key).key_id)
 
-    def _checked_key(self, db: Connection) -> Vault:
+    def _checked_key(self, db: Connection) -> LedgerKey:
         made_with = meta(db, "key")
         if made_with is None:
             raise LedgerError(f"{self.path.name} is not a ledger of x402_mask")
         key = load_key(self.key_path, create=False)
-        if key is None or Vault(key).key_id != made_with:
+        if key is None or LedgerKey(key).key_id != made_with:
             raise LedgerError(
                 f"{self.key_path.name} is missing or belongs to another ledger; restore it beside"
                 f" {self.path.name}, without it stored proofs cannot be read"
             )
-        return Vault(key)
+        return LedgerKey(key)
 
     def _freeze(self) -> None:
         """Before a fork: nothing of SQLite may be inherited open.
@@ -506,7 +506,7 @@ class MemoryLedger(_SQL):
 
     def __init__(self) -> None:
         super().__init__()
-        self._key = Vault(os.urandom(32))
+        self._key = LedgerKey(os.urandom(32))
 
     def __repr__(self) -> str:
         return "MemoryLedger()"
@@ -515,7 +515,7 @@ class MemoryLedger(_SQL):
     def _identity(self) -> object:
         return self._key
 
-    def _vault(self) -> Vault:
+    def _ledger_key(self) -> LedgerKey:
         return self._key
 
     def _open(self, deadline: float) -> Connection:  # noqa: ARG002

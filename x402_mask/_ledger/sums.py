@@ -22,7 +22,7 @@ from x402_mask.errors import LedgerError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from x402_mask._ledger.key import Vault
+    from x402_mask._ledger.key import LedgerKey
     from x402_mask._ledger.records import Db, Last
 
     Counter = tuple[str, str, int, int, int]
@@ -92,27 +92,27 @@ def take(db: Db, keys: frozenset[str]) -> list[tuple[str, str]]:
     return [(scope, unit) for scope, unit, _ in found]
 
 
-def after(db: Db, vault: Vault, before: Last | None, now_us: int) -> str:
+def after(db: Db, ledger_key: LedgerKey, before: Last | None, now_us: int) -> str:
     """The sum that the next row of history carries."""
     if before is None or before[2] is None:  # a new ledger, or an older program's
-        now = added_up(db, vault, now_us)
+        now = added_up(db, ledger_key, now_us)
     elif not db.changes:
         return before[2]
     else:
         since, total = _sum_of(before[2])
         for scope, unit, slot, settled, held, settled_now, held_now in db.changes:
             if slot >= first(unit, since):
-                total += _hash(vault, scope, unit, slot, settled_now, held_now)
-                total -= _hash(vault, scope, unit, slot, settled, held)
+                total += _hash(ledger_key, scope, unit, slot, settled_now, held_now)
+                total -= _hash(ledger_key, scope, unit, slot, settled, held)
         now = Sum(since, total % _MODULUS)
     db.changes.clear()
     return str(now)
 
 
-def added_up(db: Db, vault: Vault, since: int) -> Sum:
+def added_up(db: Db, ledger_key: LedgerKey, since: int) -> Sum:
     """The sum over the counters as they are."""
     summed = [meter[:2] for meter in _meters(db) if meter[2]]
-    return Sum(since, _total(vault, [*_read(db, summed, since), *_restored(restores(db))]))
+    return Sum(since, _total(ledger_key, [*_read(db, summed, since), *_restored(restores(db))]))
 
 
 def restores(db: Db) -> dict[int, int | None]:
@@ -158,7 +158,7 @@ def all_written(db: Db) -> None:
         raise LedgerError("a counter was changed without a row of history; nothing was written")
 
 
-def check(db: Db, vault: Vault) -> bool:
+def check(db: Db, ledger_key: LedgerKey) -> bool:
     """Add up the counters; whether that was much, and newer ones should be begun with.
 
     Raises:
@@ -170,7 +170,7 @@ def check(db: Db, vault: Vault) -> bool:
     if not rows:
         return False
     seq, at, *_, sums = rows[0]
-    if not is_linked(vault, seq, {row[0]: row[1:] for row in rows}):
+    if not is_linked(ledger_key, seq, {row[0]: row[1:] for row in rows}):
         raise LedgerError(f"row {seq} of the ledger's history is not as it was written; {_ADVICE}")
     should = None if sums is None else _sum_of(sums)
     meters = _meters(db)
@@ -182,13 +182,13 @@ def check(db: Db, vault: Vault) -> bool:
         summed = {(scope, unit) for scope, unit, summed in meters if summed}
         added = [c for c in counters if c[:2] in summed and should.covers(c[1], c[2])]
         added += _restored(restores(db))
-        if _total(vault, added) != should.total:
+        if _total(ledger_key, added) != should.total:
             raise LedgerError(f"the counters of the ledger are not as they were written; {_ADVICE}")
     _check_payments(db, [c for c in counters if c[2] >= first(c[1], at)], meters, at)
     return len(added) > BUCKETS_MAX
 
 
-def is_linked(vault: Vault, seq: int, rows: Mapping[int, Sequence[Any]]) -> bool:
+def is_linked(ledger_key: LedgerKey, seq: int, rows: Mapping[int, Sequence[Any]]) -> bool:
     """Whether row *seq* of *rows* was chained to the one before, if that is there as well.
 
     A row is here its instant, payment, kind, data, link and sum.
@@ -197,7 +197,7 @@ def is_linked(vault: Vault, seq: int, rows: Mapping[int, Sequence[Any]]) -> bool
     before = rows[seq - 1][4] if seq - 1 in rows else b""
     return (
         isinstance(before, bytes)
-        and vault.link(before, record(seq, at, payment, kind, data, sums)) == mac
+        and ledger_key.link(before, record(seq, at, payment, kind, data, sums)) == mac
     )
 
 
@@ -260,8 +260,8 @@ def _read(db: Db, meters: Sequence[tuple[str, str]], since: int) -> list[Counter
     return found
 
 
-def _total(vault: Vault, counters: Iterable[Counter]) -> int:
-    return sum(_hash(vault, *counter) for counter in counters) % _MODULUS
+def _total(ledger_key: LedgerKey, counters: Iterable[Counter]) -> int:
+    return sum(_hash(ledger_key, *counter) for counter in counters) % _MODULUS
 
 
 _METERS: Final = "SELECT scope, unit, summed FROM meters"
@@ -270,11 +270,11 @@ _BUCKETS: Final = (
 )
 
 
-def _hash(vault: Vault, scope: str, unit: str, slot: int, settled: int, held: int) -> int:
+def _hash(ledger_key: LedgerKey, scope: str, unit: str, slot: int, settled: int, held: int) -> int:
     """The keyed hash of a counter; an empty one is none."""
     if settled == held == 0:
         return 0
-    return vault.number(f"{settled} {held} {slot} {unit} {scope}".encode())
+    return ledger_key.number(f"{settled} {held} {slot} {unit} {scope}".encode())
 
 
 def _sum_of(sums: str) -> Sum:

@@ -210,7 +210,7 @@ class TransferBook(Book):
         terms = None if row is None else _terms(row)
         if row is None or terms is None:
             return None
-        vault = self._vault()
+        ledger_key = self._ledger_key()
         attempts = tuple(
             SignedTransfer(
                 terms=terms,
@@ -218,7 +218,7 @@ class TransferBook(Book):
                 hash=name,
                 max_gas_wei=int(gas),
                 first_block=block,
-                raw=vault.open(raw, transfer_label(payment_id, attempt)),
+                raw=ledger_key.open(raw, transfer_label(payment_id, attempt)),
             )
             for attempt, nonce, name, raw, gas, block, _, _ in rows
         )
@@ -262,7 +262,7 @@ class TransferBook(Book):
                 self._write(db, now_us, payment_id, "transfer_closed", detail)
 
     def _sealed(self, signed: SignedTransfer, attempt: int) -> bytes:
-        return self._vault().seal(signed.raw, transfer_label(signed.terms.payment_id, attempt))
+        return self._ledger_key().seal(signed.raw, transfer_label(signed.terms.payment_id, attempt))
 
 
 def transfer_label(payment_id: str, attempt: int) -> str:
