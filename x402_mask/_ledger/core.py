@@ -64,7 +64,7 @@ _selves: dict[tuple[object, int], _Self] = {}
 """By ledger and process: two objects on one file are one owner, and see each other's calls."""
 
 
-class Book(ABC):
+class LedgerCore(ABC):
     """The part of a ledger that its other parts are written in terms of."""
 
     # --- what a backend provides

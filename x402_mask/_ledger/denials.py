@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from x402_mask._ledger.core import Book
+from x402_mask._ledger.core import LedgerCore
 from x402_mask._ledger.waiting import WAIT_S
 from x402_mask._money import SECOND
 
@@ -12,7 +12,7 @@ DENIED_US: Final = 60 * SECOND
 """How long a no lasts.  What repeats a refused call by itself does so within seconds."""
 
 
-class DenialBook(Book):
+class DenialBook(LedgerCore):
     """The part of a ledger that keeps what was denied."""
 
     def denied_for(self, operation: str, *, now_us: int, wait_s: float = WAIT_S) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from x402_mask._ledger import breakers as _breakers
 from x402_mask._ledger.carrier import Carrier
-from x402_mask._ledger.core import Book, storable
+from x402_mask._ledger.core import LedgerCore, storable
 from x402_mask._ledger.records import MOVES, Busy, Result
 from x402_mask._ledger.token_rows import forget_spent, is_purchase
 from x402_mask._ledger.waiting import WAIT_S
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from x402_mask._models import State
 
 
-class Endings(Book):
+class Endings(LedgerCore):
     """The part of a ledger that writes down how calls ended."""
 
     def finish(

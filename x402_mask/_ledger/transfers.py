@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-from x402_mask._ledger.core import Book
+from x402_mask._ledger.core import LedgerCore
 from x402_mask._ledger.waiting import WAIT_S
 from x402_mask.errors import LedgerError
 
@@ -133,7 +133,7 @@ class Standing:
     nonce: int
 
 
-class TransferBook(Book):
+class TransferBook(LedgerCore):
     """The part of a ledger that stores transfers; mixed into :class:`Ledger`."""
 
     def hold_transfer(
