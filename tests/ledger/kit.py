@@ -18,7 +18,14 @@ from typing import Any, Self
 
 from x402_mask import Cap, PaymentError
 from x402_mask._ledger.ledger import Ledger
-from x402_mask._ledger.records import Breaker, Proof, Reservation, Result, Twin, new_payment_id
+from x402_mask._ledger.records import (
+    Breaker,
+    OpenPayment,
+    Proof,
+    Reservation,
+    Result,
+    new_payment_id,
+)
 from x402_mask._ledger.sqlite import SQLiteLedger
 from x402_mask._money import usd
 from x402_mask._policy.caps import Limit, compile_caps
@@ -91,7 +98,7 @@ def reserved(ledger: Ledger, *caps: Cap, **changed: Any) -> Reservation:
     """Reserve, and tell what."""
     made = want(*caps, **changed)
     answer = ledger.reserve(made)
-    assert not isinstance(answer, Twin)
+    assert not isinstance(answer, OpenPayment)
     return made
 
 

@@ -27,7 +27,7 @@ from tests.ledger.kit import (
 )
 from x402_mask import Cap, CapExceeded, PaymentRefused
 from x402_mask._ledger.ledger import Ledger
-from x402_mask._ledger.records import Twin
+from x402_mask._ledger.records import OpenPayment
 from x402_mask._money import MICRO_MAX
 from x402_mask._policy.caps import akin
 
@@ -281,7 +281,7 @@ def test_a_limit_counts_its_kin_as_well(ledger: Ledger) -> None:
     assert [(s.settled, s.held) for s in first] == [(Decimal("0.001"), Decimal("0.002"))] * 3
 
     answer = ledger.reserve(want(service="foo", micro=5000, limits=kin))
-    assert not isinstance(answer, Twin)
+    assert not isinstance(answer, OpenPayment)
     for service in ("foo", "bar"):
         error = refusal(ledger, want(service=service, micro=1, limits=kin))
         assert isinstance(error, CapExceeded) and error.cap == caps[1]

@@ -27,7 +27,7 @@ from tests.ledger.kit import (
 from x402_mask import PaymentRefused
 from x402_mask._ledger.audit import verify
 from x402_mask._ledger.ledger import Ledger
-from x402_mask._ledger.records import Reserved, Twin
+from x402_mask._ledger.records import OpenPayment, Reserved
 from x402_mask._policy.clocks import DAY_US, Clocks, dead_at
 
 OPERATION = "one operation"
@@ -62,7 +62,7 @@ def test_a_seller_whose_clock_is_behind_ours_keeps_the_proof_alive(ledger: Ledge
     assert (seen.twin.row.id, seen.twin.busy, seen.twin.by) == (made, False, "seller")
     assert [row.id for row in seen.lapsed] == [made]
     answer = ledger.reserve(want(operation=OPERATION, at=DEAD, seller_us=early))
-    assert isinstance(answer, Twin) and answer.row.id == made
+    assert isinstance(answer, OpenPayment) and answer.row.id == made
     assert ledger.claim(made, now_us=DEAD) is None
     assert ledger.claim(made, now_us=DEAD, seller_us=early) is not None
 
@@ -97,7 +97,7 @@ def test_what_is_carried_is_waited_for_even_when_it_has_expired(ledger: Ledger) 
     twin = view(ledger, DEAD).twin
     assert twin.row.id == made.id and twin.busy
     answer = ledger.reserve(want(operation=OPERATION, at=DEAD, keyed=True))
-    assert isinstance(answer, Twin) and answer.busy
+    assert isinstance(answer, OpenPayment) and answer.busy
     assert isinstance(ledger.reserve(want(operation=OPERATION, at=DEAD)), Reserved)
 
 
@@ -116,7 +116,7 @@ def test_a_database_whose_clock_is_behind_keeps_the_proof_alive(slow: Ledger) ->
     assert view(slow, DEAD).twin.by == "database"
     assert view(slow, DEAD + 9 * DAY).twin.by == "database", "for as long as it takes"
     answer = slow.reserve(want(operation=OPERATION, at=DEAD))
-    assert isinstance(answer, Twin) and answer.row.id == made
+    assert isinstance(answer, OpenPayment) and answer.row.id == made
     assert slow.claim(made, now_us=DEAD) is not None
 
 

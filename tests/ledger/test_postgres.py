@@ -39,7 +39,7 @@ from x402_mask import Cap, LedgerError, PostgresLedger
 from x402_mask._drive.perform import AsyncPerformer
 from x402_mask._flow.effects import Record
 from x402_mask._ledger.audit import verify
-from x402_mask._ledger.records import Twin
+from x402_mask._ledger.records import OpenPayment
 from x402_mask._ledger.schema import SCHEMA_VERSION
 
 psycopg = pytest.importorskip("psycopg")
@@ -134,7 +134,7 @@ def test_a_lost_answer_to_a_reservation_is_found_again(
     ledger.room(limits(cap), now_us=NOW)
     wanted = want(Cap(1, per="day"))
     proxy.cut = "after"
-    assert not isinstance(ledger.reserve(wanted), Twin)
+    assert not isinstance(ledger.reserve(wanted), OpenPayment)
     assert proxy.cuts == 1
     ledger.hold(wanted.id, proof(), now_us=NOW)
 

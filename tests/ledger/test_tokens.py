@@ -14,7 +14,7 @@ from x402_mask import LedgerError, MemoryLedger, SQLiteLedger
 from x402_mask._ledger.audit import verify
 from x402_mask._ledger.ledger import Ledger
 from x402_mask._ledger.purchases import Asked, Bought
-from x402_mask._ledger.records import Twin
+from x402_mask._ledger.records import OpenPayment
 from x402_mask._money import UNLIMITED
 
 TOKEN = "tok_secret_0123456789"
@@ -109,7 +109,7 @@ def test_an_interrupted_purchase_stays_reserved(ledger: Ledger) -> None:
     (payment,) = ledger.payments()
     assert payment.state == "reserved" and "identical call" in payment.note
     again = reserved_again(ledger, made)
-    assert isinstance(again, Twin) and again.row.id == made.id
+    assert isinstance(again, OpenPayment) and again.row.id == made.id
 
 
 @pytest.mark.parametrize("way", ["balance", "x402", "bought"])

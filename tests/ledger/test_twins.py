@@ -26,7 +26,7 @@ from tests.ledger.kit import (
 )
 from x402_mask import Cap, LedgerError
 from x402_mask._ledger.ledger import Ledger
-from x402_mask._ledger.records import Reserved, Twin
+from x402_mask._ledger.records import OpenPayment, Reserved
 
 OPERATION = "an operation"
 
@@ -38,7 +38,7 @@ def open_payment(ledger: Ledger, **changed: Any) -> str:
     return made.id
 
 
-def twin(ledger: Ledger, now_us: int = NOW) -> Twin | None:
+def twin(ledger: Ledger, now_us: int = NOW) -> OpenPayment | None:
     """What the ledger knows of the operation."""
     return ledger.look(OPERATION, SERVICE, now_us=now_us).twin
 
@@ -47,7 +47,7 @@ def twin(ledger: Ledger, now_us: int = NOW) -> Twin | None:
 def test_an_open_operation_is_not_signed_again(ledger: Ledger, keyed: bool) -> None:
     made = open_payment(ledger)
     answer = ledger.reserve(want(operation=OPERATION, keyed=keyed))
-    assert isinstance(answer, Twin)
+    assert isinstance(answer, OpenPayment)
     assert (answer.row.id, answer.busy) == (made, False)
     assert len(ledger.payments()) == 1
     assert used(ledger, WIDE) == 1000
@@ -69,7 +69,7 @@ def test_unless_they_share_a_key(ledger: Ledger, stage: str) -> None:
     if stage == "held":
         ledger.hold(first.id, proof(), now_us=NOW)
     answer = ledger.reserve(want(operation=OPERATION, keyed=True))
-    assert isinstance(answer, Twin)
+    assert isinstance(answer, OpenPayment)
     assert (answer.row.id, answer.busy) == (first.id, True)
     assert len(ledger.payments()) == 1
 
@@ -236,7 +236,7 @@ def test_a_killed_process_lets_go_of_its_proof(shared: Store) -> None:
         seen = twin(shared.ledger)
         assert seen is not None
         assert (seen.row.id, seen.busy) == (made, False)
-        assert isinstance(shared.ledger.reserve(want(operation=OPERATION)), Twin)
+        assert isinstance(shared.ledger.reserve(want(operation=OPERATION)), OpenPayment)
         taken = shared.ledger.claim(made, now_us=NOW)
         assert taken is not None
         assert taken.value == value

@@ -55,7 +55,7 @@ from x402_mask._flow.steps import (
     warn_of_error,
     why_refused,
 )
-from x402_mask._ledger.records import Proof, Reservation, Result, Row, Twin, paused
+from x402_mask._ledger.records import OpenPayment, Proof, Reservation, Result, Row, paused
 from x402_mask._money import usd
 from x402_mask._policy.caps import applying
 from x402_mask._policy.catalog_cache import ServiceRequest
@@ -268,7 +268,7 @@ def look(buyer: Buyer, call: Call, demand: Demand) -> Flow[View]:
     )
 
 
-def _wait(call: Call, waited: float, twin: Twin) -> Flow[None]:
+def _wait(call: Call, waited: float, twin: OpenPayment) -> Flow[None]:
     """Let the call that carries the same key finish, within this caller's own time-out."""
     if call.wait_s is not None and waited >= call.wait_s:
         raise PaymentRefused(
@@ -366,7 +366,7 @@ def _reserve(
             wait_s=wait_s,
         )
     )
-    if isinstance(answer, Twin):
+    if isinstance(answer, OpenPayment):
         return None
     buyer.emit(
         "reserved",
@@ -403,7 +403,7 @@ def _may_go(buyer: Buyer, row: Row) -> Flow[None]:
         raise
 
 
-def _represent(buyer: Buyer, call: Call, demand: Demand, twin: Twin) -> Flow[Verdict | None]:
+def _represent(buyer: Buyer, call: Call, demand: Demand, twin: OpenPayment) -> Flow[Verdict | None]:
     """Present the same bytes again; ``None`` if another call took them first."""
     if twin.row.route == "token":
         from x402_mask._flow.tokens.buying import resume  # noqa: PLC0415

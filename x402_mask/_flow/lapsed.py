@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from x402_mask._flow.effects import consult
 from x402_mask._flow.steps import booked, check_resign
-from x402_mask._ledger.records import Twin, paid_before
+from x402_mask._ledger.records import OpenPayment, paid_before
 from x402_mask.errors import PaymentRefused
 
 if TYPE_CHECKING:
@@ -40,17 +40,17 @@ class Doubts:
             return replace(demand, seller_us=None)
         return demand
 
-    def twin(self, view: View) -> Twin | None:
+    def twin(self, view: View) -> OpenPayment | None:
         """What is idle and open, by the ledger's clocks or by the chain's; else what is busy."""
         if view.twin is not None and not view.twin.busy:
             return view.twin
         carried = view.twin.row.id if view.twin is not None else None
         for row in reversed(view.lapsed):
             if row.is_live and row.id != carried and self.is_past.get(row.id) is False:
-                return Twin(row=row, busy=False, by="chain")
+                return OpenPayment(row=row, busy=False, by="chain")
         return view.twin
 
-    def dismiss(self, twin: Twin) -> None:
+    def dismiss(self, twin: OpenPayment) -> None:
         """Another call has it, or it has ended: the chain's word on it is old.
 
         One that expired in this very moment was never asked about: that comes next.
@@ -132,7 +132,7 @@ _NAMES: dict[Clock, str] = {
 }
 
 
-def check_twin(twin: Twin) -> None:
+def check_twin(twin: OpenPayment) -> None:
     """Whether to present the same bytes again is of any use.
 
     Raises:

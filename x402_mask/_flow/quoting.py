@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Flow, Reply
     from x402_mask._flow.records import Call, Demand
-    from x402_mask._ledger.records import Twin, View
+    from x402_mask._ledger.records import OpenPayment, View
     from x402_mask._models import Route
 
 
@@ -73,7 +73,7 @@ def quote(buyer: Buyer, call: Call, reply: Reply, *, asks: bool = False) -> Flow
 
 def _known(
     buyer: Buyer, call: Call, demand: Demand, *, asks: bool
-) -> Flow[tuple[Demand, View, Twin | None, PaymentRefused | None]]:
+) -> Flow[tuple[Demand, View, OpenPayment | None, PaymentRefused | None]]:
     """What the ledger knows, the proof that would be presented again, and what refuses either.
 
     The purchase knows then of the proofs that have expired, as a call's does before it reserves.
@@ -96,7 +96,7 @@ def _known(
     return demand, view, None, None
 
 
-def _again(buyer: Buyer, demand: Demand, twin: Twin) -> Flow[Quote]:
+def _again(buyer: Buyer, demand: Demand, twin: OpenPayment) -> Flow[Quote]:
     """The operation is open: a call shows what was signed for it, and nothing more is counted."""
     row, limits = twin.row, applying(buyer.limits, demand.service, demand.also)
     caps = yield from room(buyer, limits)

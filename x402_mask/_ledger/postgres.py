@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from x402_mask._ledger.records import Breaker, Db, Proof, Reservation, Reserved, Twin
+    from x402_mask._ledger.records import Breaker, Db, OpenPayment, Proof, Reservation, Reserved
 
 log = logging.getLogger("x402_mask")
 
@@ -388,7 +388,7 @@ class PostgresLedger(Ledger):
         prove: Callable[[], Proof] | None = None,
         carrier: object = None,
         wait_s: float = WAIT_S,
-    ) -> Reserved | Twin:
+    ) -> Reserved | OpenPayment:
         """Check every cap and reserve; see :meth:`Ledger.reserve`."""
         return super().reserve(
             want,

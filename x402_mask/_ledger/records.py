@@ -196,7 +196,7 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Twin:
+class OpenPayment:
     """An open payment for the same operation; ``busy`` while its own call is in flight.
 
     ``by`` is the clock that keeps it open.
@@ -228,7 +228,7 @@ class View:
 
     paused: bool
     token: bool
-    twin: Twin | None
+    twin: OpenPayment | None
     lapsed: tuple[Row, ...]
     paid: tuple[Row, ...]
     payees: Mapping[str, bool]
@@ -271,13 +271,13 @@ class Reservation:
         """Those that the name of its service does not say: what is written down."""
         return sorted(self.keys - {self.service})
 
-    def unheard(self, rows: Sequence[Row]) -> Twin | None:
+    def unheard(self, rows: Sequence[Row]) -> OpenPayment | None:
         """One of *rows* that has expired since it was decided to pay: nobody was asked about it."""
         known = self.lapsed
         if known is None:
             return None
         new = (row for row in rows if row.id not in known and row.lapsed(self.at))
-        return next((Twin(row=row, busy=False, by="chain") for row in new), None)
+        return next((OpenPayment(row=row, busy=False, by="chain") for row in new), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,9 +12,9 @@ from x402_mask._ledger.endings import Endings
 from x402_mask._ledger.records import (
     COLUMNS,
     Busy,
+    OpenPayment,
     Reserved,
     Row,
-    Twin,
     View,
     breaker_open,
     paid_before,
@@ -84,10 +84,10 @@ class Reserving(Endings):
         prove: Callable[[], Proof] | None = None,
         carrier: object = None,
         wait_s: float = WAIT_S,
-    ) -> Reserved | Twin:
+    ) -> Reserved | OpenPayment:
         """Check every cap and reserve, in one atomic step.
 
-        Returns a :class:`Twin` instead when the operation turned out to be open already.
+        Returns a :class:`OpenPayment` instead when the operation turned out to be open already.
         *prove* makes the proof, without waiting for anybody: it is stored in the same transaction,
         as :meth:`hold` would, and may leave when this returns.  *carrier* carries it from then on.
 
@@ -144,7 +144,7 @@ class Reserving(Endings):
         )
         return [Row.read(r) for r in db.all(sql, operation)]
 
-    def _twin(self, db: Db, rows: Sequence[Row], clocks: Clocks) -> Twin | None:
+    def _twin(self, db: Db, rows: Sequence[Row], clocks: Clocks) -> OpenPayment | None:
         busy, known = None, dict[str, bool]()
         for row in reversed(rows):
             by: Clock | None = "ours"
@@ -156,12 +156,12 @@ class Reserving(Endings):
             if not (idle or row.is_live or row.state == "reserved"):
                 continue  # what is carried is waited for, however long that takes
             if self._in_flight(db, row, known):
-                busy = busy or Twin(row=row, busy=True)
+                busy = busy or OpenPayment(row=row, busy=True)
             elif idle:
-                return Twin(row=row, busy=False, by=by or "ours")
+                return OpenPayment(row=row, busy=False, by=by or "ours")
         return busy
 
-    def _admit(self, db: Db, want: Reservation, breaker: Breaker | None) -> Twin | None:
+    def _admit(self, db: Db, want: Reservation, breaker: Breaker | None) -> OpenPayment | None:
         """Whatever forbids a payment, but for its payee and the caps; a twin to go on with.
 
         Raises:

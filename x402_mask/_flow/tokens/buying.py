@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from x402_mask._flow.records import Call, Demand, Verdict
     from x402_mask._flow.tokens.purchase import Stage
     from x402_mask._ledger.purchases import BalanceSource, Begun, Way
-    from x402_mask._ledger.records import Proof, Row, Twin, View
+    from x402_mask._ledger.records import OpenPayment, Proof, Row, View
 
 log = logging.getLogger("x402_mask")
 T = TypeVar("T")
@@ -265,7 +265,7 @@ def _count_unheard(deal: TokenPurchase, asked_us: int, told: str) -> Flow[None]:
 # --- going on after a crash or a lost answer ------------------------------------------------------
 
 
-def resume(buyer: Buyer, call: Call, demand: Demand, twin: Twin) -> Flow[Verdict | None]:
+def resume(buyer: Buyer, call: Call, demand: Demand, twin: OpenPayment) -> Flow[Verdict | None]:
     """Go on with a purchase that another call left open; ``None`` to look again."""
     now_us = buyer.now_us()
     try:
