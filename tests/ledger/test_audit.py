@@ -55,7 +55,7 @@ def lived(ledger: Ledger) -> str:
     ledger.set_paused(False, now_us=NOW)
     ledger.note_refusal({"reason": "cap"}, now_us=NOW, wait_s=5)
     interrupted = reserved(ledger, *CAPS, service="Resize", also=("resize", "tools"))
-    ledger.put_down(interrupted.id, now_us=NOW)
+    ledger.let_go(interrupted.id, now_us=NOW)
     forgotten = reserved(ledger, *CAPS)
     ledger._flying.pop(forgotten.id)
     ledger.sweep(now_us=NOW)

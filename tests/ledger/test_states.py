@@ -290,8 +290,8 @@ def test_until_then_an_identical_call_takes_the_proof_up_again(store: Store) -> 
 def test_an_interrupted_call_puts_its_payment_down(ledger: Ledger) -> None:
     made, _ = held(ledger)
     early = reserved(ledger)
-    ledger.put_down(made.id, now_us=NOW)
-    ledger.put_down(early.id, now_us=NOW)
+    ledger.let_go(made.id, now_us=NOW)
+    ledger.let_go(early.id, now_us=NOW)
     twin = ledger.look(made.operation, SERVICE, now_us=NOW).twin
     assert twin is not None
     assert not twin.busy
@@ -310,7 +310,7 @@ def test_a_proof_made_with_its_reservation_is_held_at_once(ledger: Ledger) -> No
     assert (row.nonce, row.proof_digest) == (sent.nonce, digest(sent.value))
     assert [entry["kind"] for entry in ledger.history()] == ["reserved", "held"]
     assert used(ledger, WIDE) == 1000 and verify(ledger).problems == []
-    ledger.put_down(made.id, now_us=NOW)
+    ledger.let_go(made.id, now_us=NOW)
     assert ledger.claim(made.id, now_us=NOW) == sent
 
 
@@ -339,7 +339,7 @@ def test_only_its_carrier_gives_back_an_unsent_proof(ledger: Ledger) -> None:
     assert ledger.claim(mine.id, now_us=NOW) is None
     (gone,) = ledger.payments(state="released")  # nobody could ever collect what is not counted
     assert (gone.payment_id, gone.proof_digest, gone.nonce) == (mine.id, None, None)
-    ledger.put_down(other.id, now_us=NOW)
+    ledger.let_go(other.id, now_us=NOW)
     with pytest.raises(LedgerError, match="is held, not reserved"):
         ledger.release(other.id, "", unsent=True, now_us=NOW)
     assert state_of(ledger, other.id) == "held" and verify(ledger).problems == []

@@ -43,7 +43,7 @@ def with_token(ledger: Ledger, now_us: int = NOW, **changed: Any) -> Any:
 
 def idle(ledger: Ledger, made: Any) -> Any:
     """The purchase, once its call has ended."""
-    ledger.put_down(made.id, now_us=NOW)
+    ledger.let_go(made.id, now_us=NOW)
     view = ledger.look(made.operation, SERVICE, now_us=NOW)
     assert view.twin is not None
     return view.twin
@@ -54,7 +54,7 @@ def stage(ledger: Ledger, made: Any) -> tuple[Any, ...]:
     assert idle(ledger, made).busy is False
     found = ledger.claim_purchase(made.id, None, now_us=NOW)
     assert found is not None
-    ledger.put_down(made.id, now_us=NOW)
+    ledger.let_go(made.id, now_us=NOW)
     return found.stage, found.way, found.remote, found.token
 
 
@@ -69,7 +69,7 @@ def test_the_stages_of_a_purchase(ledger: Ledger) -> None:
     found = ledger.claim_purchase(made.id, None, now_us=NOW)
     assert found is not None and found.proof == sent and found.until == 7 * SECOND
     assert found.row.state == "held" and used(ledger, WIDE) == 1000
-    ledger.put_down(made.id, now_us=NOW)
+    ledger.let_go(made.id, now_us=NOW)
     ledger.store_token(made.id, bought(), now_us=NOW)
     assert stage(ledger, made) == ("bought", "x402", "pay_m", TOKEN)
     (payment,) = ledger.payments()
@@ -292,7 +292,7 @@ def test_given_up(ledger: Ledger) -> None:
     made = asked(ledger)
     ledger.hold_purchase(made.id, "settle", None, now_us=NOW)
     ledger.give_up(made.id, "expired", now_us=NOW)
-    ledger.put_down(made.id, now_us=NOW)
+    ledger.let_go(made.id, now_us=NOW)
     assert ledger.look(made.operation, SERVICE, now_us=NOW).twin is None
     assert used(ledger, WIDE) == 1000 and verify(ledger).ok
 
@@ -302,7 +302,7 @@ def test_another_ledger_object_goes_on(shared: Store) -> None:
     shared.ledger.note_created(made.id, "pay_m", None, now_us=NOW)
     shared.ledger.hold_purchase(made.id, "x402", sent := proof(), now_us=NOW)
     shared.ledger.store_token(made.id, bought(calls=3), now_us=NOW)
-    shared.ledger.put_down(made.id, now_us=NOW)
+    shared.ledger.let_go(made.id, now_us=NOW)
     other = shared.again()
     other.sweep(now_us=NOW)
     found = other.claim_purchase(made.id, None, now_us=NOW)
@@ -503,7 +503,7 @@ def test_no_life_of_a_marketplace_buyer_is_called_tampering(seed: int) -> None:
         lambda: ledger.ask_anew(one(), now_us=NOW),
         lambda: ledger.store_token(one(), bought(calls=rng.choice((1, 3, -1))), now_us=NOW),
         lambda: ledger.finish(one(), end(rng.choice(("settled", "unknown"))), now_us=NOW),
-        lambda: ledger.put_down(one(), now_us=NOW),
+        lambda: ledger.let_go(one(), now_us=NOW),
         lambda: ledger.claim_purchase(one(), None, now_us=NOW),
         lambda: ledger.take_token(ORIGIN, SERVICE, now_us=NOW),
         lambda: ledger.return_call(one(), now_us=NOW),

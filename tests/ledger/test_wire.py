@@ -154,7 +154,7 @@ def test_a_call_cut_at_any_statement(
         good = found == becomes if failure is None else found in (was, becomes)
         if not good or (failure and "nothing was written" in failure and found != was):
             wrong.append(f"{at}: {failure}: {found}")
-        ledger.put_down(made.id, now_us=NOW)
+        ledger.let_go(made.id, now_us=NOW)
         began = time.monotonic()
         whole.reserve(want(CAP), wait_s=5)
         if time.monotonic() - began > 4:

@@ -338,7 +338,7 @@ def _reserve_and_buy(buyer: Buyer, call: Call, demand: Demand, plan: Plan) -> Fl
                 refusal.quote = replace(refusal.quote, caps=caps)
         raise
     finally:  # whatever interrupts this, at whichever line: nobody carries the payment any more
-        buyer.ledger.put_down(want.id, call.by, now_us=want.at)
+        buyer.ledger.let_go(want.id, call.by, now_us=want.at)
 
 
 def _reserve(
@@ -427,7 +427,7 @@ def _represent(buyer: Buyer, call: Call, demand: Demand, twin: OpenPayment) -> F
         buyer.emit("represented", row, payment_id=row.id, usd=usd(row.micro))
         return (yield from _present(buyer, call, row, proof))
     finally:
-        buyer.ledger.put_down(row.id, call.by, now_us=now_us)
+        buyer.ledger.let_go(row.id, call.by, now_us=now_us)
 
 
 # --- after the point of no return -----------------------------------------------------------------

@@ -50,7 +50,7 @@ class Endings(LedgerCore):
         self._flying.pop(payment_id, None)
         return opened
 
-    def put_down(self, payment_id: str, carrier: object = None, *, now_us: int) -> None:
+    def let_go(self, payment_id: str, carrier: object = None, *, now_us: int) -> None:
         """*carrier* no longer carries the payment, whatever happened to its row; no I/O.
 
         For the way out after an interruption: what the row should say is written with the next

@@ -63,7 +63,7 @@ class Ledger(Questions, TokenBook, TransferBook, DenialBook):
     ) -> Proof | None:
         """Take an open proof in hand, to present the same bytes again; ``None`` if too late.
 
-        *carrier* is whoever may later :meth:`put_down` what was claimed.  *by_chain*: the chain
+        *carrier* is whoever may later :meth:`let_go` what was claimed.  *by_chain*: the chain
         says that the proof is alive, whatever the clocks say.
 
         Raises:

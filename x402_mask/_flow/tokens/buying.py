@@ -283,7 +283,7 @@ def resume(buyer: Buyer, call: Call, demand: Demand, twin: OpenPayment) -> Flow[
         buyer.emit("represented", row, payment_id=row.id, usd=usd(row.micro))
         return (yield from _orderly(deal, _go_on(deal, begun)))
     finally:
-        buyer.ledger.put_down(twin.row.id, call.by, now_us=now_us)
+        buyer.ledger.let_go(twin.row.id, call.by, now_us=now_us)
 
 
 def _begun(buyer: Buyer, call: Call, demand: Demand, begun: Begun) -> TokenPurchase:
