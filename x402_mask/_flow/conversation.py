@@ -78,7 +78,7 @@ if TYPE_CHECKING:
 
     from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Flow
-    from x402_mask._ledger.records import Reserved, View
+    from x402_mask._ledger.records import LedgerView, Reserved
     from x402_mask._models import Route
     from x402_mask._policy.offers import Choice
 
@@ -248,7 +248,7 @@ def _open(buyer: Buyer, call: Call, demand: Demand) -> Flow[Verdict]:
             return verdict
 
 
-def look(buyer: Buyer, call: Call, demand: Demand) -> Flow[View]:
+def look(buyer: Buyer, call: Call, demand: Demand) -> Flow[LedgerView]:
     """What the ledger knows of the operation, and of what is on the way to paying for it."""
     shop = demand.origin if demand.is_tool else None
     return (
@@ -280,7 +280,7 @@ def _wait(call: Call, waited: float, twin: OpenPayment) -> Flow[None]:
 
 
 def _by_route(
-    buyer: Buyer, call: Call, demand: Demand, view: View, tried: Mapping[Route, PaymentError]
+    buyer: Buyer, call: Call, demand: Demand, view: LedgerView, tried: Mapping[Route, PaymentError]
 ) -> Flow[Verdict | None]:
     """Pay by the first route that is possible; ``None`` to look again.
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Flow
-    from x402_mask._ledger.records import View
+    from x402_mask._ledger.records import LedgerView
     from x402_mask._models import Quote, Route, Spend
     from x402_mask._policy.caps import Limit
     from x402_mask._policy.catalog_cache import ServiceRequest
@@ -94,7 +94,7 @@ def held_now(buyer: Buyer, call: Call, demand: Demand) -> Flow[Verdict | Reply |
 def plan_by(
     buyer: Buyer,
     demand: Demand,
-    view: View,
+    view: LedgerView,
     route: str,
     failed: Mapping[Route, PaymentError],
 ) -> Plan | PaymentError:

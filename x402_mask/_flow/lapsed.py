@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Flow
     from x402_mask._flow.records import Call, Demand
-    from x402_mask._ledger.records import Row, View
+    from x402_mask._ledger.records import LedgerView, Row
     from x402_mask._policy.clocks import Clock
 
 
@@ -34,13 +34,13 @@ class Doubts:
 
     is_past: dict[str, bool | None] = field(default_factory=dict)
 
-    def clocks(self, demand: Demand, view: View) -> Demand:
+    def clocks(self, demand: Demand, view: LedgerView) -> Demand:
         """The demand without its seller's clock, once the chain has every proof dead."""
         if view.lapsed and all(self.is_past.get(row.id) for row in view.lapsed):
             return replace(demand, seller_us=None)
         return demand
 
-    def twin(self, view: View) -> OpenPayment | None:
+    def twin(self, view: LedgerView) -> OpenPayment | None:
         """What is idle and open, by the ledger's clocks or by the chain's; else what is busy."""
         if view.twin is not None and not view.twin.busy:
             return view.twin
@@ -59,7 +59,7 @@ class Doubts:
             self.is_past[twin.row.id] = None
 
 
-def ask(buyer: Buyer, call: Call, view: View, doubts: Doubts) -> Flow[bool]:
+def ask(buyer: Buyer, call: Call, view: LedgerView, doubts: Doubts) -> Flow[bool]:
     """Ask the chain about what has expired; whether it was asked: then look again.
 
     Each proof once in a call, and together within the caller's own time-out.
@@ -77,13 +77,13 @@ def ask(buyer: Buyer, call: Call, view: View, doubts: Doubts) -> Flow[bool]:
     return True
 
 
-def _is_due(buyer: Buyer, row: Row, view: View) -> bool:
+def _is_due(buyer: Buyer, row: Row, view: LedgerView) -> bool:
     """Whether the chain can tell something of *row* that matters now."""
     delayed = view.twin is not None and view.twin.by == "seller"
     return buyer.chain_knows(row.network) and (delayed or not row.seen)
 
 
-def check(buyer: Buyer, call: Call, demand: Demand, view: View) -> Flow[Demand]:
+def check(buyer: Buyer, call: Call, demand: Demand, view: LedgerView) -> Flow[Demand]:
     """Whether a new proof may follow those that have expired; the demand, which knows of them.
 
     Raises:
@@ -97,7 +97,7 @@ def check(buyer: Buyer, call: Call, demand: Demand, view: View) -> Flow[Demand]:
     return foresee(buyer, call, demand, view)
 
 
-def foresee(buyer: Buyer, call: Call, demand: Demand, view: View) -> Demand:
+def foresee(buyer: Buyer, call: Call, demand: Demand, view: LedgerView) -> Demand:
     """:func:`check` of what was asked for; writes nothing.
 
     Raises:

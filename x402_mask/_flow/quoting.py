@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Flow, Reply
     from x402_mask._flow.records import Call, Demand
-    from x402_mask._ledger.records import OpenPayment, View
+    from x402_mask._ledger.records import LedgerView, OpenPayment
     from x402_mask._models import Route
 
 
@@ -73,7 +73,7 @@ def quote(buyer: Buyer, call: Call, reply: Reply, *, asks: bool = False) -> Flow
 
 def _known(
     buyer: Buyer, call: Call, demand: Demand, *, asks: bool
-) -> Flow[tuple[Demand, View, OpenPayment | None, PaymentRefused | None]]:
+) -> Flow[tuple[Demand, LedgerView, OpenPayment | None, PaymentRefused | None]]:
     """What the ledger knows, the proof that would be presented again, and what refuses either.
 
     The purchase knows then of the proofs that have expired, as a call's does before it reserves.
@@ -135,7 +135,9 @@ def _priced(
     return replace(found, refusal=bar)
 
 
-def _first_plan(buyer: Buyer, demand: Demand, view: View) -> tuple[Plan, PaymentRefused | None]:
+def _first_plan(
+    buyer: Buyer, demand: Demand, view: LedgerView
+) -> tuple[Plan, PaymentRefused | None]:
     """The plan that a call would begin with, and what would keep it from being carried out."""
     failed: dict[Route, PaymentError] = {}
     try:

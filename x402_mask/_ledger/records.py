@@ -219,7 +219,7 @@ class OpenPayment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class View:
+class LedgerView:
     """What the ledger knows before a decision; ``token``: one that may be used now is held.
 
     ``lapsed`` are this operation's proofs that have expired by our clock, whichever clock keeps

@@ -12,10 +12,10 @@ from x402_mask._ledger.endings import Endings
 from x402_mask._ledger.records import (
     COLUMNS,
     Busy,
+    LedgerView,
     OpenPayment,
     Reserved,
     Row,
-    View,
     breaker_open,
     paid_before,
     paused,
@@ -56,7 +56,7 @@ class Reserving(Endings):
         now_us: int,
         seller_us: int | None = None,
         wait_s: float = WAIT_S,
-    ) -> View:
+    ) -> LedgerView:
         """What is known about this operation and service; changes nothing.
 
         *shop* is the origin whose tokens would do, if any would; *origin* the one whose payees are
@@ -66,7 +66,7 @@ class Reserving(Endings):
         self._flush(wait_s)
         with self._transaction(wait_s, write=False) as db:
             rows, clocks = self._undelivered(db, operation), self._clocks(db, now_us, seller_us)
-            return View(
+            return LedgerView(
                 paused=self._is_paused(db),
                 token=shop is not None and usable_token(db, shop, service, now_us) is not None,
                 twin=self._twin(db, rows, clocks),

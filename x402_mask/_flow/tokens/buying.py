@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from x402_mask._flow.records import Call, Demand, Verdict
     from x402_mask._flow.tokens.purchase import Stage
     from x402_mask._ledger.purchases import BalanceSource, Begun, Way
-    from x402_mask._ledger.records import OpenPayment, Proof, Row, View
+    from x402_mask._ledger.records import LedgerView, OpenPayment, Proof, Row
 
 log = logging.getLogger("x402_mask")
 T = TypeVar("T")
@@ -74,7 +74,7 @@ def not_sold(buyer: Buyer, demand: Demand) -> PaymentRefused | None:
     return None
 
 
-def plan(buyer: Buyer, demand: Demand, view: View) -> Plan:
+def plan(buyer: Buyer, demand: Demand, view: LedgerView) -> Plan:
     """To buy a token at the live price, within policy.
 
     Raises:
