@@ -175,7 +175,7 @@ def test_a_byte_order_mark_is_not_part_of_a_file(tmp_path: Path) -> None:
     key.write_bytes(mark + key.read_bytes())
     again = SQLiteLedger(tmp_path / "x.db")
     with contextlib.closing(again):
-        assert again.look("", "x", now_us=2, wait_s=5).paused
+        assert again.view("", "x", now_us=2, wait_s=5).paused
 
 
 PASSWORDS = (

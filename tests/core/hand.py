@@ -33,7 +33,7 @@ URL = SHOP + "/paid"
 
 LEDGER_CALLS = frozenset(
     {
-        "look",
+        "view",
         "room",
         "foresee",
         "denied_for",

@@ -34,7 +34,7 @@ from x402_mask._flow.reconciling import Said
 from x402_mask._models import Resolved
 from x402_mask._payer import buyer_of
 
-HEAD = ["ask", "read", "fingerprint", "look"]
+HEAD = ["ask", "read", "fingerprint", "view"]
 TAIL = ["ask+proof", "finish", "checkpoint"]
 BOUGHT = [*HEAD, "reserve", "sign", "hold", *TAIL]
 
@@ -164,14 +164,14 @@ def test_a_key_waits_while_its_twin_is_in_flight() -> None:
 def test_a_caller_without_a_timeout_waits_until_its_turn() -> None:
     """Its twin ends in the meantime."""
     hand = Hand(key="k", wait_s=None)
-    real = hand.payer.ledger.look
+    real = hand.payer.ledger.view
     looks: list[int] = []
     first = Hand(key="k", options={"ledger": hand.payer.ledger}, clock=hand.clock)
     flow_left: list[Any] = []
 
     def hold_on(proof: tuple[str, str]) -> Reply:
         flow_left.append(proof)
-        hand.payer.ledger.look = look  # type: ignore[method-assign]
+        hand.payer.ledger.view = look  # type: ignore[method-assign]
         hand.call()
         return answered()(proof)
 
@@ -199,7 +199,7 @@ REFUSALS: dict[str, tuple[Callable[[], Hand], type[PaymentRefused], str, list[st
         lambda: Hand(options={"caps": [Cap(1, per="day", service="other")]}),
         PaymentRefused,
         "no_cap",
-        [*HEAD[:-1], "unnamed", "look", "reserve"],
+        [*HEAD[:-1], "unnamed", "view", "reserve"],
     ),
     "offer": (lambda: Hand(first=asked(offer(scheme="upto"))), OfferRefused, "scheme", HEAD),
     "no offer": (lambda: Hand(first=asked({})), OfferRefused, "scheme", HEAD),
@@ -434,7 +434,7 @@ def test_the_chain_is_asked_before_a_second_signature() -> None:
     hand.clock += 100
     hand.paid = answered()
     hand.call()
-    assert asked_about == ["held"] and hand.transcript[4:6] == ["resolve", "look"]
+    assert asked_about == ["held"] and hand.transcript[4:6] == ["resolve", "view"]
 
 
 def test_a_slow_signer_gives_up_when_the_offer_ran_out() -> None:
@@ -514,7 +514,7 @@ def test_an_operation_is_method_url_service_and_body() -> None:
 # --- preempting
 
 
-PREEMPTED = ["fingerprint", "look", "reserve", "sign", "hold", *TAIL]
+PREEMPTED = ["fingerprint", "view", "reserve", "sign", "hold", *TAIL]
 
 
 def preempting(**more: Any) -> Hand:
@@ -530,7 +530,7 @@ def test_a_known_price_is_paid_with_the_first_request() -> None:
     """Contract 2, preemption: the same checks, one round trip less."""
     hand = preempting(approve=yes)
     assert hand.call().receipt is not None
-    before = ["fingerprint", "look", "foresee", "room", "denied_for", "approve"]
+    before = ["fingerprint", "view", "foresee", "room", "denied_for", "approve"]
     assert hand.transcript == [*before, *PREEMPTED[2:]]
     assert hand.rows() == [("settled", False, "settled")] * 2
 
@@ -574,7 +574,7 @@ def test_what_policy_refuses_is_not_preempted() -> None:
         hand.call()
     assert hand.transcript == [
         "fingerprint",
-        "look",
+        "view",
         "reserve",
         "room",
         *HEAD,
@@ -626,7 +626,7 @@ def test_a_claim_that_comes_too_late_looks_again() -> None:
 
     ledger.claim = claim  # type: ignore[method-assign]
     hand.call()
-    assert hand.transcript == [*HEAD, "claim", "look", "claim", *TAIL]
+    assert hand.transcript == [*HEAD, "claim", "view", "claim", *TAIL]
 
 
 def test_a_reservation_that_finds_an_open_twin_shows_that() -> None:
@@ -634,16 +634,16 @@ def test_a_reservation_that_finds_an_open_twin_shows_that() -> None:
     hand = Hand(paid=answered(503, settled=False))
     hand.call()
     hand.paid = answered()
-    ledger, real = hand.payer.ledger, hand.payer.ledger.look
+    ledger, real = hand.payer.ledger, hand.payer.ledger.view
     blind = iter([True])
 
     def look(*args: Any, **kw: Any) -> Any:
         view = real(*args, **kw)
         return dataclasses.replace(view, twin=None) if next(blind, False) else view
 
-    ledger.look = look  # type: ignore[method-assign]
+    ledger.view = look  # type: ignore[method-assign]
     hand.call()
-    assert hand.transcript == [*HEAD, "reserve", "look", "claim", *TAIL]
+    assert hand.transcript == [*HEAD, "reserve", "view", "claim", *TAIL]
     assert len(hand.authorizations()) == 1 and hand.signer.calls == 1
 
 
@@ -683,7 +683,7 @@ def test_a_quote_tells_what_paying_would_say() -> None:
     assert quoted(plain).allowed and plain.transcript == [
         "read",
         "fingerprint",
-        "look",
+        "view",
         "foresee",
         "room",
     ]
@@ -811,7 +811,7 @@ def expect_rows(hand: Hand, at: str, rest: list[str], after: bool, before: int) 
             # only the ledger itself could leave it so, or an interruption inside of it
             assert at in ("reserve", "release") or rest == []
     asking = ("foresee", "room", "denied_for", "approve")
-    if at in ("ask", "read", "fingerprint", "look", *asking) and not before:
+    if at in ("ask", "read", "fingerprint", "view", *asking) and not before:
         assert rows == [] and getattr(hand.signer, "calls", 0) == 0
     if at == "sign":
         assert [row.state for row in rows] == ["released"] and rest[0] == "release"

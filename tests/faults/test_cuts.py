@@ -204,7 +204,7 @@ def run_all(
 def test_what_is_cut(seller: Seller, fast_path: Path) -> None:
     """There are points around every effect, ledger transaction and send of a call."""
     names = points_of(seller, fast_path, "client", "delivered")
-    for part in ("look", "reserve", "finish"):
+    for part in ("view", "reserve", "finish"):
         for moment in ("enter", "begun", "commit", "committed", "leave"):
             assert f"ledger:{part}:{moment}" in names
     for moment in ("before", "after"):

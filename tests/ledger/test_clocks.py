@@ -50,7 +50,7 @@ def proven(ledger: Ledger) -> str:
 
 
 def view(ledger: Ledger, now_us: int, **more: Any) -> Any:
-    return ledger.look(OPERATION, SERVICE, now_us=now_us, **more)
+    return ledger.view(OPERATION, SERVICE, now_us=now_us, **more)
 
 
 # --- the seller's clock ---------------------------------------------------------------------------

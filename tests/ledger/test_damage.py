@@ -83,7 +83,7 @@ def questions(ledger: Ledger) -> Iterator[Callable[[], Any]]:
         yield lambda payment=payment: ledger.hold(payment, proof(), now_us=NOW)
         yield lambda payment=payment: ledger.finish(payment, end(), breaker, now_us=NOW)
         yield lambda payment=payment: ledger.claim_purchase(payment, None, now_us=NOW)
-    yield lambda: repr(ledger.look(OPERATION, SERVICE, ORIGIN, now_us=NOW).twin)
+    yield lambda: repr(ledger.view(OPERATION, SERVICE, ORIGIN, now_us=NOW).twin)
     yield lambda: ledger.reserve(want(CAP, operation=OPERATION), breaker)
     yield lambda: ledger.reserve(want(CAP, pay_to="0x" + "ef" * 20), breaker)
     yield lambda: [row.expired(NOW) for row in ledger.unresolved(["eip155:8453"])]

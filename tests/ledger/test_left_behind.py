@@ -25,7 +25,7 @@ from x402_mask._ledger.audit import verify
 pytestmark = pytest.mark.timeout(120)
 
 CALLS: dict[str, Callable[[PostgresLedger], object]] = {
-    "look": lambda ledger: ledger.look(want().operation, SERVICE, now_us=NOW),
+    "view": lambda ledger: ledger.view(want().operation, SERVICE, now_us=NOW),
     "reserve": lambda ledger: ledger.reserve(want(WIDE), prove=proof, wait_s=5),
     "pause": lambda ledger: ledger.set_paused(False, now_us=NOW),
 }

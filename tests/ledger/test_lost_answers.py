@@ -36,7 +36,7 @@ def elsewhere(work: Callable[[], Any]) -> None:
 
 def is_open(ledger: Ledger, operation: str) -> bool:
     """Whether an identical call presents the same bytes again, and signs nothing new."""
-    twin = ledger.look(operation, SERVICE, now_us=NOW).twin
+    twin = ledger.view(operation, SERVICE, now_us=NOW).twin
     return twin is not None and not twin.busy
 
 

@@ -72,7 +72,7 @@ def on() -> Iterator[Opener]:
 def whole(ledger: PostgresLedger, cap: Cap) -> str:
     """A payment from its reservation to its end, with looks and waits between; its id."""
     made = reserved(ledger, cap)
-    ledger.look(made.operation, made.service, now_us=NOW)
+    ledger.view(made.operation, made.service, now_us=NOW)
     ledger.hold(made.id, proof(), now_us=NOW)
     ledger.room(limits(cap), now_us=NOW)
     assert not ledger.is_paused()

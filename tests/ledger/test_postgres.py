@@ -255,7 +255,7 @@ def test_threads_share_few_connections(ledger: PostgresLedger, admin: Any) -> No
 
     def look(number: int) -> None:
         for _ in range(5):
-            ledger.look("", SERVICE, now_us=NOW)
+            ledger.view("", SERVICE, now_us=NOW)
             reserved(ledger)
         if number == 0:
             sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"

@@ -165,20 +165,20 @@ def test_a_wait_can_be_shorter(store: Store) -> None:
         assert time.monotonic() - started < 3
 
 
-@pytest.mark.parametrize("call", ["reserve", "look", "claim", "finish", "release", "hold"])
+@pytest.mark.parametrize("call", ["reserve", "view", "claim", "finish", "release", "hold"])
 def test_who_must_not_wait_is_told_to_come_again(store: Store, call: str) -> None:
     """``wait_s=0`` never blocks: not for the lock, and not to open the ledger for the first time."""
     ledger = store.ledger
     made, _ = held(ledger)
     calls: dict[str, Any] = {
         "reserve": lambda: ledger.reserve(want(), wait_s=0),
-        "look": lambda: ledger.look("", SERVICE, now_us=NOW, wait_s=0),
+        "view": lambda: ledger.view("", SERVICE, now_us=NOW, wait_s=0),
         "claim": lambda: ledger.claim(made.id, now_us=NOW, wait_s=0),
         "finish": lambda: ledger.finish(made.id, end(), now_us=NOW, wait_s=0),
         "release": lambda: ledger.release(made.id, "", now_us=NOW, wait_s=0),
         "hold": lambda: ledger.hold(made.id, proof(), now_us=NOW, wait_s=0),
     }
-    if store.kind == "sqlite" and call == "look":
+    if store.kind == "sqlite" and call == "view":
         ledger.close()
     with store.locked(), pytest.raises(Busy):
         calls[call]()
@@ -232,7 +232,7 @@ if pid == 0:
         mine = reserved(ledger, cap)
         os.write(from_child, b"x")
         os.read(to_child, 1)
-        assert ledger.look("an operation", "mask-refinement", now_us=NOW).twin.busy
+        assert ledger.view("an operation", "mask-refinement", now_us=NOW).twin.busy
         ledger.hold(mine.id, sent, now_us=NOW)
         ledger.finish(mine.id, end(), now_us=NOW)
         ledger.close()

@@ -37,7 +37,7 @@ BREAKER = Breaker(failures=3, seconds=60)
 def test_a_paused_ledger_refuses_until_it_is_resumed(ledger: Ledger) -> None:
     ledger.set_paused(True, now_us=NOW)
     assert ledger.is_paused()
-    assert ledger.look("", SERVICE, now_us=NOW).paused
+    assert ledger.view("", SERVICE, now_us=NOW).paused
     error = refusal(ledger, want())
     assert isinstance(error, Paused)
     assert error.reason == "paused"
@@ -89,7 +89,7 @@ def test_a_pinned_service_refuses_another_payee_until_it_is_accepted(ledger: Led
     ledger.accept_payee(SERVICE, OTHER.upper().replace("0X", "0x"), ORIGIN, now_us=NOW)
     assert ledger.reserve(want(pin_payee=True, pay_to=OTHER)) == Reserved(new_payee=False)
     reserved(ledger, pin_payee=True)
-    view = ledger.look("", SERVICE, origin=ORIGIN, now_us=NOW)
+    view = ledger.view("", SERVICE, origin=ORIGIN, now_us=NOW)
     assert view.payees == {PAYEE.lower(): True, OTHER: True}
 
 
@@ -115,8 +115,8 @@ def test_every_origin_has_its_own_pin(ledger: Ledger) -> None:
         error = refusal(ledger, want(pin_payee=True, pay_to=payee, origin=origin))
         assert isinstance(error, OfferRefused) and error.pay_to == payee
         assert f"{origin!r})" in str(error)
-    assert ledger.look("", SERVICE, origin=ELSEWHERE, now_us=NOW).payees == {OTHER: True}
-    assert ledger.look("", SERVICE, now_us=NOW).payees == {}
+    assert ledger.view("", SERVICE, origin=ELSEWHERE, now_us=NOW).payees == {OTHER: True}
+    assert ledger.view("", SERVICE, now_us=NOW).payees == {}
 
 
 def test_a_new_origin_that_names_the_payee_of_one_seller_of_many(ledger: Ledger) -> None:

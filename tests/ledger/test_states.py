@@ -141,7 +141,7 @@ def test_a_payment_tells_its_whole_story(ledger: Ledger) -> None:
 def test_an_amount_may_be_larger_than_any_database_integer(ledger: Ledger) -> None:
     made = reserved(ledger, amount=2**256 - 1)
     assert ledger.payments()[0].amount == 2**256 - 1
-    assert ledger.look(made.operation, SERVICE, now_us=NOW).twin is not None
+    assert ledger.view(made.operation, SERVICE, now_us=NOW).twin is not None
 
 
 def test_the_transaction_of_the_first_claim_stays_until_the_chain_speaks(ledger: Ledger) -> None:
@@ -226,11 +226,11 @@ def test_a_proof_is_open_until_its_margin_has_passed(ledger: Ledger) -> None:
     ledger.finish(made.id, end("unknown"), now_us=NOW)
     last = (NOW // SECOND + EXPIRY_MARGIN_S) * SECOND
 
-    view = ledger.look(made.operation, SERVICE, now_us=last)
+    view = ledger.view(made.operation, SERVICE, now_us=last)
     assert view.twin is not None
     assert view.twin.row.id == made.id
     assert view.lapsed == ()
-    view = ledger.look(made.operation, SERVICE, now_us=last + 1)
+    view = ledger.view(made.operation, SERVICE, now_us=last + 1)
     assert view.twin is None
     assert [row.id for row in view.lapsed] == [made.id]
     assert ledger.claim(made.id, now_us=last + 1) is None
@@ -239,9 +239,9 @@ def test_a_proof_is_open_until_its_margin_has_passed(ledger: Ledger) -> None:
 
 def test_an_answer_that_got_lost_after_all_reopens_the_operation(ledger: Ledger) -> None:
     made = in_state(ledger, "settled")
-    assert ledger.look(made.operation, SERVICE, now_us=NOW).twin is None
+    assert ledger.view(made.operation, SERVICE, now_us=NOW).twin is None
     ledger.reopen(made.id, now_us=NOW)
-    twin = ledger.look(made.operation, SERVICE, now_us=NOW).twin
+    twin = ledger.view(made.operation, SERVICE, now_us=NOW).twin
     assert twin is not None
     assert not twin.busy
     assert used(ledger, WIDE) == 1000
@@ -259,7 +259,7 @@ def test_an_end_that_could_not_be_written_is_written_with_the_next_call(store: S
 
     reserved(ledger)
     assert state_of(ledger, made.id) == "settled"
-    assert ledger.look(made.operation, SERVICE, now_us=NOW).twin is None
+    assert ledger.view(made.operation, SERVICE, now_us=NOW).twin is None
 
 
 def test_a_refusal_does_not_lose_an_end_that_is_still_to_be_written(store: Store) -> None:
@@ -281,7 +281,7 @@ def test_until_then_an_identical_call_takes_the_proof_up_again(store: Store) -> 
     made, _ = held(ledger)
     with store.locked(), pytest.raises(LedgerError):
         ledger.finish(made.id, end("unknown"), now_us=NOW, wait_s=0.05)
-    twin = ledger.look(made.operation, SERVICE, now_us=NOW).twin
+    twin = ledger.view(made.operation, SERVICE, now_us=NOW).twin
     assert twin is not None
     assert not twin.busy
     assert ledger.claim(made.id, now_us=NOW) is not None
@@ -292,7 +292,7 @@ def test_an_interrupted_call_puts_its_payment_down(ledger: Ledger) -> None:
     early = reserved(ledger)
     ledger.let_go(made.id, now_us=NOW)
     ledger.let_go(early.id, now_us=NOW)
-    twin = ledger.look(made.operation, SERVICE, now_us=NOW).twin
+    twin = ledger.view(made.operation, SERVICE, now_us=NOW).twin
     assert twin is not None
     assert not twin.busy
     ledger.sweep(now_us=NOW)

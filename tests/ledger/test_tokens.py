@@ -44,7 +44,7 @@ def with_token(ledger: Ledger, now_us: int = NOW, **changed: Any) -> Any:
 def idle(ledger: Ledger, made: Any) -> Any:
     """The purchase, once its call has ended."""
     ledger.let_go(made.id, now_us=NOW)
-    view = ledger.look(made.operation, SERVICE, now_us=NOW)
+    view = ledger.view(made.operation, SERVICE, now_us=NOW)
     assert view.twin is not None
     return view.twin
 
@@ -75,13 +75,13 @@ def test_the_stages_of_a_purchase(ledger: Ledger) -> None:
     (payment,) = ledger.payments()
     assert payment.state == "settled" and payment.route == "token"
     ledger.finish(made.id, end(), now_us=NOW)
-    assert ledger.look(made.operation, SERVICE, now_us=NOW).twin is None
+    assert ledger.view(made.operation, SERVICE, now_us=NOW).twin is None
     assert verify(ledger).ok
 
 
 def test_a_busy_purchase_is_not_claimed_twice(ledger: Ledger) -> None:
     made = asked(ledger)
-    twin = ledger.look(made.operation, SERVICE, now_us=NOW).twin
+    twin = ledger.view(made.operation, SERVICE, now_us=NOW).twin
     assert twin is not None and twin.busy
     assert ledger.claim_purchase(made.id, None, now_us=NOW) is None
     idle(ledger, made)
@@ -261,7 +261,7 @@ def test_which_token_is_taken(ledger: Ledger) -> None:
 
 def test_whether_a_token_would_do(ledger: Ledger) -> None:
     def would_do(shop: str | None = ORIGIN, service: str = SERVICE, now_us: int = NOW) -> bool:
-        return ledger.look("", service, shop, now_us=now_us).token
+        return ledger.view("", service, shop, now_us=now_us).token
 
     assert not would_do()
     made = with_token(ledger, calls=2, until=NOW + SECOND)
@@ -282,9 +282,9 @@ def test_a_spent_token_is_there_for_an_answer_that_broke_off(ledger: Ledger) -> 
     ledger.reopen(made.id, now_us=NOW)
     assert stage(ledger, made)[::3] == ("bought", TOKEN)
     ledger.drop_token(made.id, "refused", now_us=NOW)
-    assert ledger.look(made.operation, SERVICE, now_us=NOW).twin is not None
+    assert ledger.view(made.operation, SERVICE, now_us=NOW).twin is not None
     ledger.give_up(made.id, "refused", now_us=NOW)
-    assert ledger.look(made.operation, SERVICE, now_us=NOW).twin is None
+    assert ledger.view(made.operation, SERVICE, now_us=NOW).twin is None
     assert used(ledger, WIDE) == 1000 and verify(ledger).ok
 
 
@@ -293,7 +293,7 @@ def test_given_up(ledger: Ledger) -> None:
     ledger.hold_purchase(made.id, "settle", None, now_us=NOW)
     ledger.give_up(made.id, "expired", now_us=NOW)
     ledger.let_go(made.id, now_us=NOW)
-    assert ledger.look(made.operation, SERVICE, now_us=NOW).twin is None
+    assert ledger.view(made.operation, SERVICE, now_us=NOW).twin is None
     assert used(ledger, WIDE) == 1000 and verify(ledger).ok
 
 

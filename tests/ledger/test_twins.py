@@ -40,7 +40,7 @@ def open_payment(ledger: Ledger, **changed: Any) -> str:
 
 def twin(ledger: Ledger, now_us: int = NOW) -> OpenPayment | None:
     """What the ledger knows of the operation."""
-    return ledger.look(OPERATION, SERVICE, now_us=now_us).twin
+    return ledger.view(OPERATION, SERVICE, now_us=now_us).twin
 
 
 @pytest.mark.parametrize("keyed", [False, True])
@@ -129,7 +129,7 @@ def test_an_expired_proof_may_be_followed_by_a_new_one(ledger: Ledger) -> None:
     seen = twin(ledger, later)
     assert seen is not None
     assert seen.row.id == new.id
-    assert [r.id for r in ledger.look(OPERATION, SERVICE, now_us=later).lapsed] == [old]
+    assert [r.id for r in ledger.view(OPERATION, SERVICE, now_us=later).lapsed] == [old]
     assert used(ledger, WIDE) == 2000
 
 
@@ -159,7 +159,7 @@ def test_the_eldest_idle_proof_is_presented_first(ledger: Ledger) -> None:
 
 def test_other_operations_are_not_twins(ledger: Ledger) -> None:
     open_payment(ledger)
-    assert ledger.look("another", SERVICE, now_us=NOW).twin is None
+    assert ledger.view("another", SERVICE, now_us=NOW).twin is None
     assert isinstance(ledger.reserve(want(operation="another")), Reserved)
 
 

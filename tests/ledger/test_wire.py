@@ -97,7 +97,7 @@ def store(ledger: Ledger, made: Any) -> Any:
 
 def look(ledger: Ledger, made: Any) -> Any:
     """Look before a decision."""
-    return ledger.look(made.operation, SERVICE, now_us=NOW)
+    return ledger.view(made.operation, SERVICE, now_us=NOW)
 
 
 def room(ledger: Ledger, made: Any) -> Any:
@@ -115,7 +115,7 @@ STORIES: dict[str, tuple[tuple[Call, ...], Call, dict[str, Any], tuple[str | Non
     "resolve": ((reserve, hold, lose), resolve, {}, ("held", "void")),
     "ask": ((reserve,), ask, {"route": "token"}, ("reserved", "reserved")),
     "store": ((reserve, ask), store, {"route": "token"}, ("reserved", "settled")),
-    "look": ((reserve,), look, {}, ("reserved", "reserved")),
+    "view": ((reserve,), look, {}, ("reserved", "reserved")),
     "room": ((reserve,), room, {}, ("reserved", "reserved")),
 }
 

@@ -153,7 +153,7 @@ def test_a_disk_that_is_slow(kind: Kind, tmp_path: Path) -> None:
 
 
 @WATCHED
-@pytest.mark.parametrize("when", ["look", "reserve", "finish"])
+@pytest.mark.parametrize("when", ["view", "reserve", "finish"])
 def test_a_disk_that_turns_slow(kind: Kind, when: str, tmp_path: Path) -> None:
     """Whatever it was before, and whichever step of a call it is that takes long."""
     ledger = Slow(tmp_path / "turns.db")
@@ -163,7 +163,7 @@ def test_a_disk_that_turns_slow(kind: Kind, when: str, tmp_path: Path) -> None:
     async def scenario() -> float:
         for number in range(before):
             await rig.get(rig.sells(url=f"{SHOP}/{number}"))
-        ledger.nth = ledger.commits + ["look", "reserve", "finish"].index(when) + 1
+        ledger.nth = ledger.commits + ["view", "reserve", "finish"].index(when) + 1
         async with Watch() as watch:
             await rig.get(rig.sells(url=f"{SHOP}/last"))
         await rig.close()

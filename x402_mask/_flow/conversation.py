@@ -254,7 +254,7 @@ def look(buyer: Buyer, call: Call, demand: Demand) -> Flow[LedgerView]:
     return (
         yield from booked(
             buyer,
-            lambda at: buyer.ledger.look(
+            lambda at: buyer.ledger.view(
                 demand.operation,
                 demand.service,
                 shop,

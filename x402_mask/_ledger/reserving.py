@@ -44,7 +44,7 @@ class Reserving(Endings):
     def __init__(self) -> None:
         self._meters: set[tuple[str, str]] = set()
 
-    def look(  # noqa: PLR0913  # a keyword for each thing that is known of the call
+    def view(  # noqa: PLR0913  # a keyword for each thing that is known of the call
         self,
         operation: str,
         service: str,

@@ -231,7 +231,7 @@ def _check_pinned(deal: TokenPurchase, choice: Choice) -> Flow[None]:
         return
     view = yield from booked(
         buyer,
-        lambda at: buyer.ledger.look("", asked.service, origin=asked.origin, also=asked.also, **at),
+        lambda at: buyer.ledger.view("", asked.service, origin=asked.origin, also=asked.also, **at),
     )
     if not view.payees and deal.live_payee is not None:  # the first, and both name it
         yield from booked(
