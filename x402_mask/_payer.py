@@ -156,7 +156,7 @@ class Payer:
 
     def spend(self) -> list[Spend]:
         """How far each cap is used, in the order given.  USD."""
-        return self._buyer.ledger.room(self._buyer.limits, now_us=self._buyer.now_us())
+        return self._buyer.ledger.spend(self._buyer.limits, now_us=self._buyer.now_us())
 
     def payments(
         self, service: str | None = None, state: str | None = None, limit: int = 100

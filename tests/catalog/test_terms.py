@@ -169,14 +169,14 @@ def test_a_name_that_is_learned_while_a_call_is_weighed(
     payer = make_payer(
         caps=[Cap(1, per="total"), Cap("0.01", per="total", service="bar")], approve=lambda _: True
     )
-    room = payer.ledger.room
+    room = payer.ledger.spend
 
     def meanwhile(*args: Any, **kwargs: Any) -> Any:
         found = room(*args, **kwargs)
         buyer_of(payer).learn(shop.origin, named("foo", "bar", at=buyer_of(payer).now()))
         return found
 
-    monkeypatch.setattr(payer.ledger, "room", meanwhile)
+    monkeypatch.setattr(payer.ledger, "spend", meanwhile)
     with pytest.raises(CapExceeded):
         post(payer, shop.sells("foo"))
 

@@ -34,7 +34,7 @@ URL = SHOP + "/paid"
 LEDGER_CALLS = frozenset(
     {
         "view",
-        "room",
+        "spend",
         "foresee",
         "denied_for",
         "deny",

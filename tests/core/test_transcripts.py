@@ -118,7 +118,7 @@ def test_approval_comes_before_the_reservation() -> None:
     assert hand.transcript == [
         *HEAD,
         "foresee",
-        "room",
+        "spend",
         "denied_for",
         "approve",
         "reserve",
@@ -193,7 +193,7 @@ REFUSALS: dict[str, tuple[Callable[[], Hand], type[PaymentRefused], str, list[st
         lambda: Hand(first=asked(offer("2000000"))),
         CapExceeded,
         "cap",
-        [*HEAD, "reserve", "room"],
+        [*HEAD, "reserve", "spend"],
     ),
     "no_cap": (
         lambda: Hand(options={"caps": [Cap(1, per="day", service="other")]}),
@@ -220,7 +220,7 @@ REFUSALS: dict[str, tuple[Callable[[], Hand], type[PaymentRefused], str, list[st
         lambda: Hand(options={"approve": lambda quote: False}),
         ApprovalDenied,
         "approval",
-        [*HEAD, "foresee", "room", "denied_for", "approve", "deny"],
+        [*HEAD, "foresee", "spend", "denied_for", "approve", "deny"],
     ),
     "clock": (
         lambda: Hand(first=dataclasses.replace(asked(), date=1.0), options={"clock": None}),
@@ -232,7 +232,7 @@ REFUSALS: dict[str, tuple[Callable[[], Hand], type[PaymentRefused], str, list[st
         lambda: Hand(first=asked(offer("2000000")), options={"approve": yes}),
         CapExceeded,
         "cap",
-        [*HEAD, "foresee", "room"],
+        [*HEAD, "foresee", "spend"],
     ),
 }
 
@@ -530,7 +530,7 @@ def test_a_known_price_is_paid_with_the_first_request() -> None:
     """Contract 2, preemption: the same checks, one round trip less."""
     hand = preempting(approve=yes)
     assert hand.call().receipt is not None
-    before = ["fingerprint", "view", "foresee", "room", "denied_for", "approve"]
+    before = ["fingerprint", "view", "foresee", "spend", "denied_for", "approve"]
     assert hand.transcript == [*before, *PREEMPTED[2:]]
     assert hand.rows() == [("settled", False, "settled")] * 2
 
@@ -576,10 +576,10 @@ def test_what_policy_refuses_is_not_preempted() -> None:
         "fingerprint",
         "view",
         "reserve",
-        "room",
+        "spend",
         *HEAD,
         "reserve",
-        "room",
+        "spend",
         "note_refusal",
     ]
     hand.first = other(200)
@@ -685,7 +685,7 @@ def test_a_quote_tells_what_paying_would_say() -> None:
         "fingerprint",
         "view",
         "foresee",
-        "room",
+        "spend",
     ]
     assert plain.rows() == [] and plain.signer.calls == 0
     for name in ("cap", "no_cap", "offer", "origin", "no wallet", "clock"):
@@ -784,7 +784,7 @@ def expect_error(raised: BaseException | None, error: BaseException, at: str, na
         assert isinstance(raised, SignerError) and raised.__cause__ is error
     elif at == "approve" and isinstance(error, RuntimeError):
         assert isinstance(raised, ApprovalDenied) and raised.__cause__ is error
-    elif name == "refused" and at == "room" and isinstance(error, LedgerError):
+    elif name == "refused" and at == "spend" and isinstance(error, LedgerError):
         assert isinstance(raised, CapExceeded)
     elif isinstance(error, LedgerError) and at in ("finish", "note_refusal"):
         assert raised is None or isinstance(raised, (PaymentRefused, ConnectionResetError))
@@ -810,7 +810,7 @@ def expect_rows(hand: Hand, at: str, rest: list[str], after: bool, before: int) 
         if row.state == "reserved":
             # only the ledger itself could leave it so, or an interruption inside of it
             assert at in ("reserve", "release") or rest == []
-    asking = ("foresee", "room", "denied_for", "approve")
+    asking = ("foresee", "spend", "denied_for", "approve")
     if at in ("ask", "read", "fingerprint", "view", *asking) and not before:
         assert rows == [] and getattr(hand.signer, "calls", 0) == 0
     if at == "sign":

@@ -136,7 +136,7 @@ def state_of(ledger: Ledger, payment_id: str) -> str:
 
 def used(ledger: Ledger, cap: Cap, now_us: int = NOW) -> int:
     """Micro-USD that count against *cap*."""
-    (spend,) = ledger.room(limits(cap), now_us=now_us)
+    (spend,) = ledger.spend(limits(cap), now_us=now_us)
     assert spend.left == max(spend.limit - spend.settled - spend.held, usd(0))
     return int((spend.settled + spend.held) * SECOND)
 

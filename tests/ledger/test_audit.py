@@ -59,7 +59,7 @@ def lived(ledger: Ledger) -> str:
     forgotten = reserved(ledger, *CAPS)
     ledger._flying.pop(forgotten.id)
     ledger.sweep(now_us=NOW)
-    ledger.room(limits(Cap(1, per="month"), Cap(1, per="total", service="new")), now_us=NOW)
+    ledger.spend(limits(Cap(1, per="month"), Cap(1, per="total", service="new")), now_us=NOW)
     return made.id
 
 

@@ -77,8 +77,8 @@ def test_a_payment_fits_every_cap_that_names_it(ledger: Ledger) -> None:
 def test_spends_come_in_the_order_of_the_caps(ledger: Ledger) -> None:
     caps = (Cap(1, per="total"), Cap(2, per="call"), Cap(3, per="day", service=SERVICE))
     reserved(ledger, *caps, micro=700_000)
-    first = ledger.room(limits(*caps), now_us=NOW)
-    again = ledger.room(limits(*reversed(caps)), now_us=NOW)
+    first = ledger.spend(limits(*caps), now_us=NOW)
+    again = ledger.spend(limits(*reversed(caps)), now_us=NOW)
     assert [s.per for s in first] == ["total", "call", "day"]
     assert [s.left for s in first] == [Decimal("0.3"), Decimal(2), Decimal("2.3")]
     assert [s.service for s in first] == ["*", "*", SERVICE]
@@ -111,7 +111,7 @@ def test_held_and_settled_money_counts_and_released_and_void_does_not(ledger: Le
         ("void", 100_000),
     ):
         in_state(ledger, state, cap, micro=micro)
-    (spend,) = ledger.room(limits(cap), now_us=NOW)
+    (spend,) = ledger.spend(limits(cap), now_us=NOW)
     assert (spend.held, spend.settled) == (Decimal("0.000011"), Decimal("0.0011"))
     assert spend.left == Decimal("0.998889")
 
@@ -218,7 +218,7 @@ def test_a_refusal_says_when_there_is_room_again(ledger: Ledger, per: Any) -> No
     error = refusal(ledger, want(cap))
     assert isinstance(error, CapExceeded)
     assert error.resets_at is not None
-    (spend,) = ledger.room(limits(cap), now_us=NOW)
+    (spend,) = ledger.spend(limits(cap), now_us=NOW)
     assert spend.resets_at == error.resets_at
     when = at(error.resets_at.replace(tzinfo=None).isoformat())
     assert when > NOW
@@ -277,7 +277,7 @@ def test_a_limit_counts_its_kin_as_well(ledger: Ledger) -> None:
     caps = (Cap("0.01", per="day", service="bar"), Cap("0.008", per="total", service="foo"), WIDE)
     kin = akin(limits(*caps), [frozenset({"foo", "bar"}), frozenset({"else", "where"})])
     assert [one.kin for one in kin] == [("foo",), ("bar",), ()]
-    first = ledger.room(kin, now_us=NOW)
+    first = ledger.spend(kin, now_us=NOW)
     assert [(s.settled, s.held) for s in first] == [(Decimal("0.001"), Decimal("0.002"))] * 3
 
     answer = ledger.reserve(want(service="foo", micro=5000, limits=kin))
@@ -285,7 +285,7 @@ def test_a_limit_counts_its_kin_as_well(ledger: Ledger) -> None:
     for service in ("foo", "bar"):
         error = refusal(ledger, want(service=service, micro=1, limits=kin))
         assert isinstance(error, CapExceeded) and error.cap == caps[1]
-    assert [s.left for s in ledger.room(kin, now_us=NOW)][:2] == [Decimal("0.002"), 0]
+    assert [s.left for s in ledger.spend(kin, now_us=NOW)][:2] == [Decimal("0.002"), 0]
     assert [p.service for p in ledger.payments()] == ["foo", "bar", "foo", "foo"]
 
 
@@ -301,8 +301,8 @@ def test_an_oldest_payment_of_kin_frees_the_window_first(ledger: Ledger) -> None
     reserved(ledger, service="foo", micro=5000)
     reserved(ledger, service="bar", micro=5000, at=NOW + 10 * 60 * SECOND)
     at_once = NOW + 20 * 60 * SECOND
-    (spend,) = ledger.room(kin, now_us=at_once)
-    alone = ledger.room(limits(cap), now_us=at_once)[0]
+    (spend,) = ledger.spend(kin, now_us=at_once)
+    alone = ledger.spend(limits(cap), now_us=at_once)[0]
     assert spend.left == 0 and spend.resets_at is not None and alone.resets_at is not None
     assert spend.resets_at < alone.resets_at
 

@@ -88,7 +88,7 @@ def questions(ledger: Ledger) -> Iterator[Callable[[], Any]]:
     yield lambda: ledger.reserve(want(CAP, pay_to="0x" + "ef" * 20), breaker)
     yield lambda: [row.expired(NOW) for row in ledger.unresolved(["eip155:8453"])]
     yield lambda: [(p.usd, p.at, p.valid_before) for p in ledger.payments()]
-    yield lambda: [s.left + 1 for s in ledger.room(limits(CAP), now_us=NOW)]
+    yield lambda: [s.left + 1 for s in ledger.spend(limits(CAP), now_us=NOW)]
     yield ledger.history
     yield ledger.payees
     yield lambda: [until + 1 for until in ledger.breakers(now_us=NOW).values()]

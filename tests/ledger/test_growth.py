@@ -19,7 +19,7 @@ BREAKER = Breaker(failures=3, seconds=60)
 def said(tmp_path: Path) -> dict[str, list[str]]:
     """Return the SQL of every step of a payment's life, with its values."""
     ledger = SQLiteLedger(tmp_path / "ledger.db")
-    ledger.room(limits(*CAPS), now_us=NOW)
+    ledger.spend(limits(*CAPS), now_us=NOW)
     reserved(ledger, *CAPS)
     assert ledger._db is not None
     statements: list[str] = []
@@ -46,8 +46,8 @@ def said(tmp_path: Path) -> dict[str, list[str]]:
     step("refuse and sweep")
     ledger.release(reserved(ledger, *CAPS).id, "", now_us=NOW)
     step("release")
-    ledger.room(limits(*CAPS), now_us=NOW)
-    step("room")
+    ledger.spend(limits(*CAPS), now_us=NOW)
+    step("spend")
     ledger.note_refusal({}, now_us=NOW, wait_s=5)
     step("note a refusal")
     ledger.payments()
@@ -85,7 +85,7 @@ def test_a_new_cap_reads_an_index_and_not_the_payments(tmp_path: Path) -> None:
     statements: list[str] = []
     ledger._db.raw.set_trace_callback(statements.append)
     for per in ("hour", "month", "day", timedelta(hours=2)):
-        ledger.room(limits(Cap(1, per=per), Cap(1, per=per, service=SERVICE)), now_us=NOW)
+        ledger.spend(limits(Cap(1, per=per), Cap(1, per=per, service=SERVICE)), now_us=NOW)
     ledger._db.raw.set_trace_callback(None)
     plans = [
         row[3]

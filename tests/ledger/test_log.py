@@ -80,7 +80,7 @@ def test_a_log_that_another_process_replaced_is_no_lock_that_both_hold(path: Pat
     deleted(path, "-wal", "-shm", settled=True)
     with Worker({"sqlite": str(path)}, "one_by_one", "0.004") as other:
         assert [pays(other) for _ in range(3)] == [True, True, True]
-        assert ledger.room(limits(CAP), now_us=NOW)[0].left == 0
+        assert ledger.spend(limits(CAP), now_us=NOW)[0].left == 0
         assert type(refusal(ledger, want(CAP))) is CapExceeded
     ledger.close()
 

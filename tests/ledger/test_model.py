@@ -237,7 +237,7 @@ class Life(RuleBasedStateMachine):
     def counts(self) -> None:
         """Every cap shows what the payments add up to."""
         for spend, cap in zip(
-            self.ledger.room(limits(*self.caps), now_us=self.now), self.caps, strict=True
+            self.ledger.spend(limits(*self.caps), now_us=self.now), self.caps, strict=True
         ):
             must, may = self.counted(cap, self.now)
             shown = int((spend.settled + spend.held) * SECOND)

@@ -504,19 +504,19 @@ def test_accepting_counts_every_window_as_full_until_it_has_passed(
     total, call, named = Cap(9, per="total"), Cap(5, per="call"), Cap(1, per="day", service="x")
     caps = (day, hour, rolling, total, named)
     for one in (again, ledger, opened(path)):  # what had it open goes on with it
-        spends = one.room(limits(*caps), now_us=NOW)
+        spends = one.spend(limits(*caps), now_us=NOW)
         assert [spend.left for spend in spends] == [0] * 5
         assert [spend.settled + spend.held for spend in spends] == [1, 2, 3, 9, 1]
         assert "exceed the cap" in str(refusal(one, want(day)))
         reserved(one, call)
     later = NOW + DAY
-    lefts = [spend.left for spend in again.room(limits(*caps), now_us=later)]
+    lefts = [spend.left for spend in again.spend(limits(*caps), now_us=later)]
     assert lefts[0] == 1
     assert lefts[1] == 2
     assert lefts[2] == 0  # thirty hours have not passed
     assert lefts[3] == 0  # a total never does
     assert lefts[4] == 1
-    assert again.room(limits(rolling), now_us=NOW + 31 * 3600 * SECOND)[0].left > 2
+    assert again.spend(limits(rolling), now_us=NOW + 31 * 3600 * SECOND)[0].left > 2
     assert verify(again).problems == []
 
 
@@ -528,12 +528,12 @@ def test_an_amount_counts_against_every_cap_in_place_of_full_ones(
     accept(ledger, None, now_us=NOW)
     accept(ledger, 400_000, now_us=NOW)
     one, service = Cap(1, per="total"), Cap(1, per="day", service="elsewhere")
-    total, other = ledger.room(limits(one, service), now_us=NOW)
+    total, other = ledger.spend(limits(one, service), now_us=NOW)
     assert str(total.held) == "0.401"  # and what the older copy knows
     assert str(other.held) == "0.40"
     reserved(ledger, one, micro=599_000)
     assert "exceed the cap" in str(refusal(ledger, want(one)))
-    assert ledger.room(limits(service), now_us=NOW + DAY)[0].held == 0
+    assert ledger.spend(limits(service), now_us=NOW + DAY)[0].held == 0
     accept(ledger, 0, now_us=NOW)
     assert verify(ledger).problems == []
     assert verify(opened(path)).problems == []
@@ -568,7 +568,7 @@ def test_nothing_is_accepted_by_halves(
         accept(again, None, now_us=NOW)
     again.close()
     third = opened(path)
-    assert third.room(limits(Cap(1, per="day")), now_us=NOW)[0].left == 0
+    assert third.spend(limits(Cap(1, per="day")), now_us=NOW)[0].left == 0
     reserved(third, Cap(5, per="call"))
     found = third.head_file.read()
     assert found is not None
@@ -682,7 +682,7 @@ def test_an_older_database_is_known_on_every_host(hosts: Any, backup: Any) -> No
     accept(one, None, now_us=NOW)
     accept(one, 999_000, now_us=NOW)  # said again before the others come
     for ledger in (one, other, hosts("one"), hosts("other"), hosts("third")):
-        assert ledger.room(limits(Cap(1, per="day")), now_us=NOW)[0].left == 0
+        assert ledger.spend(limits(Cap(1, per="day")), now_us=NOW)[0].left == 0
         reserved(ledger, Cap(5, per="call"))
     assert verify(one).problems == []
     assert verify(other).problems == []

@@ -74,7 +74,7 @@ def whole(ledger: PostgresLedger, cap: Cap) -> str:
     made = reserved(ledger, cap)
     ledger.view(made.operation, made.service, now_us=NOW)
     ledger.hold(made.id, proof(), now_us=NOW)
-    ledger.room(limits(cap), now_us=NOW)
+    ledger.spend(limits(cap), now_us=NOW)
     assert not ledger.is_paused()
     ledger.finish(made.id, end(transaction="0x1"), now_us=NOW)
     assert state_of(ledger, made.id) == "settled"
@@ -105,7 +105,7 @@ def test_clients_with_other_habits_never_hear_each_others_answers(pooled: str, o
             elif what == 2:
                 heard.extend(p.state != "settled" for p in ledger.payments(limit=5))
             elif what == 3:
-                heard.append([s.limit for s in ledger.room(limits(cap), now_us=NOW)] != [1])
+                heard.append([s.limit for s in ledger.spend(limits(cap), now_us=NOW)] != [1])
             else:
                 made, _ = held(ledger, cap)
                 ledger.finish(made.id, end(), now_us=NOW)

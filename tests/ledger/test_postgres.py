@@ -131,7 +131,7 @@ def test_a_lost_answer_to_a_reservation_is_found_again(
     ledger, proxy = proxied
     cap = Cap("0.001", per="total")
     reserved(ledger, Cap(1, per="day"))  # the lease and the counters are there
-    ledger.room(limits(cap), now_us=NOW)
+    ledger.spend(limits(cap), now_us=NOW)
     wanted = want(Cap(1, per="day"))
     proxy.cut = "after"
     assert not isinstance(ledger.reserve(wanted), OpenPayment)

@@ -89,7 +89,7 @@ def test_whole_payments_from_many_threads_add_up(ledger: Ledger) -> None:
                 assert ledger.resolve(made.id, "void", transaction=None, note="", now_us=DEAD)
 
     assert together(8, pay) == [None] * 8
-    (spend,) = ledger.room(limits(cap), now_us=NOW)
+    (spend,) = ledger.spend(limits(cap), now_us=NOW)
     assert spend.settled == spend.held == limits(Cap("0.000036", per="call"))[0].cap.limit
     assert verify(ledger).problems == []
 
@@ -98,7 +98,7 @@ def test_whole_payments_from_many_threads_add_up(ledger: Ledger) -> None:
 def test_processes_use_a_cap_in_full_and_never_pass_it(shared: Store, processes: int) -> None:
     started = time.monotonic()
     reserved(shared.ledger, Cap(1, per="day"))
-    shared.ledger.room(limits(TOTAL), now_us=NOW)
+    shared.ledger.spend(limits(TOTAL), now_us=NOW)
     workers = [shared.worker("race", "4") for _ in range(processes)]
     try:
         for worker in workers:

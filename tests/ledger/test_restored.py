@@ -72,7 +72,7 @@ def test_no_counter_below_nothing_makes_room_while_the_ledger_runs(shared: Store
         shared.sql(statement)
         assert type(refusal(ledger, want(CAP))) is LedgerError
         with pytest.raises(LedgerError):
-            ledger.room(limits(CAP), now_us=NOW)
+            ledger.spend(limits(CAP), now_us=NOW)
         shared.sql("DELETE FROM restores")
         shared.sql("UPDATE counters SET held=1000, settled=0")
     reserved(ledger, CAP)

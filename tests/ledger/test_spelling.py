@@ -84,7 +84,7 @@ def test_a_cap_in_another_spelling_is_one_on_the_same_service(ledger: Ledger) ->
     assert used(ledger, loud) == used(ledger, quiet) == 2000
     for service in ("dear", "Dear"):
         assert isinstance(refusal(ledger, want(ALL, loud, service=service)), CapExceeded)
-    assert [spend.service for spend in ledger.room(limits(loud, quiet), now_us=NOW)] == [
+    assert [spend.service for spend in ledger.spend(limits(loud, quiet), now_us=NOW)] == [
         "Dear",
         "dear",
     ]
@@ -104,7 +104,7 @@ def test_which_caps_no_call_has_named(ledger: Ledger, state: str) -> None:
     assert [one.scope for one in ledger.unnamed(caps)] == ["dear", "dear", "Typo"]
     in_state(ledger, state, ALL, **SPELLED)
     assert [one.scope for one in ledger.unnamed(caps)] == ["Typo"]
-    ledger.room(caps, now_us=NOW)
+    ledger.spend(caps, now_us=NOW)
     assert [one.scope for one in ledger.unnamed(caps)] == ["Typo"]
     reserved(ledger, ALL, service="TYPO")
     assert ledger.unnamed(caps) == []

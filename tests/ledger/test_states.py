@@ -271,7 +271,7 @@ def test_a_refusal_does_not_lose_an_end_that_is_still_to_be_written(store: Store
     refusal(ledger, want(cap))
     ledger.sweep(now_us=NOW)
     assert state_of(ledger, made.id) == "settled"
-    (spend,) = ledger.room(limits(cap), now_us=NOW)
+    (spend,) = ledger.spend(limits(cap), now_us=NOW)
     assert spend.held == 0
 
 

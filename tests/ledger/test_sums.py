@@ -136,7 +136,7 @@ def test_no_honest_life_is_refused_at_the_next_opening(shared: Store, seed: int)
             elif what == 4:
                 ledger.finish(rng.choice(made).id, end(), now_us=now)
             else:
-                ledger.room(limits(*rng.sample(pool, 2)), now_us=now)
+                ledger.spend(limits(*rng.sample(pool, 2)), now_us=now)
                 with suppress(AssertionError):
                     ledger.resolve(
                         rng.choice(made).id,
@@ -155,7 +155,7 @@ def test_a_counter_that_a_new_cap_began_is_in_the_sum_with_its_first_payment(
 ) -> None:
     in_state(shared.ledger, "settled")
     cap = Cap(1, per="month")
-    shared.ledger.room(limits(cap), now_us=NOW)
+    shared.ledger.spend(limits(cap), now_us=NOW)
     assert shared.sql("SELECT summed FROM meters WHERE unit='month'") == [(0,)]
     again = shared.again()
     assert used(again, cap) == 1000

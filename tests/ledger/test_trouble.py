@@ -323,7 +323,7 @@ def test_what_must_survive_a_power_cut_is_synced(path: Path) -> None:
         return {1: "NORMAL", 2: "FULL"}[found]
 
     made, sent = want(), proof()
-    ledger.room(made.limits, now_us=NOW)
+    ledger.spend(made.limits, now_us=NOW)
     ledger.reserve(made)
     assert level() == "NORMAL"  # what follows is synced with it
     ledger.hold(made.id, sent, now_us=NOW)

@@ -278,5 +278,5 @@ def test_whoever_was_swept_sends_nothing(shared: Store) -> None:
     with pytest.raises(LedgerError, match="released, not reserved"):
         shared.ledger.hold(made.id, proof(), now_us=NOW)
     assert shared.ledger.unresolved(["eip155:8453"]) == []
-    (spend,) = shared.ledger.room(limits(WIDE), now_us=NOW)
+    (spend,) = shared.ledger.spend(limits(WIDE), now_us=NOW)
     assert spend.held == 0

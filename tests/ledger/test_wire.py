@@ -102,7 +102,7 @@ def look(ledger: Ledger, made: Any) -> Any:
 
 def room(ledger: Ledger, made: Any) -> Any:
     """Ask what is left."""
-    return ledger.room(limits(CAP), now_us=NOW)
+    return ledger.spend(limits(CAP), now_us=NOW)
 
 
 STORIES: dict[str, tuple[tuple[Call, ...], Call, dict[str, Any], tuple[str | None, str | None]]] = {
@@ -116,7 +116,7 @@ STORIES: dict[str, tuple[tuple[Call, ...], Call, dict[str, Any], tuple[str | Non
     "ask": ((reserve,), ask, {"route": "token"}, ("reserved", "reserved")),
     "store": ((reserve, ask), store, {"route": "token"}, ("reserved", "settled")),
     "view": ((reserve,), look, {}, ("reserved", "reserved")),
-    "room": ((reserve,), room, {}, ("reserved", "reserved")),
+    "spend": ((reserve,), room, {}, ("reserved", "reserved")),
 }
 
 

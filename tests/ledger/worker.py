@@ -64,7 +64,7 @@ def claim(ledger: Ledger, payment_id: str, now_us: str) -> None:
 
 def race(ledger: Ledger, threads: str) -> None:
     """Reserve in several threads until the cap is full; say how often that went well."""
-    ledger.room(limits(TOTAL), now_us=0)
+    ledger.spend(limits(TOTAL), now_us=0)
     say("ready")
     sys.stdin.readline()
     done: list[int] = []

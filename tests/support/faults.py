@@ -29,7 +29,7 @@ from x402_mask import MemoryLedger, SQLiteLedger
 from x402_mask.errors import LedgerError
 
 _METHODS: Final = (
-    *("view", "reserve", "hold", "claim", "finish", "release", "note_refusal", "room"),
+    *("view", "reserve", "hold", "claim", "finish", "release", "note_refusal", "spend"),
     *("ask_payment", "ask_anew", "note_created", "hold_purchase", "store_token", "give_up"),
     *("claim_purchase", "take_token", "drop_token"),
 )

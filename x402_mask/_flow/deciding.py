@@ -157,7 +157,7 @@ def full_quote(buyer: Buyer, call: Call, demand: Demand, plan: Plan) -> Flow[Quo
 
 def room(buyer: Buyer, limits: Sequence[Limit]) -> Flow[tuple[Spend, ...]]:
     """How far these limits are used."""
-    caps = yield from booked(buyer, lambda at: buyer.ledger.room(limits, **at))
+    caps = yield from booked(buyer, lambda at: buyer.ledger.spend(limits, **at))
     return tuple(caps)
 
 

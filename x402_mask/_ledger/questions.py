@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Questions(Reserving):
     """The part of a ledger that answers its owner."""
 
-    def room(self, limits: Sequence[Limit], *, now_us: int, wait_s: float = WAIT_S) -> list[Spend]:
+    def spend(self, limits: Sequence[Limit], *, now_us: int, wait_s: float = WAIT_S) -> list[Spend]:
         """How far each limit is used, in the order given."""
         units = _counters.units(limits)
         for _ in range(3):
