@@ -156,7 +156,7 @@ async def test_a_layer_around_a_proxy_is_not_paid_through(rig: Rig, proxy: Proxy
 
 
 @kinds("transport", "attach", "client", libs=["httpx"])
-@pytest.mark.parametrize("place", ["dict", "list", "slot", "client"])
+@pytest.mark.parametrize("place", ["dict", "list", "context", "client"])
 async def test_a_proxy_is_found_wherever_a_layer_keeps_it(
     rig: Rig, proxy: Proxy, place: str
 ) -> None:
@@ -171,7 +171,7 @@ async def test_a_proxy_is_found_wherever_a_layer_keeps_it(
     layer.also = {
         "dict": {"http": layer.next},
         "list": [layer.next],
-        "slot": kept,
+        "context": kept,
         "client": client,
     }[place]
     own = layer.next

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from x402_mask._drive import deadline
+from x402_mask._drive.context import CallContext
 from x402_mask._drive.cookies import carry_cookies, take_cookies
 from x402_mask._drive.family import made
 from x402_mask._drive.gathered import DRAIN_S, Gathered, reading_s
@@ -14,7 +15,6 @@ from x402_mask._drive.paid import named
 from x402_mask._drive.perform import AsyncPerformer, Patience, perform
 from x402_mask._drive.pump import AsyncPump, Pump
 from x402_mask._drive.refusals import REFUSAL, hand_back
-from x402_mask._drive.slot import Slot
 from x402_mask._drive.streams import (
     AsyncRewound,
     AsyncWatched,
@@ -67,12 +67,12 @@ class _Session:
     def __init__(self, layer: Layer, request: Request, carrier: Carrier | None = None) -> None:
         self.layer, self.buyer, self.family = layer, layer.buyer, layer.family
         self.request = request
-        self.slot = Slot.of(request)
-        self.is_nested = self.slot.is_carried
+        self.context = CallContext.of(request)
+        self.is_nested = self.context.is_carried
         if not self.is_nested:  # else the outer layer hands over what this one bought
-            self.slot.carrier, self.slot.returns = carrier, layer.returns
-        self.carrier = self.slot.carrier
-        self.slot.shed(request)
+            self.context.carrier, self.context.returns = carrier, layer.returns
+        self.carrier = self.context.carrier
+        self.context.shed(request)
         self.has_proven = False
         self.response: Response | None = None
         self.gathered: Gathered | None = None
@@ -88,13 +88,13 @@ class _Session:
         return Call(
             method=self.request.method,
             url=_url(self.request),
-            state=self.slot.state,
+            state=self.context.state,
             key=key,
             wait_s=timeout.get("read") if isinstance(timeout, dict) else None,
             has_proof=unpaid or not _PROOFS.isdisjoint(self.request.headers.keys()),
             may_begin=self.layer.may_begin(self.request.url),
             carrier=self.carrier,
-            returns_refusals=self.slot.returns,
+            returns_refusals=self.context.returns,
         )
 
     def reply(self, response: Response, request: Request) -> Reply:
@@ -102,7 +102,7 @@ class _Session:
         self.response = response
         self.request = request
         found, status = _lists(response, _READ_HEADERS), response.status_code
-        paid = self.slot.retry() if self.slot.retry is not None else None
+        paid = self.context.retry() if self.context.retry is not None else None
         for hop in response.history:
             told = _lists(hop, SETTLEMENT_HEADERS) if hop.request is paid else {}
             found |= told  # of a paid answer that redirected, seen by an auth flow
@@ -138,9 +138,9 @@ class _Session:
             carry_cookies(self.family, given, retry)
         if self.cookies is not None:
             carry_cookies(self.family, self.cookies, retry)
-        self.slot.retry, self.slot.proof = weakref.ref(retry), proof
+        self.context.retry, self.context.proof = weakref.ref(retry), proof
         self.has_proven = True
-        self.slot.requests.append(self.slot.retry)
+        self.context.requests.append(self.context.retry)
         return retry
 
     def errand_request(self, wanted: Fetch) -> Request:
@@ -167,10 +167,10 @@ class _Session:
             carry_cookies(self.family, self.cookies, errand)
         if wanted.proof is not None:
             errand.headers[wanted.proof[0]] = wanted.proof[1]
-            self.slot.proof = wanted.proof
-        self.slot.retry = self.slot.errand = weakref.ref(errand)
-        self.slot.private = tuple(wanted.headers)
-        self.slot.requests.append(self.slot.errand)
+            self.context.proof = wanted.proof
+        self.context.retry = self.context.errand = weakref.ref(errand)
+        self.context.private = tuple(wanted.headers)
+        self.context.requests.append(self.context.errand)
         self.errand = errand
         return errand
 
@@ -267,7 +267,7 @@ class _Session:
     def leave(self, response: Response) -> None:
         """The call ends with *response*, unless that leads on or an outer layer is at it."""
         if not self.is_nested:
-            self.slot.lead(self.request, response)
+            self.context.lead(self.request, response)
 
     def is_handled(self, response: Response) -> bool:
         """Whether a layer below paid for this call, or refused to: then this one does not."""
@@ -350,7 +350,7 @@ class SyncSession(_Session, Pump[Verdict]):
         self.buyer.take_back(self.carrier, WAIT_S)
 
     def _pump(self, step: Callable[[], Effect]) -> Request | None:
-        self.patience.renew(paid=self.slot.proof is not None)
+        self.patience.renew(paid=self.context.proof is not None)
         try:
             found = self.advance(step)
         except BaseException as exc:
@@ -496,7 +496,7 @@ class AsyncSession(_Session, AsyncPump[Verdict]):
         await _taken_back(self.buyer, self.carrier, self._performer)
 
     async def _pump(self, step: Callable[[], Effect]) -> Request | None:
-        self.patience.renew(paid=self.slot.proof is not None)
+        self.patience.renew(paid=self.context.proof is not None)
         try:
             found = await self.advance(step)
         except GeneratorExit:

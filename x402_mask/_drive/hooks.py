@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from x402_mask._drive.slot import SLOT, Slot
+from x402_mask._drive.context import CONTEXT, CallContext
 from x402_mask._wire.x402 import PROOF_HEADERS
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ def bare(request: Request) -> None:
 
 def strip(request: Request) -> None:
     """Take proofs off a request that must not carry them, before each hop."""
-    slot = request.extensions.get(SLOT)
-    if not isinstance(slot, Slot):
-        slot = request.extensions[SLOT] = Slot(request)
-    slot.shed(request)
+    context = request.extensions.get(CONTEXT)
+    if not isinstance(context, CallContext):
+        context = request.extensions[CONTEXT] = CallContext(request)
+    context.shed(request)
 
 
 def wrap_hooks(hooks: list[Any], wrapper: Callable[[Any], Any]) -> None:
@@ -66,12 +66,16 @@ class Deferred:
 
     def waits(self, response: Response) -> bool:
         """Whether the hook is put off."""
-        slot = response.request.extensions.get(SLOT)
-        if isinstance(slot, Slot) and slot.on_errand:
+        context = response.request.extensions.get(CONTEXT)
+        if isinstance(context, CallContext) and context.on_errand:
             return True  # an errand of ours is no answer of the caller's
-        if response.status_code != 402 or not isinstance(slot, Slot) or slot.deferred is None:
+        if (
+            response.status_code != 402
+            or not isinstance(context, CallContext)
+            or context.deferred is None
+        ):
             return False
-        slot.deferred.append((self.hook, response))
+        context.deferred.append((self.hook, response))
         return True
 
     def __eq__(self, other: object) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ipaddress
 from typing import TYPE_CHECKING, Any, Final
 
+from x402_mask._drive.context import origin_at
 from x402_mask._drive.refusals import returns
-from x402_mask._drive.slot import origin_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

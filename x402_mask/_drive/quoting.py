@@ -7,11 +7,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from x402_mask._drive.clients import FAMILIES, around
+from x402_mask._drive.context import origin_at
 from x402_mask._drive.exchange import AsyncSession, SyncSession
 from x402_mask._drive.layer import Layer
 from x402_mask._drive.perform import perform
 from x402_mask._drive.pump import Pump
-from x402_mask._drive.slot import origin_at
 from x402_mask._flow import quoting
 from x402_mask._flow.effects import Ask, Fetch, Fingerprint, Payload, ReadBody
 from x402_mask._flow.records import Call, CallState, operation_key

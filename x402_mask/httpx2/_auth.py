@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx2
 
+from x402_mask._drive.context import origin, sender
 from x402_mask._drive.exchange import AsyncSession, SyncSession
 from x402_mask._drive.hooks import AsyncDeferred, Deferred, bare, scrub, strip, wrap_hooks
 from x402_mask._drive.layer import Layer
 from x402_mask._drive.perform import prepare
 from x402_mask._drive.refusals import returns
-from x402_mask._drive.slot import origin, sender
 from x402_mask._ledger.carrier import Carrier, yes
 from x402_mask._ledger.waiting import WAIT_S
 from x402_mask._payer import buyer_of, payer_of
@@ -98,9 +98,9 @@ class PaymentAuth(httpx2.Auth):
         if not origin(request):
             return (yield request)
         session, sent = SyncSession(self._layer, request, carrier), None
-        deferred = session.slot.deferred = []
+        deferred = session.context.deferred = []
         try:
-            with session.slot.carried():
+            with session.context.carried():
                 sent, response = session.start(), None
                 while sent is not None:
                     response = yield sent
@@ -144,8 +144,8 @@ class PaymentAuth(httpx2.Auth):
                         wanted = await outer.asend((yield wanted))
                         continue
                     session = AsyncSession(self._layer, wanted, carrier)
-                    deferred = session.slot.deferred = []
-                    with session.slot.carried():
+                    deferred = session.context.deferred = []
+                    with session.context.carried():
                         sent, response = await session.start(), None
                         while sent is not None:
                             response = yield sent

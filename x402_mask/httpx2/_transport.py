@@ -8,11 +8,11 @@ import httpx2
 
 from x402_mask._drive import deadline
 from x402_mask._drive.clients import is_foreign
+from x402_mask._drive.context import CONTEXT, CallContext, is_errand, origin, sender, sending
 from x402_mask._drive.exchange import AsyncSession, SyncSession, taken_back
 from x402_mask._drive.layer import Layer, straight
 from x402_mask._drive.perform import prepare
 from x402_mask._drive.sender import sending_function
-from x402_mask._drive.slot import SLOT, Slot, is_errand, origin, sender, sending
 from x402_mask._drive.streams import until_read
 from x402_mask._ledger.carrier import Carrier, carried
 from x402_mask._ledger.waiting import WAIT_S
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TIMEOUT = httpx2.Timeout(5.0, read=60.0)
 """Default of our clients: settling on a chain takes longer than httpx2's five seconds."""
 
-_KNOWN = {SLOT, "x402_mask"}
+_KNOWN = {CONTEXT, "x402_mask"}
 
 
 class PaymentTransport(httpx2.BaseTransport):
@@ -84,8 +84,8 @@ class PaymentTransport(httpx2.BaseTransport):
             response = self._ask(request)
             if response.status_code != 402:
                 if response.has_redirect_location:  # the next hop belongs to this call
-                    slot = request.extensions[SLOT] = Slot(request)
-                    slot.lead(request, response)
+                    context = request.extensions[CONTEXT] = CallContext(request)
+                    context.lead(request, response)
                 return response
         # a lambda, no partial: Python looks for signals when what is written in C returns
         return carried([lambda: self._converse(request, response)])
@@ -98,7 +98,7 @@ class PaymentTransport(httpx2.BaseTransport):
         by = None if sender() is not None else sending_function(httpx2, here)
         session = SyncSession(self._layer, request, Carrier(lambda: here, by or sender()))
         try:
-            with session.slot.carried():
+            with session.context.carried():
                 sent = session.start()
                 while sent is not None:
                     found = response or self._ask(sent)
@@ -182,8 +182,8 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
             response = await self._ask(request)
             if response.status_code != 402:
                 if response.has_redirect_location:  # the next hop belongs to this call
-                    slot = request.extensions[SLOT] = Slot(request)
-                    slot.lead(request, response)
+                    context = request.extensions[CONTEXT] = CallContext(request)
+                    context.lead(request, response)
                 return response
         carrier = Carrier(within=sender())
         return await carrier.follow(self._converse(carrier, request, response))
@@ -198,7 +198,7 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
         carrier.handed = lambda: handed
         session = AsyncSession(self._layer, request, carrier)
         try:
-            with session.slot.carried():
+            with session.context.carried():
                 sent = await session.start()
                 while sent is not None:
                     found = response or await self._ask(sent)

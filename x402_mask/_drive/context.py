@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from x402_mask._drive.family import URL, Request, Response
     from x402_mask._ledger.carrier import Carrier
 
-SLOT = "x402_mask_trip"
-_carried: ContextVar[Slot | None] = ContextVar("x402_mask_carried", default=None)
+CONTEXT = "x402_mask_trip"
+_carried: ContextVar[CallContext | None] = ContextVar("x402_mask_carried", default=None)
 """The call that a layer further out is making: what it sends, a layer below does not begin anew."""
 
 _sender: ContextVar[Carrier | None] = ContextVar("x402_mask_sender", default=None)
@@ -43,7 +43,7 @@ def sending(carrier: Carrier) -> Iterator[None]:
             _sender.set(before)
 
 
-class Slot:
+class CallContext:
     """What the requests of one call share: redirects copy extensions, but not what is in them."""
 
     __slots__ = (
@@ -76,20 +76,20 @@ class Slot:
         self.deferred: list[tuple[Callable[[Response], Any], Response]] | None = None
 
     @classmethod
-    def of(cls, request: Request) -> Slot:
-        """The slot of the call that *request* belongs to.
+    def of(cls, request: Request) -> CallContext:
+        """The context of the call that *request* belongs to.
 
         Only what a layer at this call sends goes on in it, and the request that a redirect led to,
         once.  Any other, be it made with the extensions of a call, refused, failed or answered, is
-        a new call, which the ledger, not this slot, keeps from paying twice.
+        a new call, which the ledger, not this context, keeps from paying twice.
         """
-        slot = request.extensions.get(SLOT)
-        if isinstance(slot, cls) and (slot.is_carried or slot.is_led_to(request)):
-            slot.requests.append(weakref.ref(request))
-            return slot
-        slot = cls(request)
-        request.extensions[SLOT] = slot
-        return slot
+        context = request.extensions.get(CONTEXT)
+        if isinstance(context, cls) and (context.is_carried or context.is_led_to(request)):
+            context.requests.append(weakref.ref(request))
+            return context
+        context = cls(request)
+        request.extensions[CONTEXT] = context
+        return context
 
     @property
     def state(self) -> CallState:
@@ -158,8 +158,8 @@ def origin(request: Request) -> str:
 
 def is_errand(request: Request) -> bool:
     """Whether this is an errand of an outer layer, or where one was redirected to: its own."""
-    slot = request.extensions.get(SLOT)
-    return isinstance(slot, Slot) and slot.is_carried and slot.on_errand
+    context = request.extensions.get(CONTEXT)
+    return isinstance(context, CallContext) and context.is_carried and context.on_errand
 
 
 def origin_at(url: URL) -> str:
