@@ -173,8 +173,8 @@ def test_what_the_last_step_loses_is_on_disk_at_once(
     def lost(_: object) -> None:
         raise MemoryError
 
-    for session in (exchange.SyncSession, exchange.AsyncSession):
-        monkeypatch.setattr(session, "answer", lost)
+    for kind_of in (exchange.Exchange, exchange.AsyncExchange):
+        monkeypatch.setattr(kind_of, "answer", lost)
     trial = OneProof(kind, Lines(0), fast_path)
     run(kind.colour, trial.interrupted)
     assert trial.first is MemoryError

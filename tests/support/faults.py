@@ -283,7 +283,7 @@ def effects_cut(points: Points) -> Iterator[None]:
     """Put a point before and after every effect that a driver performs."""
     from x402_mask._drive import exchange as adapter
 
-    sync, asynchronous = adapter.SyncSession._perform, adapter.AsyncSession._perform
+    sync, asynchronous = adapter.Exchange._perform, adapter.AsyncExchange._perform
 
     def perform(self: Any, effect: Any) -> Any:
         name = f"effect:{type(effect).__name__}"
@@ -299,13 +299,13 @@ def effects_cut(points: Points) -> Iterator[None]:
         points.reach(f"{name}:after")
         return answer
 
-    adapter.SyncSession._perform = perform  # type: ignore[method-assign]
-    adapter.AsyncSession._perform = aperform  # type: ignore[method-assign]
+    adapter.Exchange._perform = perform  # type: ignore[method-assign]
+    adapter.AsyncExchange._perform = aperform  # type: ignore[method-assign]
     try:
         yield
     finally:
-        adapter.SyncSession._perform = sync  # type: ignore[method-assign]
-        adapter.AsyncSession._perform = asynchronous  # type: ignore[method-assign]
+        adapter.Exchange._perform = sync  # type: ignore[method-assign]
+        adapter.AsyncExchange._perform = asynchronous  # type: ignore[method-assign]
 
 
 # --- the ledger's file, read without the library --------------------------------------------------

@@ -61,7 +61,7 @@ _AT_ONCE = 1 << 20
 _OURS = frozenset({"x402_mask", REFUSAL})
 
 
-class _Session:
+class _Exchange:
     """What both colours of a call have in common: everything but waiting."""
 
     def __init__(self, layer: Layer, request: Request, carrier: Carrier | None = None) -> None:
@@ -301,7 +301,7 @@ class _Session:
         return copy
 
 
-class SyncSession(_Session, Pump[Verdict]):
+class Exchange(_Exchange, Pump[Verdict]):
     """One call, sync: give it responses, it gives the next request to send."""
 
     def start(self) -> Request | None:
@@ -432,7 +432,7 @@ class SyncSession(_Session, Pump[Verdict]):
         self.response.close()
 
     def watch(self, response: Response, payment_id: str, *, delivered: bool) -> None:
-        source, buyer = response.stream, self.buyer  # the answer does not keep the session
+        source, buyer = response.stream, self.buyer  # the answer does not keep the exchange
 
         def broken(failure: BaseException) -> None:
             failure.add_note(broken_off(payment_id))
@@ -442,8 +442,8 @@ class SyncSession(_Session, Pump[Verdict]):
         response.stream = made(Watched, self.family, "SyncByteStream")(source, broken)
 
 
-class AsyncSession(_Session, AsyncPump[Verdict]):
-    """:class:`SyncSession`, async."""
+class AsyncExchange(_Exchange, AsyncPump[Verdict]):
+    """:class:`Exchange`, async."""
 
     def __init__(self, layer: Layer, request: Request, carrier: Carrier | None = None) -> None:
         super().__init__(layer, request, carrier)

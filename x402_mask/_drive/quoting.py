@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from x402_mask._drive.clients import FAMILIES, around
 from x402_mask._drive.context import origin_at
-from x402_mask._drive.exchange import AsyncSession, SyncSession
+from x402_mask._drive.exchange import AsyncExchange, Exchange
 from x402_mask._drive.layer import Layer
 from x402_mask._drive.perform import perform
 from x402_mask._drive.pump import Pump
@@ -39,9 +39,9 @@ def quote(buyer: Buyer, asked: Request | Response) -> Quote | None:
     with family.Client(**_options(family, buyer)) as client:
         response = client.send(asked, stream=True)
         try:
-            session = SyncSession(Layer(family, buyer), response.request)
-            session.response = response
-            body = session.read(wanted=True) if response.status_code == 402 else None
+            exchange = Exchange(Layer(family, buyer), response.request)
+            exchange.response = response
+            body = exchange.read(wanted=True) if response.status_code == 402 else None
             return _judged(family, buyer, response, body, asks=True)
         finally:
             response.close()
@@ -61,9 +61,9 @@ async def aquote(buyer: Buyer, asked: Request | Response) -> Quote | None:
     async with family.AsyncClient(**_options(family, buyer)) as client:
         response = await client.send(asked, stream=True)
         try:
-            session = AsyncSession(Layer(family, buyer), response.request)
-            session.response = response
-            body = await session.read(wanted=True) if response.status_code == 402 else None
+            exchange = AsyncExchange(Layer(family, buyer), response.request)
+            exchange.response = response
+            body = await exchange.read(wanted=True) if response.status_code == 402 else None
             judge = partial(_judged, asks=True)
             return await to_thread.run_sync(judge, family, buyer, response, body)
         finally:
@@ -75,8 +75,8 @@ def _judged(
 ) -> Quote | None:
     layer, request = Layer(family, buyer), response.request
     layer.direct[origin_at(request.url)] = True  # where its connection is gone and cannot tell
-    judging = _Judging(SyncSession(layer, request), body)
-    reply = judging.session.reply(response, request)
+    judging = _Judging(Exchange(layer, request), body)
+    reply = judging.exchange.reply(response, request)
     judging.flow = quoting.quote(layer.buyer, _call(response), reply, asks=asks)
     found = judging.advance(partial(next, judging.flow))
     assert not isinstance(found, (Ask, Fetch))
@@ -86,16 +86,16 @@ def _judged(
 class _Judging(Pump["Quote | None"]):
     """What a quote wants done; it sends nothing."""
 
-    def __init__(self, session: SyncSession, body: bytes | None) -> None:
-        self.session, self._body = session, body
+    def __init__(self, exchange: Exchange, body: bytes | None) -> None:
+        self.exchange, self._body = exchange, body
 
     def _perform(self, effect: Effect) -> Any:
         if isinstance(effect, ReadBody):
             return self._body
         if isinstance(effect, Payload):
-            return self.session.payload()
+            return self.exchange.payload()
         if isinstance(effect, Fingerprint):
-            return self.session.fingerprint()
+            return self.exchange.fingerprint()
         assert not isinstance(effect, (Ask, Fetch))
         return perform(effect)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import httpx2
 
 from x402_mask._drive.context import origin, sender
-from x402_mask._drive.exchange import AsyncSession, SyncSession
+from x402_mask._drive.exchange import AsyncExchange, Exchange
 from x402_mask._drive.hooks import AsyncDeferred, Deferred, bare, scrub, strip, wrap_hooks
 from x402_mask._drive.layer import Layer
 from x402_mask._drive.perform import prepare
@@ -97,23 +97,23 @@ class PaymentAuth(httpx2.Auth):
     ) -> Generator[httpx2.Request, httpx2.Response, httpx2.Response]:
         if not origin(request):
             return (yield request)
-        session, sent = SyncSession(self._layer, request, carrier), None
-        deferred = session.context.deferred = []
+        exchange, sent = Exchange(self._layer, request, carrier), None
+        deferred = exchange.context.deferred = []
         try:
-            with session.context.carried():
-                sent, response = session.start(), None
+            with exchange.context.carried():
+                sent, response = exchange.start(), None
                 while sent is not None:
                     response = yield sent
-                    asked = scrub(response, sent, request, session.errand)
-                    sent = session.received(response, asked)
+                    asked = scrub(response, sent, request, exchange.errand)
+                    sent = exchange.received(response, asked)
         except BaseException as exc:
             if sent is not None and sent is not request:
                 bare(sent)
             # httpx2 closes the flow: the real exception is the context of the GeneratorExit
-            session.failed(exc.__context__ or exc)
+            exchange.failed(exc.__context__ or exc)
             raise
         assert response is not None
-        answer: httpx2.Response = session.answer()
+        answer: httpx2.Response = exchange.answer()
         _become(response, answer)
         for hook, seen in deferred:
             if seen is answer:
@@ -135,7 +135,7 @@ class PaymentAuth(httpx2.Auth):
         self, carrier: Carrier, closable: _Closable, request: httpx2.Request
     ) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
         outer = self._other(request).async_auth_flow(request)
-        session = sent = wanted = None
+        exchange = sent = wanted = None
         try:
             with suppress(StopAsyncIteration):
                 wanted = await anext(outer)
@@ -143,16 +143,16 @@ class PaymentAuth(httpx2.Auth):
                     if not origin(wanted):
                         wanted = await outer.asend((yield wanted))
                         continue
-                    session = AsyncSession(self._layer, wanted, carrier)
-                    deferred = session.context.deferred = []
-                    with session.context.carried():
-                        sent, response = await session.start(), None
+                    exchange = AsyncExchange(self._layer, wanted, carrier)
+                    deferred = exchange.context.deferred = []
+                    with exchange.context.carried():
+                        sent, response = await exchange.start(), None
                         while sent is not None:
                             response = yield sent
-                            asked = scrub(response, sent, wanted, session.errand)
-                            sent = await session.received(response, asked)
+                            asked = scrub(response, sent, wanted, exchange.errand)
+                            sent = await exchange.received(response, asked)
                     assert response is not None
-                    answer: httpx2.Response = session.answer()
+                    answer: httpx2.Response = exchange.answer()
                     _become(response, answer)
                     for hook, seen in deferred:
                         if seen is answer:
@@ -165,8 +165,8 @@ class PaymentAuth(httpx2.Auth):
             if sent is not None and sent is not wanted:
                 bare(sent)
             try:
-                if session is not None:
-                    await session.failed(exc)
+                if exchange is not None:
+                    await exchange.failed(exc)
             finally:
                 await outer.aclose()
             raise

@@ -9,7 +9,7 @@ import httpx2
 from x402_mask._drive import deadline
 from x402_mask._drive.clients import is_foreign
 from x402_mask._drive.context import CONTEXT, CallContext, is_errand, origin, sender, sending
-from x402_mask._drive.exchange import AsyncSession, SyncSession, taken_back
+from x402_mask._drive.exchange import AsyncExchange, Exchange, taken_back
 from x402_mask._drive.layer import Layer, straight
 from x402_mask._drive.perform import prepare
 from x402_mask._drive.sender import sending_function
@@ -96,19 +96,19 @@ class PaymentTransport(httpx2.BaseTransport):
             return response or self._ask(request)
         here = caller(1)
         by = None if sender() is not None else sending_function(httpx2, here)
-        session = SyncSession(self._layer, request, Carrier(lambda: here, by or sender()))
+        exchange = Exchange(self._layer, request, Carrier(lambda: here, by or sender()))
         try:
-            with session.context.carried():
-                sent = session.start()
+            with exchange.context.carried():
+                sent = exchange.start()
                 while sent is not None:
                     found = response or self._ask(sent)
-                    sent, response = session.received(found, session.asked(sent, request)), None
-            answer: httpx2.Response = session.answer()
+                    sent, response = exchange.received(found, exchange.asked(sent, request)), None
+            answer: httpx2.Response = exchange.answer()
             if by is not None:
                 until_read(answer, by)
             return (answer, here := None)[0]  # in one step: see Carrier
         except BaseException as exc:
-            session.failed(exc)
+            exchange.failed(exc)
             if by is not None:
                 by.let_go()
             raise
@@ -196,18 +196,18 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
             return response or await self._ask(request)
         handed = False
         carrier.handed = lambda: handed
-        session = AsyncSession(self._layer, request, carrier)
+        exchange = AsyncExchange(self._layer, request, carrier)
         try:
-            with session.context.carried():
-                sent = await session.start()
+            with exchange.context.carried():
+                sent = await exchange.start()
                 while sent is not None:
                     found = response or await self._ask(sent)
-                    asked = session.asked(sent, request)
-                    sent, response = await session.received(found, asked), None
-            answer: httpx2.Response = session.answer()
+                    asked = exchange.asked(sent, request)
+                    sent, response = await exchange.received(found, asked), None
+            answer: httpx2.Response = exchange.answer()
             return (answer, handed := True)[0]  # in one step: see Carrier
         except BaseException as exc:
-            await session.failed(exc)
+            await exchange.failed(exc)
             raise
 
     async def __aenter__(self) -> Self:
