@@ -169,7 +169,7 @@ def test_a_bought_token_stays_behind_too(bazaar: Bazaar) -> None:
 
 @pytest.mark.parametrize("asks", ["object", "server402", "v2-header"])
 @pytest.mark.parametrize("outer", ["attach", "auth", "transport"])
-def test_a_layer_below_does_not_pay_an_errand(bazaar: Bazaar, asks: str, outer: str) -> None:
+def test_a_layer_below_does_not_pay_a_side_request(bazaar: Bazaar, asks: str, outer: str) -> None:
     """A held token is refused, and the outer layer buys another: one payment, counted once."""
     bazaar.asks, bazaar.calls = asks, 3
     buyer = payer(bazaar, wallet=WALLET, prefer=("held-token", "token"))
@@ -558,7 +558,7 @@ def test_marketplace_headers_replace_ours(bazaar: Bazaar) -> None:
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_response_hooks_see_the_answer_alone(bazaar: Bazaar, asynchronous: bool) -> None:
-    """``raise_for_status`` as a hook: it sees neither the 402 nor what the errands bring."""
+    """``raise_for_status`` as a hook: it sees neither the 402 nor what the side requests bring."""
     bazaar.paid_at = 3
     bad = [Reply(status=500), Reply(status=404)]
     bazaar.before["poll"] = lambda hit: bad.pop() if bad else None
@@ -579,7 +579,7 @@ def test_response_hooks_see_the_answer_alone(bazaar: Bazaar, asynchronous: bool)
 
 
 @pytest.mark.parametrize("colour", ["attach", "async-attach"])
-def test_response_hooks_do_not_see_where_an_errand_was_sent_on_to(
+def test_response_hooks_do_not_see_where_a_side_request_was_sent_on_to(
     bazaar: Bazaar, colour: str
 ) -> None:
     seen: list[Any] = []

@@ -53,12 +53,12 @@ class CallContext:
         "_url",
         "carrier",
         "deferred",
-        "errand",
         "private",
         "proof",
         "requests",
         "retry",
         "returns",
+        "side_request",
     )
 
     def __init__(self, request: Request) -> None:
@@ -70,7 +70,7 @@ class CallContext:
         self._leads_to: tuple[str, URL] | None = None
         self.requests = [weakref.ref(request)]
         self.retry: weakref.ref[Request] | None = None
-        self.errand: weakref.ref[Request] | None = None
+        self.side_request: weakref.ref[Request] | None = None
         self.proof: tuple[str, str] | None = None
         self.private: tuple[str, ...] = ()
         self.deferred: list[tuple[Callable[[Response], Any], Response]] | None = None
@@ -133,9 +133,9 @@ class CallContext:
         return True
 
     @property
-    def on_errand(self) -> bool:
-        """Whether what is sent, and answered, is an errand, or where one was redirected to."""
-        return self.errand is not None and self.errand is self.retry
+    def on_side_request(self) -> bool:
+        """Whether what is sent, and answered, is a side request, or where one was redirected to."""
+        return self.side_request is not None and self.side_request is self.retry
 
     def shed(self, request: Request) -> None:
         """Take our proof off redirects, and anybody's off what leaves the origin that was named."""
@@ -143,7 +143,11 @@ class CallContext:
             name, value = self.proof
             if request.headers.get(name) == value:
                 del request.headers[name]
-        if self.on_errand and self.errand is not None and self.errand() is not request:
+        if (
+            self.on_side_request
+            and self.side_request is not None
+            and self.side_request() is not request
+        ):
             for name in (*self.private, "authorization", "cookie"):
                 request.headers.pop(name, None)
         if request.url is not self._url and origin(request) != self.state.origin:
@@ -156,10 +160,10 @@ def origin(request: Request) -> str:
     return origin_at(request.url)
 
 
-def is_errand(request: Request) -> bool:
-    """Whether this is an errand of an outer layer, or where one was redirected to: its own."""
+def is_side_request(request: Request) -> bool:
+    """Whether this is a side request of an outer layer, or where one was redirected to: its own."""
     context = request.extensions.get(CONTEXT)
-    return isinstance(context, CallContext) and context.is_carried and context.on_errand
+    return isinstance(context, CallContext) and context.is_carried and context.on_side_request
 
 
 def origin_at(url: URL) -> str:

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from x402_mask._ledger.carrier import Carrier
 
 _READ_HEADERS = (REQUIRED_HEADER, *SETTLEMENT_HEADERS)
-_ERRAND_HEADERS = (*_READ_HEADERS, "retry-after")
+_SIDE_HEADERS = (*_READ_HEADERS, "retry-after")
 _PROOFS = frozenset(name.lower() for name in PROOF_HEADERS)
 _AT_ONCE = 1 << 20
 """Bytes of a body that are digested in an event loop: a few milliseconds."""
@@ -76,7 +76,7 @@ class _Exchange:
         self.has_proven = False
         self.response: Response | None = None
         self.gathered: Gathered | None = None
-        self.errand: Request | None = None
+        self.side_request: Request | None = None
         self.cookies: Cookies | None = None
         call = self._call()
         self.patience, self.read_s = Patience(call.wait_s), reading_s(call.wait_s)
@@ -143,7 +143,7 @@ class _Exchange:
         self.context.requests.append(self.context.retry)
         return retry
 
-    def errand_request(self, wanted: Fetch) -> Request:
+    def make_side_request(self, wanted: Fetch) -> Request:
         """Another request to the same origin: nothing of the caller's goes along but its name."""
         url = self.request.url.copy_with(
             username=None, password=None, raw_path=wanted.path.encode("ascii"), fragment=None
@@ -156,7 +156,7 @@ class _Exchange:
         named = self.family.Headers(headers)
         named.update(wanted.headers)
         named["cache-control"] = uncached(named.get_list("cache-control"))
-        errand = self.family.Request(
+        side_request = self.family.Request(
             wanted.method,
             url,
             headers=named,
@@ -164,44 +164,44 @@ class _Exchange:
             extensions=self.request.extensions,
         )
         if self.cookies is not None:
-            carry_cookies(self.family, self.cookies, errand)
+            carry_cookies(self.family, self.cookies, side_request)
         if wanted.proof is not None:
-            errand.headers[wanted.proof[0]] = wanted.proof[1]
+            side_request.headers[wanted.proof[0]] = wanted.proof[1]
             self.context.proof = wanted.proof
-        self.context.retry = self.context.errand = weakref.ref(errand)
+        self.context.retry = self.context.side_request = weakref.ref(side_request)
         self.context.private = tuple(wanted.headers)
-        self.context.requests.append(self.context.errand)
-        self.errand = errand
-        return errand
+        self.context.requests.append(self.context.side_request)
+        self.side_request = side_request
+        return side_request
 
     def asked(self, sent: Request, request: Request) -> Request:
-        """What an answer to *sent* answers: the errand, or the call."""
-        return sent if sent is self.errand else request
+        """What an answer to *sent* answers: the side request, or the call."""
+        return sent if sent is self.side_request else request
 
     def fetched(self, response: Response, request: Request, gathered: Gathered) -> Fetched:
-        """An errand's answer as the conversation sees it; one that was redirected says nothing."""
-        errand, self.errand = self.errand, None
-        assert errand is not None
+        """A side request's answer for the conversation; one that was redirected says nothing."""
+        side_request, self.side_request = self.side_request, None
+        assert side_request is not None
         body = gathered.decoded(response.headers.get("content-encoding", ""))
         self.emptied(response)
-        straight = request is errand
+        straight = request is side_request
         if straight and "set-cookie" in response.headers:
-            self._keep_cookies(response, errand)
+            self._keep_cookies(response, side_request)
         return Fetched(
             status=response.status_code if straight else 302,
-            url=str(errand.url),
-            headers=_lists(response, _ERRAND_HEADERS) if straight else {},
+            url=str(side_request.url),
+            headers=_lists(response, _SIDE_HEADERS) if straight else {},
             body=body if straight else None,
             date=_clock_in(response),
         )
 
-    def _keep_cookies(self, response: Response, errand: Request) -> None:
+    def _keep_cookies(self, response: Response, side_request: Request) -> None:
         """For the rest of this call: a marketplace may know by them whose payment it is."""
         self.cookies = self.family.Cookies() if self.cookies is None else self.cookies
-        take_cookies(self.family, response, errand, self.cookies)
+        take_cookies(self.family, response, side_request, self.cookies)
 
     def park(self) -> ByteStream:
-        """What is kept of a 402 while its connection is used for an errand."""
+        """What is kept of a 402 while its connection is used for a side request."""
         return self.family.ByteStream(b"".join(self.gathered.chunks) if self.gathered else b"")
 
     def emptied(self, response: Response) -> None:
@@ -271,7 +271,7 @@ class _Exchange:
 
     def is_handled(self, response: Response) -> bool:
         """Whether a layer below paid for this call, or refused to: then this one does not."""
-        asked = self.errand is None and not self.has_proven
+        asked = self.side_request is None and not self.has_proven
         return asked and not _OURS.isdisjoint(response.extensions.keys())
 
     def step_aside(self, response: Response) -> None:
@@ -313,7 +313,7 @@ class Exchange(_Exchange, Pump[Verdict]):
         if self.is_handled(response):
             self.step_aside(response)
             return None
-        if self.errand is None:
+        if self.side_request is None:
             return self._pump(lambda: self.flow.send(self.reply(response, request)))
         try:
             answer = self._fetched(response, request)
@@ -357,22 +357,22 @@ class Exchange(_Exchange, Pump[Verdict]):
             self._abandon(exc)
             raise
         if isinstance(found, Fetch):
-            return self._errand(found)
+            return self._side_request(found)
         if isinstance(found, Ask):
             return self.request if found.proof is None else self._paid(found.proof)
         self.conclude(found)
         return None
 
-    def _errand(self, wanted: Fetch) -> Request:
+    def _side_request(self, wanted: Fetch) -> Request:
         try:
-            errand = self.errand_request(wanted)
+            side_request = self.make_side_request(wanted)
             if self.response is not None:
                 self.response.stream.close()
                 self.response.stream = self.park()
         except BaseException as exc:
             self.failed(exc)
             raise
-        return errand
+        return side_request
 
     def _paid(self, proof: tuple[str, str]) -> Request:
         try:
@@ -458,7 +458,7 @@ class AsyncExchange(_Exchange, AsyncPump[Verdict]):
         if self.is_handled(response):
             self.step_aside(response)
             return None
-        if self.errand is None:
+        if self.side_request is None:
             return await self._pump(lambda: self.flow.send(self.reply(response, request)))
         try:
             answer = await self._fetched(response, request)
@@ -505,22 +505,22 @@ class AsyncExchange(_Exchange, AsyncPump[Verdict]):
             await self._abandon(exc)
             raise
         if isinstance(found, Fetch):
-            return await self._errand(found)
+            return await self._side_request(found)
         if isinstance(found, Ask):
             return self.request if found.proof is None else await self._paid(found.proof)
         self.conclude(found)
         return None
 
-    async def _errand(self, wanted: Fetch) -> Request:
+    async def _side_request(self, wanted: Fetch) -> Request:
         try:
-            errand = self.errand_request(wanted)
+            side_request = self.make_side_request(wanted)
             if self.response is not None:
                 await self.response.stream.aclose()
                 self.response.stream = self.park()
         except BaseException as exc:
             await self.failed(exc)
             raise
-        return errand
+        return side_request
 
     async def _paid(self, proof: tuple[str, str]) -> Request:
         try:

@@ -17,7 +17,7 @@ def scrub(
     response: Response,
     sent: Request,
     request: Request,
-    errand: Request | None,
+    side_request: Request | None,
 ) -> Request:
     """Keep the proof out of what the caller can look at afterwards; what was asked is returned."""
     if sent is request:
@@ -25,7 +25,7 @@ def scrub(
     bare(sent)
     if response.next_request is not None:
         bare(response.next_request)
-    if sent is errand:
+    if sent is side_request:
         return response.request
     if response.request is not sent:
         return response.request  # where a redirect led, without the proof
@@ -67,8 +67,8 @@ class Deferred:
     def waits(self, response: Response) -> bool:
         """Whether the hook is put off."""
         context = response.request.extensions.get(CONTEXT)
-        if isinstance(context, CallContext) and context.on_errand:
-            return True  # an errand of ours is no answer of the caller's
+        if isinstance(context, CallContext) and context.on_side_request:
+            return True  # a side request of ours is no answer of the caller's
         if (
             response.status_code != 402
             or not isinstance(context, CallContext)

@@ -104,7 +104,7 @@ class PaymentAuth(httpx2.Auth):
                 sent, response = exchange.start(), None
                 while sent is not None:
                     response = yield sent
-                    asked = scrub(response, sent, request, exchange.errand)
+                    asked = scrub(response, sent, request, exchange.side_request)
                     sent = exchange.received(response, asked)
         except BaseException as exc:
             if sent is not None and sent is not request:
@@ -149,7 +149,7 @@ class PaymentAuth(httpx2.Auth):
                         sent, response = await exchange.start(), None
                         while sent is not None:
                             response = yield sent
-                            asked = scrub(response, sent, wanted, exchange.errand)
+                            asked = scrub(response, sent, wanted, exchange.side_request)
                             sent = await exchange.received(response, asked)
                     assert response is not None
                     answer: httpx2.Response = exchange.answer()
@@ -209,7 +209,7 @@ class _Closable(AsyncGenerator[httpx2.Request, httpx2.Response]):
 def _become(last: httpx2.Response, wanted: httpx2.Response) -> None:
     """Make the last answer of an auth flow, which httpx2 hands back, the one that is *wanted*.
 
-    They differ where an errand came after the 402 that is handed back; httpx2 has read that one.
+    They differ where a side request came after the 402 that is handed back; httpx2 has read it.
     """
     if last is wanted:
         return

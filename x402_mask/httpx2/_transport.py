@@ -8,7 +8,7 @@ import httpx2
 
 from x402_mask._drive import deadline
 from x402_mask._drive.clients import is_foreign
-from x402_mask._drive.context import CONTEXT, CallContext, is_errand, origin, sender, sending
+from x402_mask._drive.context import CONTEXT, CallContext, is_side_request, origin, sender, sending
 from x402_mask._drive.exchange import AsyncExchange, Exchange, taken_back
 from x402_mask._drive.layer import Layer, straight
 from x402_mask._drive.perform import prepare
@@ -92,7 +92,7 @@ class PaymentTransport(httpx2.BaseTransport):
 
     def _converse(self, request: httpx2.Request, response: httpx2.Response | None) -> httpx2.Response:
         """Go on from the first *response*, or from the start."""
-        if not origin(request) or is_errand(request):
+        if not origin(request) or is_side_request(request):
             return response or self._ask(request)
         here = caller(1)
         by = None if sender() is not None else sending_function(httpx2, here)
@@ -192,7 +192,7 @@ class AsyncPaymentTransport(httpx2.AsyncBaseTransport):
         self, carrier: Carrier, request: httpx2.Request, response: httpx2.Response | None
     ) -> httpx2.Response:
         """Go on from the first *response*, or from the start."""
-        if not origin(request) or is_errand(request):
+        if not origin(request) or is_side_request(request):
             return response or await self._ask(request)
         handed = False
         carrier.handed = lambda: handed
