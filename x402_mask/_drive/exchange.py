@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import weakref
-from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from x402_mask._drive import deadline
 from x402_mask._drive.context import CallContext
 from x402_mask._drive.cookies import carry_cookies, take_cookies
 from x402_mask._drive.family import made
 from x402_mask._drive.gathered import DRAIN_S, Gathered, reading_s
+from x402_mask._drive.messages import (
+    date_of,
+    fingerprint,
+    header_lists,
+    in_memory,
+    length_of,
+    payload,
+    url_of,
+)
 from x402_mask._drive.paid import named
-from x402_mask._drive.perform import AsyncPerformer, Patience, perform
+from x402_mask._drive.perform import AsyncPerformer, Patience, perform, take_back
 from x402_mask._drive.pump import AsyncPump, Pump
 from x402_mask._drive.refusals import REFUSAL, hand_back
 from x402_mask._drive.streams import (
@@ -25,7 +33,6 @@ from x402_mask._drive.streams import (
 )
 from x402_mask._flow import conversation
 from x402_mask._flow.effects import (
-    PAYLOAD_BYTES_MAX,
     Ask,
     Content,
     Fetch,
@@ -38,17 +45,15 @@ from x402_mask._flow.effects import (
 )
 from x402_mask._flow.records import Call, Verdict, options_of
 from x402_mask._ledger.waiting import WAIT_S
-from x402_mask._wire.bodies import body_digest, is_replayable
-from x402_mask._wire.caching import clock_in, uncached
+from x402_mask._wire.caching import uncached
 from x402_mask._wire.x402 import PROOF_HEADERS, REQUIRED_HEADER, SETTLEMENT_HEADERS
 from x402_mask.errors import PaymentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from x402_mask._drive.family import ByteStream, Cookies, Family, Request, Response
+    from x402_mask._drive.family import ByteStream, Cookies, Request, Response
     from x402_mask._drive.layer import Layer
-    from x402_mask._flow.buyer import Buyer
     from x402_mask._flow.effects import Effect
     from x402_mask._ledger.carrier import Carrier
 
@@ -87,7 +92,7 @@ class _Exchange:
         timeout = self.request.extensions.get("timeout")
         return Call(
             method=self.request.method,
-            url=_url(self.request),
+            url=url_of(self.request),
             state=self.context.state,
             key=key,
             wait_s=timeout.get("read") if isinstance(timeout, dict) else None,
@@ -101,20 +106,20 @@ class _Exchange:
         """The response as the conversation sees it; a plain answer costs next to nothing."""
         self.response = response
         self.request = request
-        found, status = _lists(response, _READ_HEADERS), response.status_code
+        found, status = header_lists(response, _READ_HEADERS), response.status_code
         paid = self.context.retry() if self.context.retry is not None else None
         for hop in response.history:
-            told = _lists(hop, SETTLEMENT_HEADERS) if hop.request is paid else {}
+            told = header_lists(hop, SETTLEMENT_HEADERS) if hop.request is paid else {}
             found |= told  # of a paid answer that redirected, seen by an auth flow
             status = hop.status_code if told and status == 402 else status  # which is another price
-        date = _clock_in(response) if status == 402 else None
+        date = date_of(response) if status == 402 else None
         return Reply(
             status=status,
-            url=_url(request),
+            url=url_of(request),
             headers=found,
             date=date,
             direct=self.layer.note(request.url, response),
-            length=_length(response) if status == 402 else None,
+            length=length_of(response) if status == 402 else None,
         )
 
     def paid_request(self, proof: tuple[str, str]) -> Request:
@@ -130,7 +135,7 @@ class _Exchange:
             stream=request.stream,
             extensions=request.extensions,
         )
-        if _in_memory(self.family, request):
+        if in_memory(self.family, request):
             retry.read()
         if self.response is not None and "set-cookie" in self.response.headers:
             given = self.family.Cookies()
@@ -190,9 +195,9 @@ class _Exchange:
         return Fetched(
             status=response.status_code if straight else 302,
             url=str(side_request.url),
-            headers=_lists(response, _SIDE_HEADERS) if straight else {},
+            headers=header_lists(response, _SIDE_HEADERS) if straight else {},
             body=body if straight else None,
-            date=_clock_in(response),
+            date=date_of(response),
         )
 
     def _keep_cookies(self, response: Response, side_request: Request) -> None:
@@ -216,27 +221,11 @@ class _Exchange:
 
     def fingerprint(self) -> str | None:
         """Digest of the request body, or ``None`` if it can be sent only once."""
-        content_type = self.request.headers.get("content-type", "")
-        if _in_memory(self.family, self.request):
-            return body_digest((self.request.content,), content_type)
-        if not is_replayable(self.request.stream):
-            return None
-        return body_digest(cast("Any", self.request.stream), content_type)
+        return fingerprint(self.family, self.request)
 
     def payload(self) -> Content | None:
-        """The request body, if it is in memory, in plain, and not too long to be looked at.
-
-        Of a form with files that it is one.
-        """
-        if "content-encoding" in self.request.headers:
-            return None
-        kind = self.request.headers.get("content-type", "")
-        if not _in_memory(self.family, self.request):
-            is_form = kind.lower().startswith("multipart/")
-            return Content(b"--", kind, is_upload=True) if is_form else None
-        if len(self.request.content) > PAYLOAD_BYTES_MAX:
-            return None
-        return Content(self.request.content, kind)
+        """The request body, if it may be looked at."""
+        return payload(self.family, self.request)
 
     def body(self) -> bytes | None:
         """The 402's body, if all of it was read and it could be decoded."""
@@ -493,7 +482,7 @@ class AsyncExchange(_Exchange, AsyncPump[Verdict]):
 
     async def lost(self) -> None:
         """Its caller does not get what was recorded as delivered."""
-        await _taken_back(self.buyer, self.carrier, self._performer)
+        await take_back(self.buyer, self.carrier, self._performer)
 
     async def _pump(self, step: Callable[[], Effect]) -> Request | None:
         self.patience.renew(paid=self.context.proof is not None)
@@ -546,7 +535,7 @@ class AsyncExchange(_Exchange, AsyncPump[Verdict]):
 
         It is read to the end even if the call is cancelled: it is the caller's, who may close it.
         """
-        if _in_memory(self.family, self.request) and len(self.request.content) <= _AT_ONCE:
+        if in_memory(self.family, self.request) and len(self.request.content) <= _AT_ONCE:
             return self.fingerprint()
         from anyio import to_thread  # noqa: PLC0415
 
@@ -602,55 +591,6 @@ class AsyncExchange(_Exchange, AsyncPump[Verdict]):
         response.stream = made(AsyncWatched, self.family, "AsyncByteStream")(source, broken)
 
 
-async def taken_back(buyer: Buyer, carrier: Carrier, failure: BaseException) -> None:
-    """A call that ends with *failure* does not hand over what was recorded as delivered in it."""
-    performer = AsyncPerformer(buyer.ledger)
-    performer.may_wait = not isinstance(failure, GeneratorExit)
-    await _taken_back(buyer, carrier, performer)
-    if isinstance(failure, Exception):
-        await performer.deliver()
-
-
-async def _taken_back(buyer: Buyer, carrier: Carrier | None, performer: AsyncPerformer) -> None:
-    if buyer.ledger.handed_by(carrier):
-        await performer.record(partial(buyer.take_back, carrier))
-
-
-# --- what is looked at ----------------------------------------------------------------------------
-
-
 def broken_off(payment_id: str) -> str:
     """The note on a failure to read a paid answer."""
     return f"x402_mask: the answer to payment {payment_id} broke off"
-
-
-def _lists(response: Response, names: tuple[str, ...]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for name, value in response.headers.multi_items():  # in lower case
-        if name in names:
-            found.setdefault(name, []).append(value)
-    return found
-
-
-def _clock_in(response: Response) -> float | None:
-    return clock_in(response.headers.get("date"), response.headers.get("age"))
-
-
-def _length(response: Response) -> int | None:
-    """The length that the body is said to have, in bytes."""
-    said = response.headers.get("content-length", "")
-    return int(said) if said.isascii() and said.isdigit() and len(said) < 10 else None
-
-
-def _in_memory(family: Family, request: Request) -> bool:
-    """Whether the body is bytes; makes ``request.content`` work where it is."""
-    if isinstance(request.stream, family.ByteStream):
-        request.read()  # on a redirect the body is there, and not yet "read"
-        return True
-    return False
-
-
-def _url(request: Request) -> str:
-    """The URL without user and password: it is shown to approvers and written down."""
-    url = request.url
-    return str(url.copy_with(username=None, password=None) if url.userinfo else url)

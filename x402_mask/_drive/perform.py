@@ -6,6 +6,7 @@ import gc
 import inspect
 import sys
 import time
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
+    from x402_mask._flow.buyer import Buyer
+    from x402_mask._ledger.carrier import Carrier
     from x402_mask._ledger.ledger import Ledger
 
 T = TypeVar("T")
@@ -214,6 +217,21 @@ class AsyncPerformer:
                 except asyncio.CancelledError as exc:
                     self._cancelled = exc
             done.exception()  # it is told of by *work*
+
+
+async def taken_back(buyer: Buyer, carrier: Carrier, failure: BaseException) -> None:
+    """A call that ends with *failure* does not hand over what was recorded as delivered in it."""
+    performer = AsyncPerformer(buyer.ledger)
+    performer.may_wait = not isinstance(failure, GeneratorExit)
+    await take_back(buyer, carrier, performer)
+    if isinstance(failure, Exception):
+        await performer.deliver()
+
+
+async def take_back(buyer: Buyer, carrier: Carrier | None, performer: AsyncPerformer) -> None:
+    """Nobody gets what was recorded as delivered."""
+    if buyer.ledger.handed_by(carrier):
+        await performer.record(partial(buyer.take_back, carrier))
 
 
 async def _consult(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:

@@ -9,9 +9,9 @@ import httpx
 from x402_mask._drive import deadline
 from x402_mask._drive.clients import is_foreign
 from x402_mask._drive.context import CONTEXT, CallContext, is_side_request, origin, sender, sending
-from x402_mask._drive.exchange import AsyncExchange, Exchange, taken_back
+from x402_mask._drive.exchange import AsyncExchange, Exchange
 from x402_mask._drive.layer import Layer, straight
-from x402_mask._drive.perform import prepare
+from x402_mask._drive.perform import prepare, taken_back
 from x402_mask._drive.sender import sending_function
 from x402_mask._drive.streams import until_read
 from x402_mask._ledger.carrier import Carrier, carried
