@@ -95,9 +95,9 @@ class ExactEip3009:
 
     __slots__ = ()
 
-    id: Final = "exact-eip3009"
-    name: Final = "exact"
-    payload_bytes: Final = 640  # three numbers, four hex texts, names
+    id = "exact-eip3009"
+    name = "exact"
+    payload_bytes = 640  # three numbers, four hex texts, names
 
     def fits(self, offer: Offer, asset: Asset, payer: str | None) -> Objection | None:
         """What the offer demands that this is not, or why nobody should ever pay its payee."""
