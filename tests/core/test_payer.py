@@ -352,3 +352,39 @@ def test_what_turns_out_to_be_one_is_said(caplog: pytest.LogCaptureFixture) -> N
     """And leaves no warning of a coroutine that was never awaited."""
     buyer_of(made(on_event=lambda event: (event, _seen(event))[1])).emit("challenge")
     assert "on_event failed at challenge" in caplog.text and "awaitable" in caplog.text
+
+
+CONTRACT = {
+    "address",
+    "ledger",
+    "from_env",
+    "from_config",
+    "quote",
+    "aquote",
+    "spend",
+    "payments",
+    "reconcile",
+    "areconcile",
+    "pause",
+    "resume",
+    "accept_payee",
+    "close",
+}
+
+
+def test_a_payer_has_the_names_of_the_contract_and_no_other() -> None:
+    payer = made()
+    assert {name for name in dir(payer) if not name.startswith("_")} == CONTRACT
+    assert not hasattr(payer, "__dict__")
+
+
+@pytest.mark.parametrize("name", ["origins", "aprove", "address", "ledger", "spend", "_buyer"])
+def test_a_payer_is_frozen(name: str) -> None:
+    """What was assigned was kept, and some of it obeyed."""
+    payer = made()
+    before = getattr(payer, name, None)
+    with pytest.raises(AttributeError, match="frozen"):
+        setattr(payer, name, frozenset())
+    with pytest.raises(AttributeError, match="frozen"):
+        delattr(payer, name)
+    assert getattr(payer, name, None) == before
