@@ -37,7 +37,7 @@ STRIKES: Final = (KeyboardInterrupt, MemoryError)
 """One that is no ``Exception``, and one that is."""
 PRICE: Final = 1000
 _HERE: Final = str(Path(x402_mask.__file__).parent)
-_UNSEEN: Final = ("_streams.py:close", "_streams.py:aclose")
+_UNSEEN: Final = ("streams.py:close", "streams.py:aclose")
 """Functions of which an interruption before their first step cannot be seen by anybody: they are
 called when the whole answer was read."""
 
