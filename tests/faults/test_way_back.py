@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.faults.lines import TheirLines, UntilItReturns, faults, interrupted, lines_of
 from tests.transport.kit import Kind, Rig
+from x402_mask._drive.context import sending
+from x402_mask._ledger.carrier import Carrier
+from x402_mask._system.turns import caller
 
 SYNC = Kind("httpx", "sync", "transport")
 
@@ -71,3 +76,24 @@ def test_a_call_made_while_another_failure_is_handled_is_a_call_of_its_own(plug:
     assert client.post(url, json={"image": 1}).status_code == 200
     assert len(set(rig.proofs)) == 2
     rig.payer.close()
+
+
+def test_a_client_that_was_interrupted_takes_no_other_call_for_its_own() -> None:
+    """Where the interruption came before it had taken itself away: later calls are delivered."""
+    kept: list[Any] = []
+    with suppress(KeyboardInterrupt):
+        _interrupted_while_sending(kept)
+    rig = Rig(Kind("httpx", "sync", "transport"))
+    client, url = rig.make_client(), rig.sells()
+    for _ in range(2):
+        assert client.post(url, json={"image": 1}).status_code == 200
+    assert len(set(rig.proofs)) == 2
+    rig.payer.close()
+    kept.pop().__exit__(None, None, None)
+
+
+def _interrupted_while_sending(kept: list[Any]) -> None:
+    here = caller(0)
+    kept.append(sending(Carrier(lambda: here)))
+    kept[0].__enter__()
+    raise KeyboardInterrupt

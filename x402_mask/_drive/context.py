@@ -27,8 +27,12 @@ _sender: ContextVar[Carrier | None] = ContextVar("x402_mask_sender", default=Non
 
 
 def sender() -> Carrier | None:
-    """Who makes the call that a transport is asked to carry, where a client of ours does."""
-    return _sender.get()
+    """Who makes the call that a transport is asked to carry, where a client of ours does.
+
+    One that has ended stands here where an interruption came before it was taken away.
+    """
+    found = _sender.get()
+    return found if found is not None and found.is_running else None
 
 
 @contextmanager
